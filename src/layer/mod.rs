@@ -1,0 +1,85 @@
+//! What a layer is: a read-only tree of files, whether a host directory or a layer of the store.
+//!
+//! The overlay engine sees layers only through [`Layer`]. Whiteouts and opaque marks of every written form
+//! (kernel character device 0:0, xattrs, AUFS names) are recognised here and nowhere above.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use crate::meta::{Attr, FileKind};
+
+/// Engine errors are errnos, ready for the kernel.
+pub type Result<T> = std::result::Result<T, Errno>;
+
+/// Identity of an object within the whole set of layers: two names with the same key are the same inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectKey {
+    /// `st_dev` of a host object; 0 for a stored one, whose `ino` is unique only within its layer.
+    pub dev: u64,
+    pub ino: u64,
+}
+
+/// An object found in a layer. Cheap to clone; valid as long as the layer is unchanged underneath.
+#[derive(Clone, Debug)]
+pub struct LayerNode {
+    pub key: ObjectKey,
+    pub kind: FileKind,
+    /// Host layers: path from the layer's root, "" for the root itself. Stored layers: empty.
+    pub(in crate::layer) path: Arc<OsStr>,
+}
+
+/// What a directory of one layer says of one name.
+#[derive(Clone, Debug)]
+pub enum LayerEntry {
+    Node(LayerNode),
+    /// The name is absent from this layer down.
+    Whiteout,
+}
+
+/// One entry of [`Layer::read_dir`].
+#[derive(Clone, Debug)]
+pub struct LayerDirent {
+    pub name: OsString,
+    /// `None`: a whiteout.
+    pub target: Option<(ObjectKey, FileKind)>,
+}
+
+/// A read-only tree. Implementations are usable from any thread and hold no lock while doing I/O.
+pub trait Layer: Send + Sync {
+    fn root(&self) -> Result<LayerNode>;
+    /// `None`: this layer says nothing of the name.
+    fn lookup(&self, dir: &LayerNode, name: &OsStr) -> Result<Option<LayerEntry>>;
+    /// Entries and whiteouts of a directory; no `.` and `..`; internal AUFS files left out.
+    fn read_dir(&self, dir: &LayerNode) -> Result<Vec<LayerDirent>>;
+    /// The directory hides everything below it.
+    fn is_opaque(&self, dir: &LayerNode) -> Result<bool>;
+    fn attr(&self, node: &LayerNode) -> Result<Attr>;
+    fn read_link(&self, node: &LayerNode) -> Result<OsString>;
+    fn open(&self, node: &LayerNode) -> Result<LayerFile>;
+    /// All xattrs by name, internal ones included.
+    fn xattr_names(&self, node: &LayerNode) -> Result<Vec<OsString>>;
+    /// `None`: no such attribute.
+    fn xattr(&self, node: &LayerNode, name: &OsStr) -> Result<Option<Vec<u8>>>;
+}
+
+/// An open regular file of a layer.
+#[derive(Clone)]
+pub enum LayerFile {
+    /// A host file: reads, reflinks and passthrough go to this descriptor.
+    Fd(Arc<OwnedFd>),
+    Stored(Arc<crate::store::ContentReader>),
+}
+
+impl LayerFile {
+    /// The host descriptor, where there is one.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        use std::os::fd::AsFd;
+        match self {
+            Self::Fd(fd) => Some(fd.as_fd()),
+            Self::Stored(_) => None,
+        }
+    }
+}

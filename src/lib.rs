@@ -1,0 +1,24 @@
+//! ovl: a copy-on-write overlay filesystem and container image store.
+//!
+//! The rooms, from the ground up; arrows point down only:
+//!
+//! | room | holds |
+//! |---|---|
+//! | [`meta`], [`sys`] | the vocabulary of files, and the system calls std and rustix lack |
+//! | [`store`] | the content-addressed store (the only room that names `rusqlite`) |
+//! | [`image`] | OCI and Docker formats, import, export, commit; uses `store` |
+//! | [`layer`] | what a layer is: host directories and stored layers; uses `store` |
+//! | [`overlay`] | the merge engine, no FUSE in it; uses `layer` |
+//! | [`fuse`] | kernel requests to engine calls and back (the only room that names `fuser`) |
+//! | [`mount`] | mount(2), daemon, registry of live mounts; uses everything above |
+//!
+//! `docs/architecture.md` has the picture.
+
+pub mod fuse;
+pub mod image;
+pub mod layer;
+pub mod meta;
+pub mod mount;
+pub mod overlay;
+pub mod store;
+pub mod sys;
