@@ -130,9 +130,8 @@ impl Layer for DirLayer {
                 }
                 Some(kind) => (ObjectKey { dev: self.key.dev, ino: entry.ino }, kind),
             };
-            let whiteout = xattr_whiteouts
-                && kind == FileKind::Regular
-                && whiteout::has_whiteout_xattr(fd.as_fd(), &entry.name)?;
+            let whiteout =
+                xattr_whiteouts && kind == FileKind::Regular && whiteout::has_whiteout_xattr(fd.as_fd(), &entry.name)?;
             out.push(LayerDirent { name: entry.name, target: (!whiteout).then_some((key, kind)) });
         }
         for name in hidden {
@@ -157,7 +156,8 @@ impl Layer for DirLayer {
             };
         };
         let (parent, name) = dir.path.as_bytes().split_at(cut);
-        let parent = host::open_beneath(self.root.as_fd(), OsStr::from_bytes(parent), OFlags::PATH | OFlags::DIRECTORY)?;
+        let parent =
+            host::open_beneath(self.root.as_fd(), OsStr::from_bytes(parent), OFlags::PATH | OFlags::DIRECTORY)?;
         whiteout::aufs_marks(parent.as_fd(), OsStr::from_bytes(&name[1..]))
     }
 

@@ -39,10 +39,7 @@ fn from_statx(sx: &Statx) -> Result<Stat> {
     let time = |t: rustix::fs::StatxTimestamp| Timestamp::new(t.tv_sec, t.tv_nsec);
     let mode = u32::from(sx.stx_mode);
     Ok(Stat {
-        key: ObjectKey {
-            dev: rustix::fs::makedev(sx.stx_dev_major, sx.stx_dev_minor),
-            ino: sx.stx_ino,
-        },
+        key: ObjectKey { dev: rustix::fs::makedev(sx.stx_dev_major, sx.stx_dev_minor), ino: sx.stx_ino },
         attr: Attr {
             kind: FileKind::from_mode(mode).ok_or(Errno::IO)?,
             perm: mode & 0o7777,
@@ -152,25 +149,19 @@ fn absent_is_none(r: Result<Vec<u8>>) -> Result<Option<Vec<u8>>> {
 
 /// One xattr of the object at `path` (no final symlink followed); `None` when it has none of that name.
 pub fn xattr_at<P: Arg + Copy>(path: P, name: &OsStr) -> Result<Option<Vec<u8>>> {
-    absent_is_none(grow(256, |buf| {
-        rustix::fs::lgetxattr(path, name, rustix::buffer::spare_capacity(buf))
-    }))
+    absent_is_none(grow(256, |buf| rustix::fs::lgetxattr(path, name, rustix::buffer::spare_capacity(buf))))
 }
 
 /// One xattr of an open object, `O_PATH` or not.
 pub fn xattr_fd(fd: BorrowedFd<'_>, name: &OsStr) -> Result<Option<Vec<u8>>> {
     let path = proc_path(fd);
-    absent_is_none(grow(256, |buf| {
-        rustix::fs::getxattr(path.as_str(), name, rustix::buffer::spare_capacity(buf))
-    }))
+    absent_is_none(grow(256, |buf| rustix::fs::getxattr(path.as_str(), name, rustix::buffer::spare_capacity(buf))))
 }
 
 /// All xattr names of an open object.
 pub fn xattr_names_fd(fd: BorrowedFd<'_>) -> Result<Vec<OsString>> {
     let path = proc_path(fd);
-    let list = grow(1024, |buf| {
-        rustix::fs::listxattr(path.as_str(), rustix::buffer::spare_capacity(buf))
-    });
+    let list = grow(1024, |buf| rustix::fs::listxattr(path.as_str(), rustix::buffer::spare_capacity(buf)));
     Ok(absent_is_none(list)?
         .unwrap_or_default()
         .split(|b| *b == 0)

@@ -7,8 +7,8 @@ use rustix::io::Errno;
 
 use super::{Identity, Layer, LayerDirent, LayerEntry, LayerFile, LayerNode, ObjectKey, Result};
 use crate::meta::{Attr, FileKind};
-use crate::sys::FileHandle;
 use crate::store::{self, LayerReader, ROOT_INODE};
+use crate::sys::FileHandle;
 
 /// A stored layer. Whiteouts and opaque marks are columns there, so no name or xattr of a layer can act as one.
 pub struct StoredLayer {

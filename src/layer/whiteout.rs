@@ -37,7 +37,9 @@ pub enum Aufs<'a> {
 pub fn aufs_name(name: &OsStr) -> Aufs<'_> {
     match name.as_bytes().strip_prefix(AUFS_PREFIX) {
         None => Aufs::Ordinary,
-        Some(rest) if rest.is_empty() || rest == b"." || rest == b".." || rest.starts_with(AUFS_PREFIX) => Aufs::Internal,
+        Some(rest) if rest.is_empty() || rest == b"." || rest == b".." || rest.starts_with(AUFS_PREFIX) => {
+            Aufs::Internal
+        }
         Some(rest) => Aufs::Whiteout(OsStr::from_bytes(rest)),
     }
 }

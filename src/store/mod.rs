@@ -34,42 +34,91 @@ pub struct Store {}
 
 impl Store {
     /// Opens the store below `root`, creating directory (0700) and database if missing.
-    pub fn open(root: &Path) -> Result<Self> { let _ = root; unimplemented!() }
+    pub fn open(root: &Path) -> Result<Self> {
+        let _ = root;
+        unimplemented!()
+    }
     /// Opens an existing store; `None` if there is none. For verbs that only read.
-    pub fn open_existing(root: &Path) -> Result<Option<Self>> { let _ = root; unimplemented!() }
+    pub fn open_existing(root: &Path) -> Result<Option<Self>> {
+        let _ = root;
+        unimplemented!()
+    }
 
     // --- layers
-    pub fn layer(&self, diff_id: &Digest) -> Result<Option<LayerInfo>> { let _ = diff_id; unimplemented!() }
-    pub fn layers(&self) -> Result<Vec<LayerInfo>> { unimplemented!() }
+    pub fn layer(&self, diff_id: &Digest) -> Result<Option<LayerInfo>> {
+        let _ = diff_id;
+        unimplemented!()
+    }
+    pub fn layers(&self) -> Result<Vec<LayerInfo>> {
+        unimplemented!()
+    }
     /// Starts a new layer. Dropping the writer without `finish` leaves at most unreachable chunks.
-    pub fn layer_writer(&self) -> Result<LayerWriter> { unimplemented!() }
+    pub fn layer_writer(&self) -> Result<LayerWriter> {
+        unimplemented!()
+    }
     /// Opens a layer's tree for reading. `Error::NotFound` if it is not there.
-    pub fn open_layer(&self, diff_id: &Digest) -> Result<LayerReader> { let _ = diff_id; unimplemented!() }
+    pub fn open_layer(&self, diff_id: &Digest) -> Result<LayerReader> {
+        let _ = diff_id;
+        unimplemented!()
+    }
     /// Writes the layer's tar, bit for bit, and proves it: fails with `Corrupt` if it does not hash to `diff_id`.
-    pub fn write_layer_tar(&self, diff_id: &Digest, out: &mut dyn Write) -> Result<u64> { let _ = (diff_id, out); unimplemented!() }
+    pub fn write_layer_tar(&self, diff_id: &Digest, out: &mut dyn Write) -> Result<u64> {
+        let _ = (diff_id, out);
+        unimplemented!()
+    }
 
     // --- documents: manifests, configs, indexes, verbatim by digest
-    pub fn document(&self, digest: &Digest) -> Result<Option<Vec<u8>>> { let _ = digest; unimplemented!() }
+    pub fn document(&self, digest: &Digest) -> Result<Option<Vec<u8>>> {
+        let _ = digest;
+        unimplemented!()
+    }
 
     // --- images and names
     /// Records an image (documents, layer list, names) in one transaction. Every layer must be present.
-    pub fn put_image(&self, image: &NewImage<'_>) -> Result<()> { let _ = image; unimplemented!() }
-    pub fn image(&self, manifest: &Digest) -> Result<Option<ImageRecord>> { let _ = manifest; unimplemented!() }
+    pub fn put_image(&self, image: &NewImage<'_>) -> Result<()> {
+        let _ = image;
+        unimplemented!()
+    }
+    pub fn image(&self, manifest: &Digest) -> Result<Option<ImageRecord>> {
+        let _ = manifest;
+        unimplemented!()
+    }
     /// All images, newest first, each with its names (possibly none).
-    pub fn images(&self) -> Result<Vec<ImageRecord>> { unimplemented!() }
-    pub fn resolve_name(&self, name: &str) -> Result<Option<Digest>> { let _ = name; unimplemented!() }
+    pub fn images(&self) -> Result<Vec<ImageRecord>> {
+        unimplemented!()
+    }
+    pub fn resolve_name(&self, name: &str) -> Result<Option<Digest>> {
+        let _ = name;
+        unimplemented!()
+    }
     /// Points `name` at an image; gives back what it pointed at before.
-    pub fn set_name(&self, name: &str, manifest: &Digest) -> Result<Option<Digest>> { let _ = (name, manifest); unimplemented!() }
-    pub fn remove_name(&self, name: &str) -> Result<bool> { let _ = name; unimplemented!() }
+    pub fn set_name(&self, name: &str, manifest: &Digest) -> Result<Option<Digest>> {
+        let _ = (name, manifest);
+        unimplemented!()
+    }
+    pub fn remove_name(&self, name: &str) -> Result<bool> {
+        let _ = name;
+        unimplemented!()
+    }
     /// Removes an image and all its names; layers no other image or lease needs go too, their space is reclaimed by `gc`.
-    pub fn remove_image(&self, manifest: &Digest) -> Result<()> { let _ = manifest; unimplemented!() }
+    pub fn remove_image(&self, manifest: &Digest) -> Result<()> {
+        let _ = manifest;
+        unimplemented!()
+    }
 
     // --- leases
     /// Keeps layers while the calling process lives (pid + start time; leases of dead processes lapse) or until dropped.
-    pub fn lease(&self, layers: &[Digest], purpose: &str) -> Result<Lease> { let _ = (layers, purpose); unimplemented!() }
+    pub fn lease(&self, layers: &[Digest], purpose: &str) -> Result<Lease> {
+        let _ = (layers, purpose);
+        unimplemented!()
+    }
 
-    pub fn usage(&self) -> Result<Usage> { unimplemented!() }
-    pub fn gc(&self) -> Result<GcReport> { unimplemented!() }
+    pub fn usage(&self) -> Result<Usage> {
+        unimplemented!()
+    }
+    pub fn gc(&self) -> Result<GcReport> {
+        unimplemented!()
+    }
 }
 
 pub struct LayerInfo {
@@ -143,7 +192,10 @@ pub enum NewNode<'a> {
     Directory,
     Symlink(&'a OsStr),
     /// Char, block, fifo or socket; `rdev` as `libc::makedev`.
-    Special { kind: FileKind, rdev: u64 },
+    Special {
+        kind: FileKind,
+        rdev: u64,
+    },
 }
 
 /// A content written to the writer that gave it; meaningless elsewhere.
@@ -158,30 +210,62 @@ pub struct LayerWriter {}
 
 impl LayerWriter {
     /// Tar bytes that are no file content: headers, padding, end-of-archive, trailing bytes.
-    pub fn literal(&mut self, bytes: &[u8]) -> Result<()> { let _ = bytes; unimplemented!() }
+    pub fn literal(&mut self, bytes: &[u8]) -> Result<()> {
+        let _ = bytes;
+        unimplemented!()
+    }
     /// Begins a file's content. `size` is a hint (0 if unknown).
-    pub fn begin_content(&mut self, size: u64) -> Result<()> { let _ = size; unimplemented!() }
+    pub fn begin_content(&mut self, size: u64) -> Result<()> {
+        let _ = size;
+        unimplemented!()
+    }
     /// File bytes as they stand in the tar: appended to the content, and to the recipe as a reference.
-    pub fn data(&mut self, bytes: &[u8]) -> Result<()> { let _ = bytes; unimplemented!() }
+    pub fn data(&mut self, bytes: &[u8]) -> Result<()> {
+        let _ = bytes;
+        unimplemented!()
+    }
     /// A hole in the content (sparse formats); nothing in the tar.
-    pub fn hole(&mut self, len: u64) -> Result<()> { let _ = len; unimplemented!() }
-    pub fn end_content(&mut self) -> Result<ContentToken> { unimplemented!() }
+    pub fn hole(&mut self, len: u64) -> Result<()> {
+        let _ = len;
+        unimplemented!()
+    }
+    pub fn end_content(&mut self) -> Result<ContentToken> {
+        unimplemented!()
+    }
 
-    pub fn add(&mut self, path: &OsStr, meta: &NodeMeta, node: NewNode<'_>) -> Result<()> { let _ = (path, meta, node); unimplemented!() }
+    pub fn add(&mut self, path: &OsStr, meta: &NodeMeta, node: NewNode<'_>) -> Result<()> {
+        let _ = (path, meta, node);
+        unimplemented!()
+    }
     /// A hard link to an earlier (or later, resolved at `finish`) entry of this layer that is no directory.
     /// `Ok(false)` if `target` is not (yet) in this layer.
-    pub fn add_hard_link(&mut self, path: &OsStr, target: &OsStr) -> Result<bool> { let _ = (path, target); unimplemented!() }
+    pub fn add_hard_link(&mut self, path: &OsStr, target: &OsStr) -> Result<bool> {
+        let _ = (path, target);
+        unimplemented!()
+    }
     /// Copies a non-directory node of another stored layer: what a hard link into a lower layer means.
-    pub fn add_copy(&mut self, path: &OsStr, from: &LayerReader, inode: u64) -> Result<()> { let _ = (path, from, inode); unimplemented!() }
+    pub fn add_copy(&mut self, path: &OsStr, from: &LayerReader, inode: u64) -> Result<()> {
+        let _ = (path, from, inode);
+        unimplemented!()
+    }
     /// The name is absent from here down. Order within the layer does not matter: an entry of the same name in the
     /// same layer stays visible (and, a directory, becomes opaque).
-    pub fn add_whiteout(&mut self, path: &OsStr) -> Result<()> { let _ = path; unimplemented!() }
+    pub fn add_whiteout(&mut self, path: &OsStr) -> Result<()> {
+        let _ = path;
+        unimplemented!()
+    }
     /// The directory hides what lies below it in lower layers.
-    pub fn add_opaque(&mut self, path: &OsStr) -> Result<()> { let _ = path; unimplemented!() }
+    pub fn add_opaque(&mut self, path: &OsStr) -> Result<()> {
+        let _ = path;
+        unimplemented!()
+    }
 
     /// Publishes the layer under `diff_id` (SHA-256 of all bytes given by `literal` and `data`, hashed by the caller),
     /// in one transaction. If the layer is already there, the new one is dropped and the old one's info returned.
-    pub fn finish(self, diff_id: &Digest) -> Result<LayerInfo> { let _ = diff_id; unimplemented!() }
+    pub fn finish(self, diff_id: &Digest) -> Result<LayerInfo> {
+        let _ = diff_id;
+        unimplemented!()
+    }
 }
 
 /// One layer's tree. Usable from many threads at once.
@@ -222,25 +306,56 @@ pub struct Inode {
 pub struct ContentRef(i64);
 
 impl LayerReader {
-    pub fn info(&self) -> &LayerInfo { unimplemented!() }
-    pub fn lookup(&self, dir: u64, name: &OsStr) -> Result<Option<Dirent>> { let _ = (dir, name); unimplemented!() }
+    pub fn info(&self) -> &LayerInfo {
+        unimplemented!()
+    }
+    pub fn lookup(&self, dir: u64, name: &OsStr) -> Result<Option<Dirent>> {
+        let _ = (dir, name);
+        unimplemented!()
+    }
     /// All entries, in name (byte) order.
-    pub fn read_dir(&self, dir: u64) -> Result<Vec<Dirent>> { let _ = dir; unimplemented!() }
-    pub fn inode(&self, ino: u64) -> Result<Inode> { let _ = ino; unimplemented!() }
-    pub fn symlink_target(&self, ino: u64) -> Result<OsString> { let _ = ino; unimplemented!() }
-    pub fn xattrs(&self, ino: u64) -> Result<Vec<(OsString, Vec<u8>)>> { let _ = ino; unimplemented!() }
-    pub fn open_content(&self, content: ContentRef) -> Result<ContentReader> { let _ = content; unimplemented!() }
+    pub fn read_dir(&self, dir: u64) -> Result<Vec<Dirent>> {
+        let _ = dir;
+        unimplemented!()
+    }
+    pub fn inode(&self, ino: u64) -> Result<Inode> {
+        let _ = ino;
+        unimplemented!()
+    }
+    pub fn symlink_target(&self, ino: u64) -> Result<OsString> {
+        let _ = ino;
+        unimplemented!()
+    }
+    pub fn xattrs(&self, ino: u64) -> Result<Vec<(OsString, Vec<u8>)>> {
+        let _ = ino;
+        unimplemented!()
+    }
+    pub fn open_content(&self, content: ContentRef) -> Result<ContentReader> {
+        let _ = content;
+        unimplemented!()
+    }
 }
 
 /// Random access to one content. Verified: a chunk that does not hash to its name is `Error::Corrupt`.
 pub struct ContentReader {}
 
 impl ContentReader {
-    pub fn size(&self) -> u64 { unimplemented!() }
+    pub fn size(&self) -> u64 {
+        unimplemented!()
+    }
     /// Fills `buf` from `offset`; short only at the end of the content. Holes read as zeros.
-    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize> { let _ = (offset, buf); unimplemented!() }
+    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let _ = (offset, buf);
+        unimplemented!()
+    }
     /// First data byte at or after `offset` (`None`: only hole up to the end).
-    pub fn next_data(&self, offset: u64) -> Result<Option<u64>> { let _ = offset; unimplemented!() }
+    pub fn next_data(&self, offset: u64) -> Result<Option<u64>> {
+        let _ = offset;
+        unimplemented!()
+    }
     /// First hole at or after `offset`; the end of the content counts as one.
-    pub fn next_hole(&self, offset: u64) -> Result<u64> { let _ = offset; unimplemented!() }
+    pub fn next_hole(&self, offset: u64) -> Result<u64> {
+        let _ = offset;
+        unimplemented!()
+    }
 }
