@@ -63,8 +63,8 @@ impl Overlay {
                 let lower = node.state().lowers.first().cloned();
                 match lower {
                     Some(lower) => self.lowers.layer(lower.layer).attr(&lower.node)?.nlink,
-                    // Found by its upper name alone: the index link itself is not one of the mount's.
-                    None => stat.attr.nlink.saturating_sub(1).max(1),
+                    // Without the lower the true count is not known; one too many never loses the file.
+                    None => stat.attr.nlink,
                 }
             }
         };

@@ -250,15 +250,15 @@ impl Overlay {
         let dir = self.upper_dir(parent)?;
         let before = host::stat_fd(dir.as_fd())?.attr.mtime;
         rustix::fs::linkat(upper.index(), index.as_os_str(), &*dir, name, AtFlags::empty())?;
-        // One more real link for a name that was counted already.
-        self.shift_nlink(node, -1)?;
+        // One more real link for a name that was counted already. A crash before this counts it twice, which is safe.
+        self.uncount(node)?;
         attrs::restore_mtime(dir.as_fd(), before)?;
         node.add_link(parent, name, true);
         Ok(())
     }
 
-    fn shift_nlink(&self, node: &Arc<Node>, by: i64) -> Result<()> {
-        let now = i64::from(self.indexed_nlink(node)?) + by;
+    fn uncount(&self, node: &Arc<Node>) -> Result<()> {
+        let now = i64::from(self.indexed_nlink(node)?) - 1;
         let (fd, stat) = self.upper_object(node, OFlags::PATH | OFlags::NOFOLLOW)?;
         let offset = now - i64::from(stat.attr.nlink);
         self.writable()?.mark(fd.as_fd(), NLINK_MARK, format!("U{offset:+}").as_bytes())

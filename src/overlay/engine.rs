@@ -245,12 +245,15 @@ impl Overlay {
             UpperName::Present(stat) => {
                 let fd = self.upper_dir(dir)?;
                 let (id, index) = self.upper_ino(fd.as_fd(), name, &stat)?;
+                // The link count of an indexed file may be kept relative to its lower's.
+                let mut lowers = if index.is_some() { self.lowers.lookup(&below, name)?.found } else { Vec::new() };
+                lowers.retain(|l| self.lowers.ino(l) == id);
                 Ok(Some(Found {
                     id,
                     kind: stat.attr.kind,
                     upper: Some((stat, index)),
                     name_in_upper: true,
-                    lowers: Vec::new(),
+                    lowers,
                     lower_path: None,
                     lower_attr: None,
                 }))
@@ -393,7 +396,11 @@ impl Overlay {
         let Found { id, kind, upper, name_in_upper, lowers, lower_path, lower_attr } = found;
         let known =
             upper.as_ref().map(|(stat, index)| UpperObject { key: stat.key, pinned: None, index: index.clone() });
+        let origin = if kind.is_dir() { None } else { lowers.first().cloned() };
         let node = self.table.intern(id, kind, || State { links: Vec::new(), upper: known, lowers, lower_path });
+        if origin.is_some() && node.state().lowers.is_empty() {
+            node.state_mut().lowers.extend(origin);
+        }
         if node.kind != kind {
             // The file system below gave the number to another object while the kernel still knew the old one.
             return Err(Errno::STALE);
