@@ -9,11 +9,16 @@ use std::sync::Arc;
 use ovl::layer::{DirLayer, Layer};
 use ovl::meta::FileKind;
 use ovl::overlay::{
-    Caller, Change, ChangeKind, Entry, NodeId, Options, Overlay, RenameFlags, SetAttr, Stack, UpperDirs, XattrSet,
+    Caller, Change, ChangeKind, Entry, NodeId, Options, Overlay, RenameFlags, SetAttr, Stack,
+    UpperDirs, XattrSet,
 };
 use rustix::io::Errno;
 
-const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 1 };
+const ROOT: Caller = Caller {
+    uid: 0,
+    gid: 0,
+    pid: 1,
+};
 
 /// A lower, an upper and a workdir in a temporary directory, and an engine over them, addressed by path.
 struct Bench {
@@ -26,8 +31,18 @@ fn open(base: &Path) -> Overlay {
         .iter()
         .map(|n| Arc::new(DirLayer::open(&base.join(n)).unwrap()) as Arc<dyn Layer>)
         .collect();
-    let upper = UpperDirs { upper: base.join("upper"), work: base.join("work") };
-    Overlay::new(Stack { lowers, upper: Some(upper) }, &Options::default()).unwrap()
+    let upper = UpperDirs {
+        upper: base.join("upper"),
+        work: base.join("work"),
+    };
+    Overlay::new(
+        Stack {
+            lowers,
+            upper: Some(upper),
+        },
+        &Options::default(),
+    )
+    .unwrap()
 }
 
 impl Bench {
@@ -47,7 +62,10 @@ impl Bench {
         let base = self.tmp.path().to_path_buf();
         // The old engine holds the workdir's lock.
         let placeholder = Overlay::new(
-            Stack { lowers: vec![Arc::new(DirLayer::open(&base.join("lower1")).unwrap())], upper: None },
+            Stack {
+                lowers: vec![Arc::new(DirLayer::open(&base.join("lower1")).unwrap())],
+                upper: None,
+            },
             &Options::default(),
         );
         self.overlay = placeholder.unwrap();
@@ -59,7 +77,10 @@ impl Bench {
     }
 
     fn find(&self, path: &str) -> Result<Option<Entry>, Errno> {
-        let mut at = Entry { node: NodeId::ROOT, attr: self.overlay.getattr(NodeId::ROOT)? };
+        let mut at = Entry {
+            node: NodeId::ROOT,
+            attr: self.overlay.getattr(NodeId::ROOT)?,
+        };
         for name in path.split('/').filter(|n| !n.is_empty()) {
             match self.overlay.lookup(at.node, OsStr::new(name))? {
                 Some(entry) => at = entry,
@@ -70,7 +91,9 @@ impl Bench {
     }
 
     fn get(&self, path: &str) -> Entry {
-        self.find(path).unwrap().unwrap_or_else(|| panic!("{path} is not there"))
+        self.find(path)
+            .unwrap()
+            .unwrap_or_else(|| panic!("{path} is not there"))
     }
 
     fn parent<'a>(&self, path: &'a str) -> (NodeId, &'a OsStr) {
@@ -87,12 +110,20 @@ impl Bench {
     }
 
     fn write(&self, path: &str, offset: u64, data: &[u8]) {
-        assert_eq!(self.overlay.write(self.get(path).node, offset, data, false).unwrap(), data.len());
+        assert_eq!(
+            self.overlay
+                .write(self.get(path).node, offset, data, false)
+                .unwrap(),
+            data.len()
+        );
     }
 
     fn create(&self, path: &str, data: &[u8]) -> Entry {
         let (dir, name) = self.parent(path);
-        let entry = self.overlay.create(ROOT, dir, name, libc::S_IFREG | 0o644, 0o022).unwrap();
+        let entry = self
+            .overlay
+            .create(ROOT, dir, name, libc::S_IFREG | 0o644, 0o022)
+            .unwrap();
         self.overlay.write(entry.node, 0, data, false).unwrap();
         entry
     }
@@ -142,7 +173,11 @@ impl Bench {
             if name == "." || name == ".." {
                 continue;
             }
-            let entry = self.overlay.lookup(dir, OsStr::new(&name)).unwrap().unwrap();
+            let entry = self
+                .overlay
+                .lookup(dir, OsStr::new(&name))
+                .unwrap()
+                .unwrap();
             assert_eq!((entry.node, entry.attr.kind), (ino, kind), "{path}/{name}");
             out.push(name);
         }
@@ -169,7 +204,8 @@ impl Bench {
 }
 
 fn is_whiteout(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|m| m.mode() & libc::S_IFMT == libc::S_IFCHR && m.rdev() == 0)
+    fs::symlink_metadata(path)
+        .is_ok_and(|m| m.mode() & libc::S_IFMT == libc::S_IFCHR && m.rdev() == 0)
 }
 
 #[test]
@@ -212,7 +248,13 @@ fn whiteouts_of_every_form_hide() {
         fs::write(two.join(".wh.aufs"), "").unwrap();
         fs::create_dir(two.join("opq")).unwrap();
         fs::write(two.join("opq/new"), "x").unwrap();
-        rustix::fs::setxattr(two.join("opq"), "trusted.overlay.opaque", b"y", rustix::fs::XattrFlags::empty()).unwrap();
+        rustix::fs::setxattr(
+            two.join("opq"),
+            "trusted.overlay.opaque",
+            b"y",
+            rustix::fs::XattrFlags::empty(),
+        )
+        .unwrap();
         fs::create_dir(two.join("aufsopq")).unwrap();
         fs::write(two.join("aufsopq/.wh..wh..opq"), "").unwrap();
     });
@@ -232,7 +274,13 @@ fn copy_up_keeps_everything_and_the_lower_untouched() {
         fs::set_permissions(one.join("d/e/f"), fs::Permissions::from_mode(0o4751)).unwrap();
         std::os::unix::fs::chown(one.join("d/e/f"), Some(12), Some(34)).unwrap();
         fs::set_permissions(one.join("d/e/f"), fs::Permissions::from_mode(0o4751)).unwrap();
-        rustix::fs::setxattr(one.join("d/e/f"), "user.color", b"blue", rustix::fs::XattrFlags::empty()).unwrap();
+        rustix::fs::setxattr(
+            one.join("d/e/f"),
+            "user.color",
+            b"blue",
+            rustix::fs::XattrFlags::empty(),
+        )
+        .unwrap();
         fs::set_permissions(one.join("d/e"), fs::Permissions::from_mode(0o710)).unwrap();
     });
     let before = b.get("d/e/f");
@@ -241,15 +289,33 @@ fn copy_up_keeps_everything_and_the_lower_untouched() {
     let after = b.get("d/e/f");
     assert_eq!(after.node, before.node);
     assert_eq!(b.read("d/e/f"), b"012ABC6789");
-    assert_eq!((after.attr.perm, after.attr.uid, after.attr.gid), (0o4751, 12, 34));
-    assert_eq!(b.overlay.getxattr(after.node, OsStr::new("user.color")).unwrap(), b"blue");
+    assert_eq!(
+        (after.attr.perm, after.attr.uid, after.attr.gid),
+        (0o4751, 12, 34)
+    );
+    assert_eq!(
+        b.overlay
+            .getxattr(after.node, OsStr::new("user.color"))
+            .unwrap(),
+        b"blue"
+    );
     assert_eq!(b.overlay.listxattr(after.node).unwrap(), b"user.color\0");
-    assert_eq!(fs::read(b.tmp.path().join("lower1/d/e/f")).unwrap(), b"0123456789");
+    assert_eq!(
+        fs::read(b.tmp.path().join("lower1/d/e/f")).unwrap(),
+        b"0123456789"
+    );
     let dir_after = b.get("d/e");
     assert_eq!((dir_after.node, dir_after.attr.perm), (dir.node, 0o710));
-    assert_eq!(dir_after.attr.mtime, dir.attr.mtime, "a copy-up is no change of the directory");
+    assert_eq!(
+        dir_after.attr.mtime, dir.attr.mtime,
+        "a copy-up is no change of the directory"
+    );
     b.remount();
-    assert_eq!(b.get("d/e/f").node, before.node, "the inode number outlives the mount");
+    assert_eq!(
+        b.get("d/e/f").node,
+        before.node,
+        "the inode number outlives the mount"
+    );
     assert_eq!(b.get("d/e").node, dir.node);
     assert_eq!(b.ls("d/e"), ["f"]);
     assert_eq!(b.read("d/e/f"), b"012ABC6789");
@@ -267,7 +333,9 @@ fn sparse_files_stay_sparse() {
     assert_eq!(meta.size(), 64 << 20);
     assert!(meta.blocks() < 64, "{} blocks", meta.blocks());
     let mut tail = [0; 3];
-    b.overlay.read(b.get("sparse").node, (64 << 20) - 3, &mut tail).unwrap();
+    b.overlay
+        .read(b.get("sparse").node, (64 << 20) - 3, &mut tail)
+        .unwrap();
     assert_eq!(&tail, b"end");
 }
 
@@ -275,10 +343,30 @@ fn sparse_files_stay_sparse() {
 fn truncation_copies_only_what_stays() {
     let b = Bench::new(|one, _| fs::write(one.join("f"), vec![7; 100_000]).unwrap());
     let node = b.get("f").node;
-    let attr = b.overlay.setattr(ROOT, node, &SetAttr { size: Some(3), ..SetAttr::default() }).unwrap();
+    let attr = b
+        .overlay
+        .setattr(
+            ROOT,
+            node,
+            &SetAttr {
+                size: Some(3),
+                ..SetAttr::default()
+            },
+        )
+        .unwrap();
     assert_eq!(attr.size, 3);
     assert_eq!(b.read("f"), [7, 7, 7]);
-    let attr = b.overlay.setattr(ROOT, node, &SetAttr { size: Some(5), ..SetAttr::default() }).unwrap();
+    let attr = b
+        .overlay
+        .setattr(
+            ROOT,
+            node,
+            &SetAttr {
+                size: Some(5),
+                ..SetAttr::default()
+            },
+        )
+        .unwrap();
     assert_eq!(attr.size, 5);
     assert_eq!(b.read("f"), [7, 7, 7, 0, 0]);
 }
@@ -343,7 +431,9 @@ fn hard_links_of_a_lower_file_stay_one_file() {
         b.unlink(name).unwrap();
     }
     assert_eq!(
-        fs::read_dir(b.tmp.path().join("work/index")).unwrap().count(),
+        fs::read_dir(b.tmp.path().join("work/index"))
+            .unwrap()
+            .count(),
         0,
         "the last name takes the index along"
     );
@@ -407,8 +497,14 @@ fn exchange_noreplace_and_whiteout() {
         fs::write(one.join("d/f"), "x").unwrap();
         fs::write(one.join("f"), "file").unwrap();
     });
-    let exchange = RenameFlags { exchange: true, ..RenameFlags::default() };
-    let no_replace = RenameFlags { no_replace: true, ..RenameFlags::default() };
+    let exchange = RenameFlags {
+        exchange: true,
+        ..RenameFlags::default()
+    };
+    let no_replace = RenameFlags {
+        no_replace: true,
+        ..RenameFlags::default()
+    };
     assert_eq!(b.rename_with("f", "d", no_replace), Err(Errno::EXIST));
     assert_eq!(b.rename_with("f", "none", exchange), Err(Errno::NOENT));
     b.rename_with("f", "d", exchange).unwrap();
@@ -419,7 +515,15 @@ fn exchange_noreplace_and_whiteout() {
         b.remount();
     }
     b.create("up", b"1");
-    b.rename_with("up", "up2", RenameFlags { whiteout: true, ..RenameFlags::default() }).unwrap();
+    b.rename_with(
+        "up",
+        "up2",
+        RenameFlags {
+            whiteout: true,
+            ..RenameFlags::default()
+        },
+    )
+    .unwrap();
     assert_eq!(b.ls("/"), ["d", "f", "up2"]);
     b.rename_with("up2", "up", no_replace).unwrap();
     assert_eq!(b.read("up"), b"1");
@@ -444,11 +548,20 @@ fn unlinked_files_live_until_forgotten() {
         assert_eq!(b.overlay.getattr(entry.node).unwrap().nlink, 0);
     }
     let again = b.create("up", b"new");
-    assert_ne!(again.node, up.node, "a number is not given away while somebody may ask for it");
+    assert_ne!(
+        again.node, up.node,
+        "a number is not given away while somebody may ask for it"
+    );
     b.overlay.forget(low.node, 1);
     b.overlay.forget(up.node, 1);
     assert_eq!(b.overlay.getattr(up.node), Err(Errno::STALE));
-    assert!(fs::read_dir(b.tmp.path().join("work/work")).unwrap().count() <= 1, "only the whiteout template is left");
+    assert!(
+        fs::read_dir(b.tmp.path().join("work/work"))
+            .unwrap()
+            .count()
+            <= 1,
+        "only the whiteout template is left"
+    );
 }
 
 #[test]
@@ -504,7 +617,10 @@ fn changes_are_told_like_docker_diff() {
     b.create("new/f", b"1");
     b.create("tmp", b"1");
     b.unlink("tmp").unwrap();
-    assert_eq!(b.changes(), ["C etc", "D etc/gone", "C etc/motd", "A new", "A new/f"]);
+    assert_eq!(
+        b.changes(),
+        ["C etc", "D etc/gone", "C etc/motd", "A new", "A new/f"]
+    );
     b.rename("usr", "new/usr").unwrap();
     assert_eq!(
         b.changes(),
@@ -533,7 +649,9 @@ fn internal_xattrs_stay_hidden_and_nest() {
     assert_eq!(b.overlay.listxattr(d).unwrap(), b"");
     let opaque = OsStr::new("trusted.overlay.opaque");
     assert_eq!(b.overlay.getxattr(d, opaque), Err(Errno::NODATA));
-    b.overlay.setxattr(d, opaque, b"y", XattrSet::Create).unwrap();
+    b.overlay
+        .setxattr(d, opaque, b"y", XattrSet::Create)
+        .unwrap();
     assert_eq!(b.overlay.getxattr(d, opaque).unwrap(), b"y");
     assert_eq!(b.overlay.listxattr(d).unwrap(), b"trusted.overlay.opaque\0");
     assert_eq!(b.ls("d"), ["f"]);
@@ -547,20 +665,45 @@ fn a_read_only_mount_refuses_every_change() {
     fs::write(tmp.path().join("f"), "x").unwrap();
     symlink("f", tmp.path().join("l")).unwrap();
     let o = Overlay::new(
-        Stack { lowers: vec![Arc::new(DirLayer::open(tmp.path()).unwrap())], upper: None },
+        Stack {
+            lowers: vec![Arc::new(DirLayer::open(tmp.path()).unwrap())],
+            upper: None,
+        },
         &Options::default(),
     )
     .unwrap();
-    let f = o.lookup(NodeId::ROOT, OsStr::new("f")).unwrap().unwrap().node;
+    let f = o
+        .lookup(NodeId::ROOT, OsStr::new("f"))
+        .unwrap()
+        .unwrap()
+        .node;
     let l = o.lookup(NodeId::ROOT, OsStr::new("l")).unwrap().unwrap();
-    assert_eq!((l.attr.kind, o.readlink(l.node).unwrap()), (FileKind::Symlink, "f".into()));
+    assert_eq!(
+        (l.attr.kind, o.readlink(l.node).unwrap()),
+        (FileKind::Symlink, "f".into())
+    );
     let name = OsStr::new("f");
     assert_eq!(o.write(f, 0, b"x", false), Err(Errno::ROFS));
     assert_eq!(o.unlink(NodeId::ROOT, name), Err(Errno::ROFS));
     assert_eq!(o.setattr(ROOT, f, &SetAttr::default()), Err(Errno::ROFS));
-    assert_eq!(o.mkdir(ROOT, NodeId::ROOT, OsStr::new("d"), 0o755, 0).err(), Some(Errno::ROFS));
-    assert_eq!(o.rename(NodeId::ROOT, name, NodeId::ROOT, OsStr::new("g"), RenameFlags::default()), Err(Errno::ROFS));
-    assert_eq!(o.setxattr(f, OsStr::new("user.a"), b"", XattrSet::Any), Err(Errno::ROFS));
+    assert_eq!(
+        o.mkdir(ROOT, NodeId::ROOT, OsStr::new("d"), 0o755, 0).err(),
+        Some(Errno::ROFS)
+    );
+    assert_eq!(
+        o.rename(
+            NodeId::ROOT,
+            name,
+            NodeId::ROOT,
+            OsStr::new("g"),
+            RenameFlags::default()
+        ),
+        Err(Errno::ROFS)
+    );
+    assert_eq!(
+        o.setxattr(f, OsStr::new("user.a"), b"", XattrSet::Any),
+        Err(Errno::ROFS)
+    );
     assert_eq!(o.open(f, true), Err(Errno::ROFS));
     assert_eq!(o.open(f, false), Ok(()));
 }
@@ -568,7 +711,16 @@ fn a_read_only_mount_refuses_every_change() {
 #[test]
 fn two_engines_never_share_a_workdir() {
     let b = Bench::new(|_, _| {});
-    let upper = UpperDirs { upper: b.upper(""), work: b.tmp.path().join("work") };
-    let second = Overlay::new(Stack { lowers: Vec::new(), upper: Some(upper) }, &Options::default());
+    let upper = UpperDirs {
+        upper: b.upper(""),
+        work: b.tmp.path().join("work"),
+    };
+    let second = Overlay::new(
+        Stack {
+            lowers: Vec::new(),
+            upper: Some(upper),
+        },
+        &Options::default(),
+    );
     assert!(matches!(second, Err(ovl::overlay::OpenError::Busy(_))));
 }

@@ -39,7 +39,10 @@ fn from_statx(sx: &Statx) -> Result<Stat> {
     let time = |t: rustix::fs::StatxTimestamp| Timestamp::new(t.tv_sec, t.tv_nsec);
     let mode = u32::from(sx.stx_mode);
     Ok(Stat {
-        key: ObjectKey { dev: rustix::fs::makedev(sx.stx_dev_major, sx.stx_dev_minor), ino: sx.stx_ino },
+        key: ObjectKey {
+            dev: rustix::fs::makedev(sx.stx_dev_major, sx.stx_dev_minor),
+            ino: sx.stx_ino,
+        },
         attr: Attr {
             kind: FileKind::from_mode(mode).ok_or(Errno::IO)?,
             perm: mode & 0o7777,
@@ -59,7 +62,12 @@ fn from_statx(sx: &Statx) -> Result<Stat> {
 
 /// `lstat` of `name` in `dir`; `None` when there is none.
 pub fn stat_at(dir: BorrowedFd<'_>, name: &OsStr) -> Result<Option<Stat>> {
-    match rustix::fs::statx(dir, name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT, StatxFlags::BASIC_STATS) {
+    match rustix::fs::statx(
+        dir,
+        name,
+        AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT,
+        StatxFlags::BASIC_STATS,
+    ) {
         Ok(sx) => from_statx(&sx).map(Some),
         Err(Errno::NOENT) => Ok(None),
         Err(e) => Err(e),
@@ -68,13 +76,19 @@ pub fn stat_at(dir: BorrowedFd<'_>, name: &OsStr) -> Result<Option<Stat>> {
 
 /// `fstat`; `O_PATH` descriptors too.
 pub fn stat_fd(fd: BorrowedFd<'_>) -> Result<Stat> {
-    from_statx(&rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?)
+    from_statx(&rustix::fs::statx(
+        fd,
+        c"",
+        AtFlags::EMPTY_PATH,
+        StatxFlags::BASIC_STATS,
+    )?)
 }
 
 fn open_once(dir: BorrowedFd<'_>, path: &OsStr, flags: OFlags, mode: Mode) -> Result<OwnedFd> {
     let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     // A symlink itself may be opened (O_PATH | O_NOFOLLOW), and NO_SYMLINKS would forbid just that.
-    let how = if flags.contains(OFlags::PATH | OFlags::NOFOLLOW) && !path.as_bytes().contains(&b'/') {
+    let how = if flags.contains(OFlags::PATH | OFlags::NOFOLLOW) && !path.as_bytes().contains(&b'/')
+    {
         ResolveFlags::BENEATH
     } else {
         how
@@ -98,11 +112,21 @@ pub fn open_beneath(root: BorrowedFd<'_>, path: &OsStr, flags: OFlags) -> Result
     while let Some(cut) = rest.iter().take(STEP).rposition(|b| *b == b'/') {
         let (head, tail) = (&rest[..cut], &rest[cut + 1..]);
         let base = at.as_ref().map_or(root, AsFd::as_fd);
-        let dir = open_once(base, OsStr::from_bytes(head), OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
+        let dir = open_once(
+            base,
+            OsStr::from_bytes(head),
+            OFlags::PATH | OFlags::DIRECTORY,
+            Mode::empty(),
+        )?;
         at = Some(dir);
         rest = tail;
     }
-    open_once(at.as_ref().map_or(root, AsFd::as_fd), OsStr::from_bytes(rest), flags, Mode::empty())
+    open_once(
+        at.as_ref().map_or(root, AsFd::as_fd),
+        OsStr::from_bytes(rest),
+        flags,
+        Mode::empty(),
+    )
 }
 
 /// Opens one name in `dir`.
@@ -149,19 +173,25 @@ fn absent_is_none(r: Result<Vec<u8>>) -> Result<Option<Vec<u8>>> {
 
 /// One xattr of the object at `path` (no final symlink followed); `None` when it has none of that name.
 pub fn xattr_at<P: Arg + Copy>(path: P, name: &OsStr) -> Result<Option<Vec<u8>>> {
-    absent_is_none(grow(256, |buf| rustix::fs::lgetxattr(path, name, rustix::buffer::spare_capacity(buf))))
+    absent_is_none(grow(256, |buf| {
+        rustix::fs::lgetxattr(path, name, rustix::buffer::spare_capacity(buf))
+    }))
 }
 
 /// One xattr of an open object, `O_PATH` or not.
 pub fn xattr_fd(fd: BorrowedFd<'_>, name: &OsStr) -> Result<Option<Vec<u8>>> {
     let path = proc_path(fd);
-    absent_is_none(grow(256, |buf| rustix::fs::getxattr(path.as_str(), name, rustix::buffer::spare_capacity(buf))))
+    absent_is_none(grow(256, |buf| {
+        rustix::fs::getxattr(path.as_str(), name, rustix::buffer::spare_capacity(buf))
+    }))
 }
 
 /// All xattr names of an open object.
 pub fn xattr_names_fd(fd: BorrowedFd<'_>) -> Result<Vec<OsString>> {
     let path = proc_path(fd);
-    let list = grow(1024, |buf| rustix::fs::listxattr(path.as_str(), rustix::buffer::spare_capacity(buf)));
+    let list = grow(1024, |buf| {
+        rustix::fs::listxattr(path.as_str(), rustix::buffer::spare_capacity(buf))
+    });
     Ok(absent_is_none(list)?
         .unwrap_or_default()
         .split(|b| *b == 0)
@@ -171,7 +201,12 @@ pub fn xattr_names_fd(fd: BorrowedFd<'_>) -> Result<Vec<OsString>> {
 }
 
 /// Sets an xattr of an open object.
-pub fn set_xattr_fd(fd: BorrowedFd<'_>, name: &OsStr, value: &[u8], flags: XattrFlags) -> Result<()> {
+pub fn set_xattr_fd(
+    fd: BorrowedFd<'_>,
+    name: &OsStr,
+    value: &[u8],
+    flags: XattrFlags,
+) -> Result<()> {
     rustix::fs::setxattr(proc_path(fd), name, value, flags)
 }
 
@@ -192,7 +227,12 @@ pub struct RawEntry {
 /// All entries of an open directory but `.` and `..`, in the order of the file system.
 pub fn read_dir(dir: BorrowedFd<'_>) -> Result<Vec<RawEntry>> {
     use rustix::fs::FileType;
-    let fd = open_once(dir, OsStr::new("."), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
+    let fd = open_once(
+        dir,
+        OsStr::new("."),
+        OFlags::RDONLY | OFlags::DIRECTORY,
+        Mode::empty(),
+    )?;
     let mut buf = vec![MaybeUninit::uninit(); 64 * 1024];
     let mut iter = rustix::fs::RawDir::new(fd, &mut buf);
     let mut out = Vec::new();
@@ -222,5 +262,7 @@ pub fn read_dir(dir: BorrowedFd<'_>) -> Result<Vec<RawEntry>> {
 
 /// A symlink's target, by an `O_PATH` descriptor of the symlink.
 pub fn read_link_fd(fd: BorrowedFd<'_>) -> Result<OsString> {
-    Ok(OsString::from_vec(rustix::fs::readlinkat(fd, c"", Vec::new())?.into_bytes()))
+    Ok(OsString::from_vec(
+        rustix::fs::readlinkat(fd, c"", Vec::new())?.into_bytes(),
+    ))
 }

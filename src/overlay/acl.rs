@@ -47,12 +47,23 @@ impl Inherited {
 }
 
 /// Mode and ACLs of an object of `kind` made with `mode` and `umask` in the directory `dir`.
-pub(super) fn inherit(dir: BorrowedFd<'_>, kind: FileKind, mode: u32, umask: u32) -> Result<Inherited> {
+pub(super) fn inherit(
+    dir: BorrowedFd<'_>,
+    kind: FileKind,
+    mode: u32,
+    umask: u32,
+) -> Result<Inherited> {
     if kind == FileKind::Symlink {
-        return Ok(Inherited { perm: 0o777, ..Inherited::default() });
+        return Ok(Inherited {
+            perm: 0o777,
+            ..Inherited::default()
+        });
     }
     match host::xattr_fd(dir, OsStr::new(DEFAULT))? {
-        None => Ok(Inherited { perm: mode & !(umask & 0o777), ..Inherited::default() }),
+        None => Ok(Inherited {
+            perm: mode & !(umask & 0o777),
+            ..Inherited::default()
+        }),
         Some(acl) => from_default(&acl, kind, mode).ok_or(Errno::IO),
     }
 }
@@ -68,7 +79,9 @@ fn from_default(default: &[u8], kind: FileKind, mode: u32) -> Option<Inherited> 
         return None;
     }
     let has_mask = entries.iter().any(|e| u16_at(e, 0) == MASK);
-    let extended = entries.iter().any(|e| ![USER_OBJ, GROUP_OBJ, OTHER].contains(&u16_at(e, 0)));
+    let extended = entries
+        .iter()
+        .any(|e| ![USER_OBJ, GROUP_OBJ, OTHER].contains(&u16_at(e, 0)));
     let mut perm = mode & 0o7000;
     for entry in entries {
         let shift = match u16_at(entry, 0) {
@@ -82,7 +95,11 @@ fn from_default(default: &[u8], kind: FileKind, mode: u32) -> Option<Inherited> 
         entry[2..4].copy_from_slice(&kept.to_le_bytes());
         perm |= u32::from(kept) << shift;
     }
-    Some(Inherited { perm, access: extended.then_some(access), default: kind.is_dir().then(|| default.to_vec()) })
+    Some(Inherited {
+        perm,
+        access: extended.then_some(access),
+        default: kind.is_dir().then(|| default.to_vec()),
+    })
 }
 
 #[cfg(test)]
@@ -106,10 +123,22 @@ mod tests {
         let got = from_default(&minimal, FileKind::Regular, 0o666).expect("valid");
         assert_eq!((got.perm, got.access, got.default), (0o640, None, None));
 
-        let named = acl(&[(USER_OBJ, 7, none), (2, 7, 1000), (GROUP_OBJ, 5, none), (MASK, 7, none), (OTHER, 4, none)]);
+        let named = acl(&[
+            (USER_OBJ, 7, none),
+            (2, 7, 1000),
+            (GROUP_OBJ, 5, none),
+            (MASK, 7, none),
+            (OTHER, 4, none),
+        ]);
         let got = from_default(&named, FileKind::Directory, 0o2751).expect("valid");
         assert_eq!(got.perm, 0o2750);
-        let want = acl(&[(USER_OBJ, 7, none), (2, 7, 1000), (GROUP_OBJ, 5, none), (MASK, 5, none), (OTHER, 0, none)]);
+        let want = acl(&[
+            (USER_OBJ, 7, none),
+            (2, 7, 1000),
+            (GROUP_OBJ, 5, none),
+            (MASK, 5, none),
+            (OTHER, 0, none),
+        ]);
         assert_eq!(got.access, Some(want));
         assert_eq!(got.default, Some(named));
     }

@@ -25,7 +25,12 @@ impl Overlay {
 
     pub(super) fn attr_of(&self, node: &Arc<Node>) -> Result<Attr> {
         let mut attr = if node.in_upper() {
-            self.upper_object(node, rustix::fs::OFlags::PATH | rustix::fs::OFlags::NOFOLLOW)?.1.attr
+            self.upper_object(
+                node,
+                rustix::fs::OFlags::PATH | rustix::fs::OFlags::NOFOLLOW,
+            )?
+            .1
+            .attr
         } else {
             let lower = node.state().lowers.first().cloned().ok_or(Errno::STALE)?;
             self.lowers.layer(lower.layer).attr(&lower.node)?
@@ -43,7 +48,12 @@ impl Overlay {
                 attr.nlink = 1;
             }
         } else if node.in_upper() {
-            if node.state().upper.as_ref().is_some_and(|u| u.index.is_some()) {
+            if node
+                .state()
+                .upper
+                .as_ref()
+                .is_some_and(|u| u.index.is_some())
+            {
                 attr.nlink = self.indexed_nlink(node)?;
             }
         } else if node.is_removed() {
@@ -54,9 +64,14 @@ impl Overlay {
 
     /// Link count of a file whose names are partly in the lower.
     pub(super) fn indexed_nlink(&self, node: &Arc<Node>) -> Result<u32> {
-        let (fd, stat) = self.upper_object(node, rustix::fs::OFlags::PATH | rustix::fs::OFlags::NOFOLLOW)?;
+        let (fd, stat) = self.upper_object(
+            node,
+            rustix::fs::OFlags::PATH | rustix::fs::OFlags::NOFOLLOW,
+        )?;
         let mark = self.writable()?.mark_of(fd.as_fd(), NLINK_MARK)?;
-        let Some((base, offset)) = mark.as_deref().and_then(parse_nlink) else { return Ok(stat.attr.nlink) };
+        let Some((base, offset)) = mark.as_deref().and_then(parse_nlink) else {
+            return Ok(stat.attr.nlink);
+        };
         let real = match base {
             NlinkBase::Upper => stat.attr.nlink,
             NlinkBase::Lower => {
@@ -75,9 +90,13 @@ impl Overlay {
     /// upper inode's.
     pub(super) fn base_nlink_on_upper(&self, node: &Arc<Node>) -> Result<()> {
         let now = self.indexed_nlink(node)?;
-        let (fd, stat) = self.upper_object(node, rustix::fs::OFlags::PATH | rustix::fs::OFlags::NOFOLLOW)?;
+        let (fd, stat) = self.upper_object(
+            node,
+            rustix::fs::OFlags::PATH | rustix::fs::OFlags::NOFOLLOW,
+        )?;
         let offset = i64::from(now) - i64::from(stat.attr.nlink);
-        self.writable()?.mark(fd.as_fd(), NLINK_MARK, format!("U{offset:+}").as_bytes())
+        self.writable()?
+            .mark(fd.as_fd(), NLINK_MARK, format!("U{offset:+}").as_bytes())
     }
 
     pub fn setattr(&self, _caller: Caller, node: NodeId, set: &SetAttr) -> Result<Attr> {
@@ -177,7 +196,13 @@ pub(super) fn set_owner(fd: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) 
     if uid == Some(u32::MAX) || gid == Some(u32::MAX) {
         return Err(Errno::INVAL);
     }
-    rustix::fs::chownat(fd, c"", uid.map(Uid::from_raw), gid.map(Gid::from_raw), AtFlags::EMPTY_PATH)
+    rustix::fs::chownat(
+        fd,
+        c"",
+        uid.map(Uid::from_raw),
+        gid.map(Gid::from_raw),
+        AtFlags::EMPTY_PATH,
+    )
 }
 
 /// chmod of an open object that is no symlink.
@@ -187,28 +212,46 @@ pub(super) fn set_perm(fd: BorrowedFd<'_>, perm: u32) -> Result<()> {
 
 fn time_spec(set: Option<SetTime>) -> Timespec {
     match set {
-        None => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-        Some(SetTime::Now) => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+        None => Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+        Some(SetTime::Now) => Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_NOW,
+        },
         Some(SetTime::At(t)) => at(t),
     }
 }
 
 /// As the system calls want it.
 pub(super) fn at(t: Timestamp) -> Timespec {
-    Timespec { tv_sec: t.secs, tv_nsec: t.nanos.min(999_999_999).into() }
+    Timespec {
+        tv_sec: t.secs,
+        tv_nsec: t.nanos.min(999_999_999).into(),
+    }
 }
 
 /// Leaves a time as it is.
-pub(super) const OMIT: Timespec = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+pub(super) const OMIT: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: UTIME_OMIT,
+};
 
 /// utimens of an open object, symlinks themselves.
 pub(super) fn set_times(fd: BorrowedFd<'_>, atime: Timespec, mtime: Timespec) -> Result<()> {
-    let times = Timestamps { last_access: atime, last_modification: mtime };
+    let times = Timestamps {
+        last_access: atime,
+        last_modification: mtime,
+    };
     match rustix::fs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH) {
         // Kernels before 5.8 take no empty path here; the descriptor's own path never ends in a symlink to follow.
-        Err(Errno::INVAL | Errno::NOENT) => {
-            rustix::fs::utimensat(rustix::fs::CWD, host::proc_path(fd), &times, AtFlags::empty())
-        }
+        Err(Errno::INVAL | Errno::NOENT) => rustix::fs::utimensat(
+            rustix::fs::CWD,
+            host::proc_path(fd),
+            &times,
+            AtFlags::empty(),
+        ),
         other => other,
     }
 }

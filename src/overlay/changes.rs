@@ -48,10 +48,22 @@ impl Overlay {
     /// Tells what differs from the lowers: parents before children, siblings in byte order of their names. Parents of
     /// changes are changes. Reads only; a mount being written to at the same time gives a mixture of before and after.
     pub fn changes(&self, sink: &mut dyn FnMut(&Change) -> io::Result<()>) -> io::Result<()> {
-        let aliases = !self.index.read().unwrap_or_else(std::sync::PoisonError::into_inner).is_empty();
-        let mut walk = Walk { overlay: self, out: Vec::new(), aliases };
+        let aliases = !self
+            .index
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .is_empty();
+        let mut walk = Walk {
+            overlay: self,
+            out: Vec::new(),
+            aliases,
+        };
         let base = self.lowers.roots()?;
-        let walked = if self.upper.is_some() { walk.directory(&self.root, OsStr::new(""), &base) } else { Ok(()) };
+        let walked = if self.upper.is_some() {
+            walk.directory(&self.root, OsStr::new(""), &base)
+        } else {
+            Ok(())
+        };
         let mut told = walked.map_err(io::Error::from);
         for change in &walk.out {
             if told.is_ok() {
@@ -66,12 +78,16 @@ impl Overlay {
 }
 
 fn same(a: &[LowerRef], b: &[LowerRef]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.layer == b.layer && a.node.key == b.node.key)
+    a.len() == b.len()
+        && a.iter()
+            .zip(b)
+            .all(|(a, b)| a.layer == b.layer && a.node.key == b.node.key)
 }
 
 /// Do the attributes that a layer records differ?
 fn differ(a: &Attr, b: &Attr) -> bool {
-    (a.kind, a.perm, a.uid, a.gid, a.mtime, a.rdev) != (b.kind, b.perm, b.uid, b.gid, b.mtime, b.rdev)
+    (a.kind, a.perm, a.uid, a.gid, a.mtime, a.rdev)
+        != (b.kind, b.perm, b.uid, b.gid, b.mtime, b.rdev)
 }
 
 impl Walk<'_> {
@@ -88,10 +104,25 @@ impl Walk<'_> {
             names.extend(host::read_dir(fd.as_fd())?.into_iter().map(|e| e.name));
         } else {
             let _names = dir.names_shared()?;
-            names.extend(self.overlay.listing(dir)?.items().iter().map(|i| i.name.clone()));
+            names.extend(
+                self.overlay
+                    .listing(dir)?
+                    .items()
+                    .iter()
+                    .map(|i| i.name.clone()),
+            );
             for lower in base {
-                let entries = self.overlay.lowers.layer(lower.layer).read_dir(&lower.node)?;
-                names.extend(entries.into_iter().filter(|e| e.target.is_some()).map(|e| e.name));
+                let entries = self
+                    .overlay
+                    .lowers
+                    .layer(lower.layer)
+                    .read_dir(&lower.node)?;
+                names.extend(
+                    entries
+                        .into_iter()
+                        .filter(|e| e.target.is_some())
+                        .map(|e| e.name),
+                );
             }
         }
         for name in names {
@@ -105,7 +136,13 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn name(&mut self, dir: &Arc<Node>, name: &OsStr, path: OsString, base: &[LowerRef]) -> Result<()> {
+    fn name(
+        &mut self,
+        dir: &Arc<Node>,
+        name: &OsStr,
+        path: OsString,
+        base: &[LowerRef],
+    ) -> Result<()> {
         let overlay = self.overlay;
         let before = overlay.lowers.lookup(base, name)?.found;
         let found = {
@@ -120,12 +157,23 @@ impl Walk<'_> {
         };
         let Some(((node, attr), in_upper)) = found else {
             if !before.is_empty() {
-                self.out.push(Change { kind: ChangeKind::Deleted, path, entry: None, opaque: false });
+                self.out.push(Change {
+                    kind: ChangeKind::Deleted,
+                    path,
+                    entry: None,
+                    opaque: false,
+                });
             }
             return Ok(());
         };
-        let was_dir = before.first().is_some_and(|b| b.node.kind == FileKind::Directory);
-        let kind = if before.is_empty() { ChangeKind::Added } else { ChangeKind::Changed };
+        let was_dir = before
+            .first()
+            .is_some_and(|b| b.node.kind == FileKind::Directory);
+        let kind = if before.is_empty() {
+            ChangeKind::Added
+        } else {
+            ChangeKind::Changed
+        };
         if !node.is_dir() {
             let moved_here = || !same(&node.state().lowers, &before);
             if kind == ChangeKind::Added || in_upper || moved_here() {
@@ -137,7 +185,10 @@ impl Walk<'_> {
         let lowers = node.state().lowers.clone();
         let opaque = was_dir && !same(&lowers, base);
         let mark = self.out.len();
-        let itself = kind == ChangeKind::Added || opaque || !was_dir || self.attributes_changed(&node, &attr, base)?;
+        let itself = kind == ChangeKind::Added
+            || opaque
+            || !was_dir
+            || self.attributes_changed(&node, &attr, base)?;
         self.push(kind, path.clone(), &node, attr, opaque);
         self.directory(&node, &path, base)?;
         if !itself && self.out.len() == mark + 1 {
@@ -148,14 +199,31 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn push(&mut self, kind: ChangeKind, path: OsString, node: &Arc<Node>, attr: Attr, opaque: bool) {
+    fn push(
+        &mut self,
+        kind: ChangeKind,
+        path: OsString,
+        node: &Arc<Node>,
+        attr: Attr,
+        opaque: bool,
+    ) {
         self.overlay.table.remember(node);
-        self.out.push(Change { kind, path, entry: Some(Entry { node: node.id, attr }), opaque });
+        self.out.push(Change {
+            kind,
+            path,
+            entry: Some(Entry {
+                node: node.id,
+                attr,
+            }),
+            opaque,
+        });
     }
 
     /// Has a merged directory other attributes or xattrs than its topmost lower?
     fn attributes_changed(&self, node: &Arc<Node>, attr: &Attr, base: &[LowerRef]) -> Result<bool> {
-        let Some(lower) = base.first().filter(|_| node.in_upper()) else { return Ok(false) };
+        let Some(lower) = base.first().filter(|_| node.in_upper()) else {
+            return Ok(false);
+        };
         let layer = self.overlay.lowers.layer(lower.layer);
         if differ(attr, &layer.attr(&lower.node)?) {
             return Ok(true);

@@ -141,7 +141,11 @@ impl Overlay {
                 None
             }
         };
-        let guard = |fd| Copy { overlay: self, name: Some(name.clone()), fd };
+        let guard = |fd| Copy {
+            overlay: self,
+            name: Some(name.clone()),
+            fd,
+        };
         let copy = match host::open_at(work, temp, OFlags::PATH | OFlags::NOFOLLOW) {
             Ok(fd) => guard(fd),
             Err(e) => {
@@ -186,7 +190,13 @@ impl Overlay {
     }
 
     /// Moves the copy to its place. `false`: the name is gone or another's by now, choose again.
-    fn publish(&self, node: &Arc<Node>, copy: &mut Copy<'_>, link: &Link, index: Option<&OsStr>) -> Result<bool> {
+    fn publish(
+        &self,
+        node: &Arc<Node>,
+        copy: &mut Copy<'_>,
+        link: &Link,
+        index: Option<&OsStr>,
+    ) -> Result<bool> {
         let upper = self.writable()?;
         let parent = &link.parent;
         let _names = parent.names_owned()?;
@@ -200,8 +210,17 @@ impl Overlay {
         if let Some(index) = index {
             rustix::fs::renameat(upper.work(), temp.as_os_str(), upper.index(), index)?;
             copy.name = None;
-            self.index.write().unwrap_or_else(std::sync::PoisonError::into_inner).insert(index.to_os_string());
-            rustix::fs::linkat(upper.index(), index, &*dir, link.name.as_os_str(), AtFlags::empty())?;
+            self.index
+                .write()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .insert(index.to_os_string());
+            rustix::fs::linkat(
+                upper.index(),
+                index,
+                &*dir,
+                link.name.as_os_str(),
+                AtFlags::empty(),
+            )?;
         } else {
             rustix::fs::renameat_with(
                 upper.work(),
@@ -220,14 +239,25 @@ impl Overlay {
                 known.in_upper = true;
             }
         }
-        node.set_upper(&mut state, UpperObject { key, pinned: None, index: index.map(OsStr::to_os_string) });
+        node.set_upper(
+            &mut state,
+            UpperObject {
+                key,
+                pinned: None,
+                index: index.map(OsStr::to_os_string),
+            },
+        );
         Ok(true)
     }
 
     /// The object has no name any more, but is still open: its copy lives by descriptor alone.
     fn publish_nameless(&self, node: &Arc<Node>, copy: &mut Copy<'_>) -> Result<bool> {
         let upper = self.writable()?;
-        let pin = Arc::new(copy.fd.try_clone().map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::MFILE))?);
+        let pin = Arc::new(
+            copy.fd
+                .try_clone()
+                .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::MFILE))?,
+        );
         let key = host::stat_fd(pin.as_fd())?.key;
         let mut state = node.state_mut();
         if !state.links.is_empty() {
@@ -236,20 +266,40 @@ impl Overlay {
         if let Some(name) = copy.name.take() {
             upper.remove_work(&name)?;
         }
-        node.set_upper(&mut state, UpperObject { key, pinned: Some(pin), index: None });
+        node.set_upper(
+            &mut state,
+            UpperObject {
+                key,
+                pinned: Some(pin),
+                index: None,
+            },
+        );
         Ok(true)
     }
 
     /// Gives an indexed file the name `link` in the upper too, where so far it shows through from the lower. The
     /// caller owns the parent's namespace.
-    pub(super) fn link_alias(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &OsStr) -> Result<()> {
+    pub(super) fn link_alias(
+        &self,
+        node: &Arc<Node>,
+        parent: &Arc<Node>,
+        name: &OsStr,
+    ) -> Result<()> {
         let upper = self.writable()?;
-        let Some(index) = node.state().upper.as_ref().and_then(|u| u.index.clone()) else { return Err(Errno::STALE) };
+        let Some(index) = node.state().upper.as_ref().and_then(|u| u.index.clone()) else {
+            return Err(Errno::STALE);
+        };
         self.mark_impure(parent)?;
         self.base_nlink_on_upper(node)?;
         let dir = self.upper_dir(parent)?;
         let before = host::stat_fd(dir.as_fd())?.attr.mtime;
-        rustix::fs::linkat(upper.index(), index.as_os_str(), &*dir, name, AtFlags::empty())?;
+        rustix::fs::linkat(
+            upper.index(),
+            index.as_os_str(),
+            &*dir,
+            name,
+            AtFlags::empty(),
+        )?;
         // One more real link for a name that was counted already. A crash before this counts it twice, which is safe.
         self.uncount(node)?;
         attrs::restore_mtime(dir.as_fd(), before)?;
@@ -261,13 +311,16 @@ impl Overlay {
         let now = i64::from(self.indexed_nlink(node)?) - 1;
         let (fd, stat) = self.upper_object(node, OFlags::PATH | OFlags::NOFOLLOW)?;
         let offset = now - i64::from(stat.attr.nlink);
-        self.writable()?.mark(fd.as_fd(), NLINK_MARK, format!("U{offset:+}").as_bytes())
+        self.writable()?
+            .mark(fd.as_fd(), NLINK_MARK, format!("U{offset:+}").as_bytes())
     }
 }
 
 /// `overlay.overlay.*`: the internal xattr of an overlay on top of this one, which we only pass on.
 fn is_nested(name: &OsStr) -> bool {
-    [&b"trusted.overlay.overlay."[..], b"user.overlay.overlay."].iter().any(|p| name.as_bytes().starts_with(p))
+    [&b"trusted.overlay.overlay."[..], b"user.overlay.overlay."]
+        .iter()
+        .any(|p| name.as_bytes().starts_with(p))
 }
 
 /// ACLs, capabilities and labels decide who may do what: losing one is worse than a failed write.
@@ -285,7 +338,9 @@ fn copy_data(from: &LayerFile, to: &OwnedFd, len: u64, size: u64) -> Result<()> 
     }
     let mut at = 0;
     while at < len {
-        let Some(start) = from.next_data(at)? else { break };
+        let Some(start) = from.next_data(at)? else {
+            break;
+        };
         if start >= len {
             break;
         }

@@ -34,13 +34,24 @@ impl Make<'_> {
     fn make(&self, dir: BorrowedFd<'_>, name: &OsStr, perm: u32) -> Result<()> {
         let mode = Mode::from_raw_mode(perm & 0o1777);
         match self {
-            Self::Node { kind: FileKind::Regular, .. } => {
-                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            Self::Node {
+                kind: FileKind::Regular,
+                ..
+            } => {
+                let flags = OFlags::CREATE
+                    | OFlags::EXCL
+                    | OFlags::WRONLY
+                    | OFlags::CLOEXEC
+                    | OFlags::NOFOLLOW;
                 rustix::fs::openat(dir, name, flags, mode).map(drop)
             }
-            Self::Node { kind, rdev } => {
-                rustix::fs::mknodat(dir, name, FileType::from_raw_mode(kind.mode_bits()), mode, *rdev)
-            }
+            Self::Node { kind, rdev } => rustix::fs::mknodat(
+                dir,
+                name,
+                FileType::from_raw_mode(kind.mode_bits()),
+                mode,
+                *rdev,
+            ),
             Self::Directory => rustix::fs::mkdirat(dir, name, mode),
             Self::Symlink(target) => rustix::fs::symlinkat(*target, dir, name),
         }
@@ -73,19 +84,56 @@ impl Overlay {
             FileKind::CharDevice if rdev == 0 => return Err(Errno::PERM),
             _ => {}
         }
-        self.make(caller, parent, name, mode, umask, &Make::Node { kind, rdev })
+        self.make(
+            caller,
+            parent,
+            name,
+            mode,
+            umask,
+            &Make::Node { kind, rdev },
+        )
     }
 
     /// Makes a regular file; EEXIST if the name is there.
-    pub fn create(&self, caller: Caller, parent: NodeId, name: &OsStr, mode: u32, umask: u32) -> Result<Entry> {
-        self.make(caller, parent, name, mode, umask, &Make::Node { kind: FileKind::Regular, rdev: 0 })
+    pub fn create(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+    ) -> Result<Entry> {
+        self.make(
+            caller,
+            parent,
+            name,
+            mode,
+            umask,
+            &Make::Node {
+                kind: FileKind::Regular,
+                rdev: 0,
+            },
+        )
     }
 
-    pub fn mkdir(&self, caller: Caller, parent: NodeId, name: &OsStr, mode: u32, umask: u32) -> Result<Entry> {
+    pub fn mkdir(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+    ) -> Result<Entry> {
         self.make(caller, parent, name, mode, umask, &Make::Directory)
     }
 
-    pub fn symlink(&self, caller: Caller, parent: NodeId, name: &OsStr, target: &OsStr) -> Result<Entry> {
+    pub fn symlink(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &OsStr,
+        target: &OsStr,
+    ) -> Result<Entry> {
         self.make(caller, parent, name, 0o777, 0, &Make::Symlink(target))
     }
 
@@ -99,7 +147,11 @@ impl Overlay {
             UpperName::Whiteout => Ok(UpperName::Whiteout),
             UpperName::Absent => {
                 let below = dir.state().lowers.clone();
-                if self.lowers.shows(&below, name)? { Err(Errno::EXIST) } else { Ok(UpperName::Absent) }
+                if self.lowers.shows(&below, name)? {
+                    Err(Errno::EXIST)
+                } else {
+                    Ok(UpperName::Absent)
+                }
             }
         }
     }
@@ -160,7 +212,11 @@ impl Overlay {
                 upper.mark(fd.as_fd(), "opaque", b"y")?;
             }
             let stat = settle(&fd, what.kind(), birth, inherited)?;
-            let how = if is_dir { RenameFlags::EXCHANGE } else { RenameFlags::empty() };
+            let how = if is_dir {
+                RenameFlags::EXCHANGE
+            } else {
+                RenameFlags::empty()
+            };
             rustix::fs::renameat_with(upper.work(), temp.as_os_str(), dir, name, how)?;
             if is_dir {
                 upper.remove_work(&temp)?;
@@ -188,7 +244,10 @@ impl Overlay {
         };
         let (node, attr) = self.intern(dir, name, found)?;
         self.table.remember(&node);
-        Ok(Entry { node: node.id, attr })
+        Ok(Entry {
+            node: node.id,
+            attr,
+        })
     }
 
     /// A second name for a file.
@@ -210,11 +269,22 @@ impl Overlay {
         if node.id != self.lowers.host_ino(stat.key) {
             self.mark_impure(&dir)?;
         }
-        if node.state().upper.as_ref().is_some_and(|u| u.index.is_some()) {
+        if node
+            .state()
+            .upper
+            .as_ref()
+            .is_some_and(|u| u.index.is_some())
+        {
             self.base_nlink_on_upper(&node)?;
         }
         let link = |to: BorrowedFd<'_>, as_name: &OsStr| {
-            rustix::fs::linkat(rustix::fs::CWD, host::proc_path(source.as_fd()), to, as_name, AtFlags::SYMLINK_FOLLOW)
+            rustix::fs::linkat(
+                rustix::fs::CWD,
+                host::proc_path(source.as_fd()),
+                to,
+                as_name,
+                AtFlags::SYMLINK_FOLLOW,
+            )
         };
         if matches!(was, UpperName::Whiteout) {
             let temp = upper.temp_name();
@@ -229,7 +299,10 @@ impl Overlay {
         self.list_add(&dir, name, node.id, node.kind);
         node.add_link(&dir, name, true);
         self.table.remember(&node);
-        Ok(Entry { node: node.id, attr: self.attr_of(&node)? })
+        Ok(Entry {
+            node: node.id,
+            attr: self.attr_of(&node)?,
+        })
     }
 
     /// A directory of the caller's making stands in the workdir: empty, opaque, and otherwise like `like`.
@@ -252,12 +325,21 @@ fn birth(caller: Caller, above: &Attr, kind: FileKind, perm: u32) -> Birth {
     Birth {
         uid: caller.uid,
         gid: if inherits { above.gid } else { caller.gid },
-        perm: if inherits && kind.is_dir() { perm | libc::S_ISGID } else { perm },
+        perm: if inherits && kind.is_dir() {
+            perm | libc::S_ISGID
+        } else {
+            perm
+        },
     }
 }
 
 /// Gives a just-made object its owner, mode and ACLs where the file system did not already.
-fn settle(made: &OwnedFd, kind: FileKind, birth: &Birth, inherited: &Inherited) -> Result<host::Stat> {
+fn settle(
+    made: &OwnedFd,
+    kind: FileKind,
+    birth: &Birth,
+    inherited: &Inherited,
+) -> Result<host::Stat> {
     let fd = made.as_fd();
     let stat = host::stat_fd(fd)?;
     let uid = (stat.attr.uid != birth.uid).then_some(birth.uid);

@@ -101,14 +101,20 @@ impl Overlay {
             None => None,
         };
         if stack.lowers.is_empty() && upper.is_none() {
-            return Err(OpenError::Refused("nothing to mount: no lower and no upper".into()));
+            return Err(OpenError::Refused(
+                "nothing to mount: no lower and no upper".into(),
+            ));
         }
         let lowers = Lowers::new(stack.lowers, upper.as_ref().map(|u| u.key.dev));
         let own_origins = upper.is_some() && !lowers.is_empty();
-        let roots = lowers.roots().map_err(|e| OpenError::Refused(format!("cannot read a lower's root: {e}")))?;
+        let roots = lowers
+            .roots()
+            .map_err(|e| OpenError::Refused(format!("cannot read a lower's root: {e}")))?;
         let index = match &upper {
             Some(upper) => host::read_dir(upper.index())
-                .map_err(|e| OpenError::Refused(format!("cannot read the index in the work directory: {e}")))?
+                .map_err(|e| {
+                    OpenError::Refused(format!("cannot read the index in the work directory: {e}"))
+                })?
                 .into_iter()
                 .map(|e| e.name)
                 .collect(),
@@ -117,7 +123,11 @@ impl Overlay {
         let table = Table::new();
         let root = table.intern(NodeId::ROOT, FileKind::Directory, || State {
             links: Vec::new(),
-            upper: upper.as_ref().map(|u| UpperObject { key: u.key, pinned: None, index: None }),
+            upper: upper.as_ref().map(|u| UpperObject {
+                key: u.key,
+                pinned: None,
+                index: None,
+            }),
             lower_path: (!roots.is_empty()).then(|| OsStr::new("").into()),
             lowers: roots,
         });
@@ -178,10 +188,15 @@ impl Overlay {
         check_name(name)?;
         let dir = self.table.get(parent)?;
         let _names = dir.names_shared()?;
-        let Some(found) = self.resolve(&dir, name)? else { return Ok(None) };
+        let Some(found) = self.resolve(&dir, name)? else {
+            return Ok(None);
+        };
         let (node, attr) = self.intern(&dir, name, found)?;
         self.table.remember(&node);
-        Ok(Some(Entry { node: node.id, attr }))
+        Ok(Some(Entry {
+            node: node.id,
+            attr,
+        }))
     }
 
     pub fn forget(&self, node: NodeId, count: u64) {
@@ -197,19 +212,27 @@ impl Overlay {
             return Ok(UpperName::Absent);
         }
         let fd = self.upper_dir(dir)?;
-        let Some(stat) = host::stat_at(fd.as_fd(), name)? else { return Ok(UpperName::Absent) };
+        let Some(stat) = host::stat_at(fd.as_fd(), name)? else {
+            return Ok(UpperName::Absent);
+        };
         let upper = self.writable()?;
         let whiteout = stat.is_whiteout()
             || (stat.attr.kind == FileKind::Regular
                 && stat.attr.size == 0
                 && upper.mark_at(fd.as_fd(), name, "whiteout")?.is_some());
-        Ok(if whiteout { UpperName::Whiteout } else { UpperName::Present(stat) })
+        Ok(if whiteout {
+            UpperName::Whiteout
+        } else {
+            UpperName::Present(stat)
+        })
     }
 
     /// What a name is in the merged directory. The caller holds the directory's namespace lock.
     pub(super) fn resolve(&self, dir: &Arc<Node>, name: &OsStr) -> Result<Option<Found>> {
         if let Some(listing) = &*lock(&dir.dir()?.listing)
-            && listing.get(super::listing::position(&self.hasher, name), name).is_none()
+            && listing
+                .get(super::listing::position(&self.hasher, name), name)
+                .is_none()
         {
             return Ok(None);
         }
@@ -222,7 +245,9 @@ impl Overlay {
             UpperName::Whiteout => Ok(None),
             UpperName::Absent => {
                 let hit = self.lowers.lookup(&below, name)?;
-                let Some(first) = hit.found.first() else { return Ok(None) };
+                let Some(first) = hit.found.first() else {
+                    return Ok(None);
+                };
                 let kind = first.node.kind;
                 let id = self.lowers.ino(first);
                 let mut found = Found {
@@ -239,14 +264,18 @@ impl Overlay {
                 }
                 Ok(Some(found))
             }
-            UpperName::Present(stat) if stat.attr.kind.is_dir() => {
-                self.resolve_upper_dir(dir, name, stat, &below, lower_path()).map(Some)
-            }
+            UpperName::Present(stat) if stat.attr.kind.is_dir() => self
+                .resolve_upper_dir(dir, name, stat, &below, lower_path())
+                .map(Some),
             UpperName::Present(stat) => {
                 let fd = self.upper_dir(dir)?;
                 let (id, index) = self.upper_ino(fd.as_fd(), name, &stat)?;
                 // The link count of an indexed file may be kept relative to its lower's.
-                let mut lowers = if index.is_some() { self.lowers.lookup(&below, name)?.found } else { Vec::new() };
+                let mut lowers = if index.is_some() {
+                    self.lowers.lookup(&below, name)?.found
+                } else {
+                    Vec::new()
+                };
                 lowers.retain(|l| self.lowers.ino(l) == id);
                 Ok(Some(Found {
                     id,
@@ -263,8 +292,15 @@ impl Overlay {
 
     /// A lower file with several names may have been copied up by another of them: then the index has it.
     fn find_indexed(&self, found: &mut Found) -> Result<()> {
-        let Some(upper) = &self.upper else { return Ok(()) };
-        if self.index.read().unwrap_or_else(std::sync::PoisonError::into_inner).is_empty() {
+        let Some(upper) = &self.upper else {
+            return Ok(());
+        };
+        if self
+            .index
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .is_empty()
+        {
             return Ok(());
         }
         let lower = &found.lowers[0];
@@ -278,7 +314,12 @@ impl Overlay {
             return Ok(());
         }
         let name = Origin::of(&self.lowers, lower).index_name();
-        if !self.index.read().unwrap_or_else(std::sync::PoisonError::into_inner).contains(&name) {
+        if !self
+            .index
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .contains(&name)
+        {
             return Ok(());
         }
         if let Some(stat) = host::stat_at(upper.index(), &name)? {
@@ -323,8 +364,14 @@ impl Overlay {
             }
             Some(redirect) if !redirect.is_empty() && !redirect.contains(&b'/') => {
                 let target = OsStr::from_bytes(&redirect);
-                let parent = lower_path.as_deref().map(OsStr::as_bytes).unwrap_or_default();
-                let parent = parent.iter().rposition(|b| *b == b'/').map_or(&b""[..], |cut| &parent[..cut]);
+                let parent = lower_path
+                    .as_deref()
+                    .map(OsStr::as_bytes)
+                    .unwrap_or_default();
+                let parent = parent
+                    .iter()
+                    .rposition(|b| *b == b'/')
+                    .map_or(&b""[..], |cut| &parent[..cut]);
                 let path = join(OsStr::from_bytes(parent), target);
                 (self.lowers.lookup(below, target)?.found, Some(path))
             }
@@ -370,21 +417,38 @@ impl Overlay {
         }
         let upper = self.writable()?;
         for mark in [origin::KERNEL_MARK, origin::OWN_MARK] {
-            let Some(value) = upper.mark_at(dir, name, mark)? else { continue };
-            let Some(id) = origin::decode(&self.lowers, mark, &value) else { continue };
+            let Some(value) = upper.mark_at(dir, name, mark)? else {
+                continue;
+            };
+            let Some(id) = origin::decode(&self.lowers, mark, &value) else {
+                continue;
+            };
             if stat.attr.nlink == 1 {
                 return Ok((id, None));
             }
-            let kind = if mark == origin::KERNEL_MARK { Origin::Kernel(value) } else { Origin::Own(value) };
+            let kind = if mark == origin::KERNEL_MARK {
+                Origin::Kernel(value)
+            } else {
+                Origin::Own(value)
+            };
             let entry = kind.index_name();
-            let indexed = self.index.read().unwrap_or_else(std::sync::PoisonError::into_inner).contains(&entry);
+            let indexed = self
+                .index
+                .read()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .contains(&entry);
             return Ok((id, indexed.then_some(entry)));
         }
         Ok((own, None))
     }
 
     /// The node for what was found, with its attributes; made if it is new. The caller holds the namespace lock.
-    pub(super) fn intern(&self, dir: &Arc<Node>, name: &OsStr, mut found: Found) -> Result<(Arc<Node>, Attr)> {
+    pub(super) fn intern(
+        &self,
+        dir: &Arc<Node>,
+        name: &OsStr,
+        mut found: Found,
+    ) -> Result<(Arc<Node>, Attr)> {
         let upper_key = found.upper.as_ref().map(|(stat, _)| stat.key);
         if let (Some(live), Some(key)) = (self.table.find(found.id), upper_key)
             && live.state().upper.as_ref().is_none_or(|u| u.key != key)
@@ -393,11 +457,31 @@ impl Overlay {
             // one met later goes by its own number.
             found.id = self.lowers.host_ino(key);
         }
-        let Found { id, kind, upper, name_in_upper, lowers, lower_path, lower_attr } = found;
-        let known =
-            upper.as_ref().map(|(stat, index)| UpperObject { key: stat.key, pinned: None, index: index.clone() });
-        let origin = if kind.is_dir() { None } else { lowers.first().cloned() };
-        let node = self.table.intern(id, kind, || State { links: Vec::new(), upper: known, lowers, lower_path });
+        let Found {
+            id,
+            kind,
+            upper,
+            name_in_upper,
+            lowers,
+            lower_path,
+            lower_attr,
+        } = found;
+        let known = upper.as_ref().map(|(stat, index)| UpperObject {
+            key: stat.key,
+            pinned: None,
+            index: index.clone(),
+        });
+        let origin = if kind.is_dir() {
+            None
+        } else {
+            lowers.first().cloned()
+        };
+        let node = self.table.intern(id, kind, || State {
+            links: Vec::new(),
+            upper: known,
+            lowers,
+            lower_path,
+        });
         if origin.is_some() && node.state().lowers.is_empty() {
             node.state_mut().lowers.extend(origin);
         }
@@ -428,7 +512,10 @@ impl Overlay {
         if let Some(fd) = self.dirs.get(&node.id.0) {
             return Ok(fd);
         }
-        let fd = Arc::new(self.upper_object(node, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW)?.0);
+        let fd = Arc::new(
+            self.upper_object(node, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW)?
+                .0,
+        );
         self.dirs.insert(node.id.0, Arc::clone(&fd));
         Ok(fd)
     }
@@ -461,11 +548,13 @@ impl Overlay {
                 (place, upper.key)
             };
             let opened = match place {
-                Place::Fd(fd) if flags.contains(OFlags::PATH) => {
-                    fd.try_clone().map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
-                }
+                Place::Fd(fd) if flags.contains(OFlags::PATH) => fd
+                    .try_clone()
+                    .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO)),
                 Place::Fd(fd) => host::reopen(fd.as_fd(), flags - OFlags::NOFOLLOW),
-                Place::Name(parent, name) => host::open_at(self.upper_dir(&parent)?.as_fd(), &name, flags),
+                Place::Name(parent, name) => {
+                    host::open_at(self.upper_dir(&parent)?.as_fd(), &name, flags)
+                }
                 Place::Index(name) => host::open_at(self.writable()?.index(), &name, flags),
             };
             match opened {

@@ -59,11 +59,19 @@ impl Overlay {
                 }
                 Err(e) => return Err(e),
             };
-            OpenFile { file: LayerFile::Fd(Arc::new(fd)), upper, writable }
+            OpenFile {
+                file: LayerFile::Fd(Arc::new(fd)),
+                upper,
+                writable,
+            }
         } else {
             let lower = node.state().lowers.first().cloned().ok_or(Errno::STALE)?;
             let file = self.lowers.layer(lower.layer).open(&lower.node)?;
-            OpenFile { file, upper, writable: false }
+            OpenFile {
+                file,
+                upper,
+                writable: false,
+            }
         };
         self.files.insert(node.id.0, open.clone());
         Ok(open)
@@ -85,7 +93,10 @@ impl Overlay {
         let node = self.regular(node)?;
         let open = self.writable_file(&node)?;
         let fd = open.file.fd().ok_or(Errno::BADF)?;
-        if offset.checked_add(data.len() as u64).is_none_or(|end| end > i64::MAX as u64) {
+        if offset
+            .checked_add(data.len() as u64)
+            .is_none_or(|end| end > i64::MAX as u64)
+        {
             return Err(Errno::FBIG);
         }
         write_all(fd, offset, data)?;
@@ -116,7 +127,9 @@ impl Overlay {
     /// On disk when it returns, unless the mount is volatile. What is only in a lower is there already.
     pub fn fsync(&self, node: NodeId, datasync: bool) -> Result<()> {
         let node = self.table.get(node)?;
-        let Some(upper) = &self.upper else { return Ok(()) };
+        let Some(upper) = &self.upper else {
+            return Ok(());
+        };
         if upper.volatile || !node.in_upper() {
             return Ok(());
         }
@@ -124,9 +137,16 @@ impl Overlay {
             FileKind::Regular => {
                 let open = self.open_file(&node, false)?;
                 let fd = open.file.fd().ok_or(Errno::BADF)?;
-                if datasync { rustix::fs::fdatasync(fd) } else { rustix::fs::fsync(fd) }
+                if datasync {
+                    rustix::fs::fdatasync(fd)
+                } else {
+                    rustix::fs::fsync(fd)
+                }
             }
-            FileKind::Directory => rustix::fs::fsync(self.upper_object(&node, OFlags::RDONLY | OFlags::DIRECTORY)?.0),
+            FileKind::Directory => rustix::fs::fsync(
+                self.upper_object(&node, OFlags::RDONLY | OFlags::DIRECTORY)?
+                    .0,
+            ),
             _ => Ok(()),
         }
     }
@@ -186,7 +206,9 @@ impl Overlay {
         let mut done = 0;
         while done < len {
             let want = (len - done).min(buf.len());
-            let got = source.file.read_at(from_offset + done as u64, &mut buf[..want])?;
+            let got = source
+                .file
+                .read_at(from_offset + done as u64, &mut buf[..want])?;
             if got == 0 {
                 break;
             }

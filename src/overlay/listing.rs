@@ -41,7 +41,8 @@ impl Listing {
     }
 
     fn find(&self, at: u64, name: &OsStr) -> Result<usize, usize> {
-        self.items.binary_search_by(|i| (i.at, i.name.as_os_str()).cmp(&(at, name)))
+        self.items
+            .binary_search_by(|i| (i.at, i.name.as_os_str()).cmp(&(at, name)))
     }
 
     pub fn get(&self, at: u64, name: &OsStr) -> Option<&Item> {
@@ -99,9 +100,21 @@ mod tests {
             list.remove(position(&hasher, n), n);
         }
         list.insert(item("new"));
-        let went_on: Vec<_> = list.after(stop).iter().map(|i| i.name.clone()).filter(|n| n != "new").collect();
+        let went_on: Vec<_> = list
+            .after(stop)
+            .iter()
+            .map(|i| i.name.clone())
+            .filter(|n| n != "new")
+            .collect();
         assert_eq!(went_on, rest);
-        assert!(list.get(position(&hasher, OsStr::new("new")), OsStr::new("new")).is_some());
-        assert!(list.items().iter().all(|i| i.at > DOT_DOT && i64::try_from(i.at).is_ok()));
+        assert!(
+            list.get(position(&hasher, OsStr::new("new")), OsStr::new("new"))
+                .is_some()
+        );
+        assert!(
+            list.items()
+                .iter()
+                .all(|i| i.at > DOT_DOT && i64::try_from(i.at).is_ok())
+        );
     }
 }

@@ -141,7 +141,11 @@ pub struct UpperDirs {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error("{what} {path}: {source}", path = path.display())]
-    Io { what: &'static str, path: std::path::PathBuf, source: std::io::Error },
+    Io {
+        what: &'static str,
+        path: std::path::PathBuf,
+        source: std::io::Error,
+    },
     #[error("{0}")]
     Refused(String),
     /// In use by another mount.

@@ -136,13 +136,21 @@ impl Node {
     /// Records that the object is reachable as `name` in `parent`.
     pub fn add_link(&self, parent: &Arc<Self>, name: &OsStr, in_upper: bool) {
         let mut state = self.state_mut();
-        match state.links.iter_mut().find(|l| Arc::ptr_eq(&l.parent, parent) && l.name == name) {
+        match state
+            .links
+            .iter_mut()
+            .find(|l| Arc::ptr_eq(&l.parent, parent) && l.name == name)
+        {
             Some(link) => link.in_upper |= in_upper,
             None => {
                 if self.is_dir() {
                     state.links.clear();
                 }
-                state.links.push(Link { parent: Arc::clone(parent), name: name.to_os_string(), in_upper });
+                state.links.push(Link {
+                    parent: Arc::clone(parent),
+                    name: name.to_os_string(),
+                    in_upper,
+                });
             }
         }
     }
@@ -150,13 +158,20 @@ impl Node {
     /// Forgets a name. Gives the link back so that the parent is released outside the lock.
     pub fn remove_link(&self, parent: &Arc<Self>, name: &OsStr) -> Option<Link> {
         let mut state = self.state_mut();
-        let at = state.links.iter().position(|l| Arc::ptr_eq(&l.parent, parent) && l.name == name)?;
+        let at = state
+            .links
+            .iter()
+            .position(|l| Arc::ptr_eq(&l.parent, parent) && l.name == name)?;
         Some(state.links.swap_remove(at))
     }
 
     /// The link of this name, if known.
     pub fn has_link(&self, parent: &Arc<Self>, name: &OsStr) -> Option<Link> {
-        self.state().links.iter().find(|l| Arc::ptr_eq(&l.parent, parent) && l.name == name).cloned()
+        self.state()
+            .links
+            .iter()
+            .find(|l| Arc::ptr_eq(&l.parent, parent) && l.name == name)
+            .cloned()
     }
 }
 
@@ -193,7 +208,10 @@ const SHARDS: usize = 32;
 
 impl Table {
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { shards: std::array::from_fn(|_| Mutex::default()), hasher: RandomState::new() })
+        Arc::new(Self {
+            shards: std::array::from_fn(|_| Mutex::default()),
+            hasher: RandomState::new(),
+        })
     }
 
     fn shard(&self, id: NodeId) -> MutexGuard<'_, HashMap<u64, Slot>> {
@@ -206,11 +224,18 @@ impl Table {
     }
 
     pub fn find(&self, id: NodeId) -> Option<Arc<Node>> {
-        self.shard(id).get(&id.0).and_then(|slot| slot.node.upgrade())
+        self.shard(id)
+            .get(&id.0)
+            .and_then(|slot| slot.node.upgrade())
     }
 
     /// The live node of this id, or a new one.
-    pub fn intern(self: &Arc<Self>, id: NodeId, kind: FileKind, state: impl FnOnce() -> State) -> Arc<Node> {
+    pub fn intern(
+        self: &Arc<Self>,
+        id: NodeId,
+        kind: FileKind,
+        state: impl FnOnce() -> State,
+    ) -> Arc<Node> {
         let mut shard = self.shard(id);
         if let Some(node) = shard.get(&id.0).and_then(|slot| slot.node.upgrade()) {
             return node;
@@ -231,7 +256,14 @@ impl Table {
             }),
             table: Arc::downgrade(self),
         });
-        shard.insert(id.0, Slot { node: Arc::downgrade(&node), known: None, lookups: 0 });
+        shard.insert(
+            id.0,
+            Slot {
+                node: Arc::downgrade(&node),
+                known: None,
+                lookups: 0,
+            },
+        );
         node
     }
 
@@ -247,7 +279,9 @@ impl Table {
     pub fn forget(&self, id: NodeId, count: u64) -> bool {
         let released = {
             let mut shard = self.shard(id);
-            let Some(slot) = shard.get_mut(&id.0) else { return true };
+            let Some(slot) = shard.get_mut(&id.0) else {
+                return true;
+            };
             slot.lookups = slot.lookups.saturating_sub(count);
             if slot.lookups > 0 {
                 return false;
@@ -261,7 +295,10 @@ impl Table {
 
     fn remove_dead(&self, id: NodeId, node: *const Node) {
         let mut shard = self.shard(id);
-        if shard.get(&id.0).is_some_and(|slot| std::ptr::eq(slot.node.as_ptr(), node)) {
+        if shard
+            .get(&id.0)
+            .is_some_and(|slot| std::ptr::eq(slot.node.as_ptr(), node))
+        {
             shard.remove(&id.0);
         }
     }
@@ -274,7 +311,10 @@ impl Table {
     /// Drops what the kernel remembered: the mount is gone.
     pub fn clear(&self) {
         for shard in &self.shards {
-            let released: Vec<_> = lock(shard).values_mut().filter_map(|slot| slot.known.take()).collect();
+            let released: Vec<_> = lock(shard)
+                .values_mut()
+                .filter_map(|slot| slot.known.take())
+                .collect();
             drop(released);
         }
     }

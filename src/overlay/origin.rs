@@ -51,7 +51,8 @@ impl Origin {
             }
             Identity::Host { uuid, .. } => match layer.file_handle(&lower.node) {
                 Some(handle)
-                    if uuid != [0; 16] && handle_ino(handle.kind, &handle.bytes) == Some(lower.node.key.ino) =>
+                    if uuid != [0; 16]
+                        && handle_ino(handle.kind, &handle.bytes) == Some(lower.node.key.ino) =>
                 {
                     Self::Kernel(encode_kernel(&uuid, &handle))
                 }
@@ -89,8 +90,18 @@ impl Origin {
 
 fn encode_kernel(uuid: &[u8; 16], handle: &FileHandle) -> Vec<u8> {
     let mut value = Vec::with_capacity(FB_HEAD + handle.bytes.len());
-    let flags = if cfg!(target_endian = "big") { FB_BIG_ENDIAN } else { 0 };
-    value.extend_from_slice(&[FB_VERSION, FB_MAGIC, (FB_HEAD + handle.bytes.len()) as u8, flags, handle.kind as u8]);
+    let flags = if cfg!(target_endian = "big") {
+        FB_BIG_ENDIAN
+    } else {
+        0
+    };
+    value.extend_from_slice(&[
+        FB_VERSION,
+        FB_MAGIC,
+        (FB_HEAD + handle.bytes.len()) as u8,
+        flags,
+        handle.kind as u8,
+    ]);
     value.extend_from_slice(uuid);
     value.extend_from_slice(&handle.bytes);
     value
@@ -119,9 +130,13 @@ pub(super) fn decode(lowers: &Lowers, mark: &str, value: &[u8]) -> Option<NodeId
                 lowers.stored_origin(&diff_id, u64_at(34)?)
             }
             (&OWN_VERSION, b'h', 18) => {
-                let key = ObjectKey { dev: u64_at(2)?, ino: u64_at(10)? };
-                let known =
-                    lowers.all().any(|(_, l)| matches!(l.identity, Identity::Host { dev, .. } if dev == key.dev));
+                let key = ObjectKey {
+                    dev: u64_at(2)?,
+                    ino: u64_at(10)?,
+                };
+                let known = lowers.all().any(
+                    |(_, l)| matches!(l.identity, Identity::Host { dev, .. } if dev == key.dev),
+                );
                 known.then(|| lowers.host_ino(key))
             }
             _ => None,
@@ -152,12 +167,21 @@ mod tests {
     fn kernel_form_as_the_kernel_writes_it() {
         // Layout: version, magic, len, flags, type, uuid, fid (ino 0x1234, generation 0x55667788).
         let uuid: [u8; 16] = std::array::from_fn(|i| i as u8);
-        let handle = FileHandle { kind: 1, bytes: vec![0x34, 0x12, 0, 0, 0x88, 0x77, 0x66, 0x55] };
+        let handle = FileHandle {
+            kind: 1,
+            bytes: vec![0x34, 0x12, 0, 0, 0x88, 0x77, 0x66, 0x55],
+        };
         let value = encode_kernel(&uuid, &handle);
         assert_eq!(value[..5], [0, 0xfb, 29, 0, 1]);
-        assert_eq!(Origin::Kernel(value).index_name(), "00fb1d0001000102030405060708090a0b0c0d0e0f3412000088776655");
+        assert_eq!(
+            Origin::Kernel(value).index_name(),
+            "00fb1d0001000102030405060708090a0b0c0d0e0f3412000088776655"
+        );
         assert_eq!(handle_ino(1, &handle.bytes), Some(0x1234));
-        assert_eq!(handle_ino(0x81, &[1, 0, 0, 0, 1, 0, 0, 0, 9, 9, 9, 9]), Some(0x1_0000_0001));
+        assert_eq!(
+            handle_ino(0x81, &[1, 0, 0, 0, 1, 0, 0, 0, 9, 9, 9, 9]),
+            Some(0x1_0000_0001)
+        );
         assert_eq!(handle_ino(1, &[1, 2]), None);
         assert_eq!(handle_ino(0x99, &[0; 16]), None);
     }
@@ -165,7 +189,15 @@ mod tests {
     #[test]
     fn garbage_has_no_origin() {
         let lowers = Lowers::new(Vec::new(), None);
-        for value in [&b""[..], b"\0", b"\0\xfb\x16\0\x01", &[0; 40], &[1, b's', 3], &[1, b'h'], &[0xff; 64]] {
+        for value in [
+            &b""[..],
+            b"\0",
+            b"\0\xfb\x16\0\x01",
+            &[0; 40],
+            &[1, b's', 3],
+            &[1, b'h'],
+            &[0xff; 64],
+        ] {
             for mark in [KERNEL_MARK, OWN_MARK] {
                 assert_eq!(decode(&lowers, mark, value), None, "{mark} {value:?}");
             }

@@ -33,9 +33,22 @@ impl Overlay {
     ) -> Result<()> {
         let dir = self.table.get(node)?;
         let _names = dir.names_shared()?;
-        let parent = dir.state().links.first().map_or(NodeId::ROOT, |l| l.parent.id);
-        for (at, name, ino) in [(listing::DOT, ".", dir.id), (listing::DOT_DOT, "..", parent)] {
-            let item = DirItem { name: OsStr::new(name), ino, kind: FileKind::Directory, next_offset: at, entry: None };
+        let parent = dir
+            .state()
+            .links
+            .first()
+            .map_or(NodeId::ROOT, |l| l.parent.id);
+        for (at, name, ino) in [
+            (listing::DOT, ".", dir.id),
+            (listing::DOT_DOT, "..", parent),
+        ] {
+            let item = DirItem {
+                name: OsStr::new(name),
+                ino,
+                kind: FileKind::Directory,
+                next_offset: at,
+                entry: None,
+            };
             if offset < at && !sink(item) {
                 return Ok(());
             }
@@ -45,7 +58,11 @@ impl Overlay {
         }
         let list = self.listing(&dir)?;
         for item in list.after(offset.max(listing::DOT_DOT)) {
-            let entry = if plus { self.list_entry(&dir, item) } else { None };
+            let entry = if plus {
+                self.list_entry(&dir, item)
+            } else {
+                None
+            };
             let taken = sink(DirItem {
                 name: &item.name,
                 ino: entry.as_ref().map_or(item.ino, |e| e.node),
@@ -68,7 +85,10 @@ impl Overlay {
         let found = self.resolve(dir, &item.name).ok()??;
         let (node, attr) = self.intern(dir, &item.name, found).ok()?;
         self.table.remember(&node);
-        Some(super::Entry { node: node.id, attr })
+        Some(super::Entry {
+            node: node.id,
+            attr,
+        })
     }
 
     /// The directory's merged listing. The caller holds its namespace lock.
@@ -92,20 +112,34 @@ impl Overlay {
             let entries = self.lowers.layer(lower.layer).read_dir(&lower.node)?;
             names.reserve(entries.len());
             for entry in entries {
-                names.entry(entry.name).or_insert_with(|| match entry.target {
-                    None => Seen::Hidden,
-                    Some((key, kind)) => Seen::Shown(self.lowers.ino_of(lower.layer, key), kind),
-                });
+                names
+                    .entry(entry.name)
+                    .or_insert_with(|| match entry.target {
+                        None => Seen::Hidden,
+                        Some((key, kind)) => {
+                            Seen::Shown(self.lowers.ino_of(lower.layer, key), kind)
+                        }
+                    });
             }
         }
         let items = names.into_iter().filter_map(|(name, seen)| match seen {
             Seen::Hidden => None,
-            Seen::Shown(ino, kind) => Some(Item { at: listing::position(&self.hasher, &name), name, ino, kind }),
+            Seen::Shown(ino, kind) => Some(Item {
+                at: listing::position(&self.hasher, &name),
+                name,
+                ino,
+                kind,
+            }),
         });
         Ok(Listing::new(items.collect()))
     }
 
-    fn read_upper(&self, dir: &Arc<Node>, merged: bool, names: &mut HashMap<OsString, Seen>) -> Result<()> {
+    fn read_upper(
+        &self,
+        dir: &Arc<Node>,
+        merged: bool,
+        names: &mut HashMap<OsString, Seen>,
+    ) -> Result<()> {
         let fd = self.upper_dir(dir)?;
         let dev = host::stat_fd(fd.as_fd())?.key.dev;
         let impure = merged || dir.dir()?.impure.load(std::sync::atomic::Ordering::Relaxed);
@@ -116,13 +150,22 @@ impl Overlay {
                 _ => None,
             };
             let seen = match plain {
-                Some(kind) => Seen::Shown(self.lowers.host_ino(ObjectKey { dev, ino: entry.ino }), kind),
+                Some(kind) => Seen::Shown(
+                    self.lowers.host_ino(ObjectKey {
+                        dev,
+                        ino: entry.ino,
+                    }),
+                    kind,
+                ),
                 None => match self.resolve(dir, &entry.name) {
                     Ok(Some(found)) => Seen::Shown(found.id, found.kind),
                     Ok(None) => Seen::Hidden,
                     // A broken entry is listed all the same: whoever touches it gets the error.
                     Err(Errno::IO | Errno::STALE) => {
-                        let ino = self.lowers.host_ino(ObjectKey { dev, ino: entry.ino });
+                        let ino = self.lowers.host_ino(ObjectKey {
+                            dev,
+                            ino: entry.ino,
+                        });
                         Seen::Shown(ino, entry.kind.unwrap_or(FileKind::Regular))
                     }
                     Err(e) => return Err(e),
@@ -139,7 +182,12 @@ impl Overlay {
             && let Some(list) = &mut *lock(&part.listing)
         {
             let at = listing::position(&self.hasher, name);
-            Arc::make_mut(list).insert(Item { at, name: name.to_os_string(), ino, kind });
+            Arc::make_mut(list).insert(Item {
+                at,
+                name: name.to_os_string(),
+                ino,
+                kind,
+            });
         }
     }
 

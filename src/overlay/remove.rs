@@ -62,7 +62,11 @@ impl Overlay {
     }
 
     /// The node behind a name, or ENOENT. The caller holds the namespace.
-    pub(super) fn child(&self, dir: &Arc<Node>, name: &OsStr) -> Result<(Arc<Node>, crate::meta::Attr)> {
+    pub(super) fn child(
+        &self,
+        dir: &Arc<Node>,
+        name: &OsStr,
+    ) -> Result<(Arc<Node>, crate::meta::Attr)> {
         let found = self.resolve(dir, name)?.ok_or(Errno::NOENT)?;
         self.intern(dir, name, found)
     }
@@ -77,13 +81,21 @@ impl Overlay {
     }
 
     /// Before a name goes: keeps the object reachable, and the link count of an indexed file true.
-    pub(super) fn prepare_goodbye(&self, node: &Arc<Node>, dir: &Arc<Node>, name: &OsStr) -> Result<()> {
+    pub(super) fn prepare_goodbye(
+        &self,
+        node: &Arc<Node>,
+        dir: &Arc<Node>,
+        name: &OsStr,
+    ) -> Result<()> {
         if !node.in_upper() {
             return Ok(());
         }
         let (last, indexed) = {
             let state = node.state();
-            let others = state.links.iter().any(|l| l.in_upper && !(Arc::ptr_eq(&l.parent, dir) && l.name == name));
+            let others = state
+                .links
+                .iter()
+                .any(|l| l.in_upper && !(Arc::ptr_eq(&l.parent, dir) && l.name == name));
             let upper = state.upper.as_ref().ok_or(Errno::STALE)?;
             (!others && upper.pinned.is_none(), upper.index.is_some())
         };
@@ -110,7 +122,9 @@ impl Overlay {
         let hide = self.lowers.shows(&below, name)?;
         let in_upper = node.has_link(dir, name).is_some_and(|l| l.in_upper);
         match (in_upper, hide) {
-            (true, true) => upper.replace_by_whiteout(std::os::fd::AsFd::as_fd(&fd), name, node.is_dir()),
+            (true, true) => {
+                upper.replace_by_whiteout(std::os::fd::AsFd::as_fd(&fd), name, node.is_dir())
+            }
             (false, _) => upper.make_whiteout(std::os::fd::AsFd::as_fd(&fd), name),
             (true, false) if !node.is_dir() => rustix::fs::unlinkat(&*fd, name, AtFlags::empty()),
             (true, false) => match rustix::fs::unlinkat(&*fd, name, AtFlags::REMOVEDIR) {
@@ -126,7 +140,12 @@ impl Overlay {
     }
 
     /// The name is gone: node, listing and index follow.
-    pub(super) fn after_goodbye(&self, node: &Arc<Node>, dir: &Arc<Node>, name: &OsStr) -> Result<()> {
+    pub(super) fn after_goodbye(
+        &self,
+        node: &Arc<Node>,
+        dir: &Arc<Node>,
+        name: &OsStr,
+    ) -> Result<()> {
         self.list_remove(dir, name);
         let link = node.remove_link(dir, name);
         drop(link);
@@ -146,7 +165,10 @@ impl Overlay {
                 state.index = None;
             }
             rustix::fs::unlinkat(upper.index(), index.as_os_str(), AtFlags::empty())?;
-            self.index.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&index);
+            self.index
+                .write()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .remove(&index);
         }
         Ok(())
     }

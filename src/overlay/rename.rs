@@ -43,8 +43,14 @@ impl Overlay {
         to_dir.dir()?;
         self.copy_up(&from_dir, Extent::All)?;
         self.copy_up(&to_dir, Extent::All)?;
-        let from = Side { dir: &from_dir, name };
-        let to = Side { dir: &to_dir, name: new_name };
+        let from = Side {
+            dir: &from_dir,
+            name,
+        };
+        let to = Side {
+            dir: &to_dir,
+            name: new_name,
+        };
         // Directories that change parents move one at a time: so no two can end up inside each other.
         let _moves = (!Arc::ptr_eq(&from_dir, &to_dir)).then(|| lock(&self.dir_moves));
         while !self.try_rename(&from, &to, flags)? {}
@@ -65,7 +71,8 @@ impl Overlay {
         let mut locked = vec![from.dir, to.dir];
         locked.extend(target.as_ref().filter(|t| t.is_dir()));
         let _names = own_all(&locked)?;
-        let still = |node: &Arc<Node>, side: &Side<'_>| node.has_link(side.dir, side.name).is_some();
+        let still =
+            |node: &Arc<Node>, side: &Side<'_>| node.has_link(side.dir, side.name).is_some();
         if !still(&source, from) || !target.as_ref().is_none_or(|t| still(t, to)) {
             return Ok(false);
         }
@@ -87,7 +94,10 @@ impl Overlay {
             return Err(Errno::NOENT);
         }
         if source.is_dir() && self.is_inside(to.dir, &source)
-            || flags.exchange && target.as_ref().is_some_and(|t| t.is_dir() && self.is_inside(from.dir, t))
+            || flags.exchange
+                && target
+                    .as_ref()
+                    .is_some_and(|t| t.is_dir() && self.is_inside(from.dir, t))
         {
             return Err(Errno::INVAL);
         }
@@ -128,7 +138,9 @@ impl Overlay {
             if Arc::ptr_eq(&at, top) {
                 return true;
             }
-            let Some(up) = at.state().links.first().map(|l| Arc::clone(&l.parent)) else { return false };
+            let Some(up) = at.state().links.first().map(|l| Arc::clone(&l.parent)) else {
+                return false;
+            };
             at = up;
         }
     }
@@ -145,9 +157,14 @@ impl Overlay {
         let from_fd = self.upper_dir(from.dir)?;
         let to_fd = self.upper_dir(to.dir)?;
         // Every name that moves is a real one in the upper.
-        for (node, side) in [(Some(source), from), (target.filter(|_| flags.exchange), to)] {
+        for (node, side) in [
+            (Some(source), from),
+            (target.filter(|_| flags.exchange), to),
+        ] {
             if let Some(node) = node
-                && !node.has_link(side.dir, side.name).is_some_and(|l| l.in_upper)
+                && !node
+                    .has_link(side.dir, side.name)
+                    .is_some_and(|l| l.in_upper)
             {
                 self.link_alias(node, side.dir, side.name)?;
             }
@@ -175,12 +192,19 @@ impl Overlay {
                 // Its whiteouts must not outlive it, nor go before it does.
                 let old = self.upper_path(target)?;
                 let twin = self.make_empty_twin(old.as_fd())?;
-                rustix::fs::renameat_with(upper.work(), twin.as_os_str(), &*to_fd, to.name, SysFlags::EXCHANGE)?;
+                rustix::fs::renameat_with(
+                    upper.work(),
+                    twin.as_os_str(),
+                    &*to_fd,
+                    to.name,
+                    SysFlags::EXCHANGE,
+                )?;
                 cleared = Some(twin);
             }
         }
         let hide = from_shows || flags.whiteout;
-        let over_whiteout = source.is_dir() && matches!(self.upper_name(to.dir, to.name)?, UpperName::Whiteout);
+        let over_whiteout =
+            source.is_dir() && matches!(self.upper_name(to.dir, to.name)?, UpperName::Whiteout);
         if over_whiteout {
             // A directory cannot replace a device, but they can change places.
             rustix::fs::renameat_with(&*from_fd, from.name, &*to_fd, to.name, SysFlags::EXCHANGE)?;
@@ -220,7 +244,13 @@ impl Overlay {
     }
 
     /// Before a directory moves: its upper says where its lowers are, or that it has none to be merged with.
-    fn prepare_dir(&self, node: &Arc<Node>, from: &Side<'_>, to: &Side<'_>, to_shows: bool) -> Result<()> {
+    fn prepare_dir(
+        &self,
+        node: &Arc<Node>,
+        from: &Side<'_>,
+        to: &Side<'_>,
+        to_shows: bool,
+    ) -> Result<()> {
         if !node.is_dir() {
             return Ok(());
         }
@@ -243,8 +273,13 @@ impl Overlay {
             Some(cut) => (&path.as_bytes()[..cut], &path.as_bytes()[cut + 1..]),
             None => (&b""[..], path.as_bytes()),
         };
-        let relative = Arc::ptr_eq(from.dir, to.dir) && base.as_deref().is_some_and(|b| b.as_bytes() == parent);
-        let redirect = if relative { last.to_vec() } else { [b"/", path.as_bytes()].concat() };
+        let relative = Arc::ptr_eq(from.dir, to.dir)
+            && base.as_deref().is_some_and(|b| b.as_bytes() == parent);
+        let redirect = if relative {
+            last.to_vec()
+        } else {
+            [b"/", path.as_bytes()].concat()
+        };
         upper.mark(self.upper_dir(node)?.as_fd(), "redirect", &redirect)
     }
 

@@ -34,7 +34,13 @@ pub(super) struct Lowers {
 
 impl Lowers {
     pub fn new(layers: Vec<Arc<dyn Layer>>, upper_dev: Option<u64>) -> Self {
-        let layers: Vec<Lower> = layers.into_iter().map(|layer| Lower { identity: layer.identity(), layer }).collect();
+        let layers: Vec<Lower> = layers
+            .into_iter()
+            .map(|layer| Lower {
+                identity: layer.identity(),
+                layer,
+            })
+            .collect();
         let mut devices: Vec<u64> = upper_dev.into_iter().collect();
         for lower in layers.iter().rev() {
             if let Identity::Host { dev, .. } = lower.identity
@@ -43,7 +49,10 @@ impl Lowers {
                 devices.push(dev);
             }
         }
-        Self { layers, devices: RwLock::new(devices) }
+        Self {
+            layers,
+            devices: RwLock::new(devices),
+        }
     }
 
     pub fn layer(&self, index: LayerIndex) -> &dyn Layer {
@@ -92,11 +101,17 @@ impl Lowers {
     /// Inode number of a host object, of the upper or of a lower directory.
     pub fn host_ino(&self, key: ObjectKey) -> NodeId {
         let known = |devices: &[u64]| devices.iter().position(|d| *d == key.dev);
-        let devices = self.devices.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let devices = self
+            .devices
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let index = known(&devices);
         drop(devices);
         let index = index.unwrap_or_else(|| {
-            let mut devices = self.devices.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut devices = self
+                .devices
+                .write()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
             known(&devices).unwrap_or_else(|| {
                 devices.push(key.dev);
                 devices.len() - 1
@@ -107,14 +122,18 @@ impl Lowers {
 
     /// Number of an origin in the stored layer of that diff ID, if it is in the stack.
     pub fn stored_origin(&self, diff_id: &Digest, ino: u64) -> Option<NodeId> {
-        let found = self.all().find(|(_, l)| matches!(&l.identity, Identity::Stored { diff_id: d } if d == diff_id));
+        let found = self
+            .all()
+            .find(|(_, l)| matches!(&l.identity, Identity::Stored { diff_id: d } if d == diff_id));
         found.map(|(index, _)| number(self.stored_space(index), ino))
     }
 
     /// Number of an origin on the host file system of that UUID, if a lower is on it.
     pub fn host_origin(&self, uuid: &[u8; 16], ino: u64) -> Option<NodeId> {
         self.layers.iter().find_map(|l| match l.identity {
-            Identity::Host { dev, uuid: u } if u == *uuid => Some(self.host_ino(ObjectKey { dev, ino })),
+            Identity::Host { dev, uuid: u } if u == *uuid => {
+                Some(self.host_ino(ObjectKey { dev, ino }))
+            }
             _ => None,
         })
     }
@@ -137,7 +156,10 @@ impl Lowers {
                     if hit.found.is_empty() {
                         hit.attr = attr;
                     }
-                    hit.found.push(LowerRef { layer: dir.layer, node });
+                    hit.found.push(LowerRef {
+                        layer: dir.layer,
+                        node,
+                    });
                     if !is_dir || opaque {
                         break;
                     }
@@ -162,7 +184,11 @@ impl Lowers {
     /// Follows `path` (relative, `/`-separated) from the roots of the layers: where a redirect points.
     pub fn walk(&self, path: &OsStr) -> Result<Vec<LowerRef>> {
         let mut dirs = self.roots()?;
-        for name in path.as_bytes().split(|b| *b == b'/').filter(|n| !n.is_empty()) {
+        for name in path
+            .as_bytes()
+            .split(|b| *b == b'/')
+            .filter(|n| !n.is_empty())
+        {
             // A redirect may not leave its layer.
             if name == b"." || name == b".." {
                 return Ok(Vec::new());
@@ -192,7 +218,11 @@ fn number(space: Space, ino: u64) -> NodeId {
     } else {
         1 << 63 | mix(ino ^ space.0.rotate_left(INO_BITS)) >> 1
     };
-    NodeId(if id <= 1 { RESERVED << INO_BITS | id } else { id })
+    NodeId(if id <= 1 {
+        RESERVED << INO_BITS | id
+    } else {
+        id
+    })
 }
 
 /// The finalizer of splitmix64 (Steele, Lea, Flood 2014).
@@ -210,7 +240,17 @@ mod tests {
     fn numbers_are_distinct_and_never_the_roots() {
         let mut seen = std::collections::HashSet::new();
         for space in [0, 1, 2, STORED_BASE, STORED_BASE + 499] {
-            for ino in [0, 1, 2, 3, 1 << 32, (1 << 48) - 1, 1 << 48, u64::MAX, (STORED_BASE << 48) | 5] {
+            for ino in [
+                0,
+                1,
+                2,
+                3,
+                1 << 32,
+                (1 << 48) - 1,
+                1 << 48,
+                u64::MAX,
+                (STORED_BASE << 48) | 5,
+            ] {
                 let n = number(Space(space), ino);
                 assert!(n.0 > 1, "{space} {ino}");
                 assert!(seen.insert(n), "{space} {ino} gives {n:?} again");

@@ -38,7 +38,11 @@ pub(super) struct Upper {
 }
 
 fn failed(what: &'static str, path: &Path) -> impl FnOnce(Errno) -> OpenError {
-    move |e| OpenError::Io { what, path: path.to_path_buf(), source: e.into() }
+    move |e| OpenError::Io {
+        what,
+        path: path.to_path_buf(),
+        source: e.into(),
+    }
 }
 
 fn dir_in(base: &OwnedFd, name: &str) -> Result<OwnedFd> {
@@ -46,17 +50,32 @@ fn dir_in(base: &OwnedFd, name: &str) -> Result<OwnedFd> {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(e) => return Err(e),
     }
-    host::open_at(base.as_fd(), OsStr::new(name), OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW)
+    host::open_at(
+        base.as_fd(),
+        OsStr::new(name),
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW,
+    )
 }
 
 impl Upper {
     pub fn open(dirs: &UpperDirs, options: &Options) -> std::result::Result<Self, OpenError> {
-        let open =
-            |path: &Path, extra| rustix::fs::open(path, OFlags::DIRECTORY | OFlags::CLOEXEC | extra, Mode::empty());
-        let root = open(&dirs.upper, OFlags::PATH).map_err(failed("cannot open upper directory", &dirs.upper))?;
-        let base = open(&dirs.work, OFlags::RDONLY).map_err(failed("cannot open work directory", &dirs.work))?;
-        let key = host::stat_fd(root.as_fd()).map_err(failed("cannot stat", &dirs.upper))?.key;
-        let base_key = host::stat_fd(base.as_fd()).map_err(failed("cannot stat", &dirs.work))?.key;
+        let open = |path: &Path, extra| {
+            rustix::fs::open(
+                path,
+                OFlags::DIRECTORY | OFlags::CLOEXEC | extra,
+                Mode::empty(),
+            )
+        };
+        let root = open(&dirs.upper, OFlags::PATH)
+            .map_err(failed("cannot open upper directory", &dirs.upper))?;
+        let base = open(&dirs.work, OFlags::RDONLY)
+            .map_err(failed("cannot open work directory", &dirs.work))?;
+        let key = host::stat_fd(root.as_fd())
+            .map_err(failed("cannot stat", &dirs.upper))?
+            .key;
+        let base_key = host::stat_fd(base.as_fd())
+            .map_err(failed("cannot stat", &dirs.work))?
+            .key;
         if key.dev != base_key.dev {
             return Err(OpenError::Refused(format!(
                 "upper {} and work directory {} are on different file systems: choose a work directory beside the upper",
@@ -65,10 +84,15 @@ impl Upper {
             )));
         }
         if rustix::fs::flock(&base, FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Err(OpenError::Busy(format!("work directory {} is in use by another mount", dirs.work.display())));
+            return Err(OpenError::Busy(format!(
+                "work directory {} is in use by another mount",
+                dirs.work.display()
+            )));
         }
-        let work = dir_in(&base, "work").map_err(failed("cannot write to work directory", &dirs.work))?;
-        let index = dir_in(&base, "index").map_err(failed("cannot write to work directory", &dirs.work))?;
+        let work =
+            dir_in(&base, "work").map_err(failed("cannot write to work directory", &dirs.work))?;
+        let index =
+            dir_in(&base, "index").map_err(failed("cannot write to work directory", &dirs.work))?;
         let mut upper = Self {
             root: Arc::new(root),
             key,
@@ -89,8 +113,12 @@ impl Upper {
                 dirs.work.display()
             )));
         }
-        upper.empty_work().map_err(failed("cannot empty work directory", &dirs.work))?;
-        upper.choose_prefix(options).map_err(failed("cannot set xattrs in", &dirs.work))?;
+        upper
+            .empty_work()
+            .map_err(failed("cannot empty work directory", &dirs.work))?;
+        upper
+            .choose_prefix(options)
+            .map_err(failed("cannot set xattrs in", &dirs.work))?;
         upper.probe_write(&dirs.upper)?;
         if upper.volatile {
             let mut at = OsString::new();
@@ -166,7 +194,12 @@ impl Upper {
     }
 
     /// Reads an internal xattr of `name` in `dir` without opening it.
-    pub fn mark_at(&self, dir: BorrowedFd<'_>, name: &OsStr, mark: &str) -> Result<Option<Vec<u8>>> {
+    pub fn mark_at(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        mark: &str,
+    ) -> Result<Option<Vec<u8>>> {
         host::xattr_at(host::proc_child(dir, name).as_slice(), &self.xattr(mark))
     }
 
@@ -192,24 +225,46 @@ impl Upper {
         if !self.xattr_whiteouts.load(Ordering::Relaxed) {
             let mut template = super::node::lock(&self.template);
             if let Some(source) = &*template {
-                match rustix::fs::linkat(&self.work, source.as_os_str(), dir, name, AtFlags::empty()) {
+                match rustix::fs::linkat(
+                    &self.work,
+                    source.as_os_str(),
+                    dir,
+                    name,
+                    AtFlags::empty(),
+                ) {
                     // The template has as many links as the file system allows: make a new one.
                     Err(Errno::MLINK | Errno::NOENT | Errno::XDEV | Errno::PERM) => {}
                     other => return other,
                 }
             }
             let source = self.temp_name();
-            match rustix::fs::mknodat(&self.work, source.as_os_str(), FileType::CharacterDevice, Mode::empty(), 0) {
+            match rustix::fs::mknodat(
+                &self.work,
+                source.as_os_str(),
+                FileType::CharacterDevice,
+                Mode::empty(),
+                0,
+            ) {
                 Ok(()) => {
-                    let made = rustix::fs::linkat(&self.work, source.as_os_str(), dir, name, AtFlags::empty());
+                    let made = rustix::fs::linkat(
+                        &self.work,
+                        source.as_os_str(),
+                        dir,
+                        name,
+                        AtFlags::empty(),
+                    );
                     if let Some(old) = template.replace(source) {
                         let _ = rustix::fs::unlinkat(&self.work, old.as_os_str(), AtFlags::empty());
                     }
                     return match made {
                         // No hard links to devices here: each whiteout is its own.
-                        Err(Errno::PERM | Errno::MLINK) => {
-                            rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0)
-                        }
+                        Err(Errno::PERM | Errno::MLINK) => rustix::fs::mknodat(
+                            dir,
+                            name,
+                            FileType::CharacterDevice,
+                            Mode::empty(),
+                            0,
+                        ),
                         other => other,
                     };
                 }
@@ -231,10 +286,19 @@ impl Upper {
     }
 
     /// Puts a whiteout in place of whatever `name` in `dir` is now, in one step; what was there is gone.
-    pub fn replace_by_whiteout(&self, dir: BorrowedFd<'_>, name: &OsStr, was_dir: bool) -> Result<()> {
+    pub fn replace_by_whiteout(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        was_dir: bool,
+    ) -> Result<()> {
         let temp = self.temp_name();
         self.make_whiteout(self.work.as_fd(), &temp)?;
-        let how = if was_dir { RenameFlags::EXCHANGE } else { RenameFlags::empty() };
+        let how = if was_dir {
+            RenameFlags::EXCHANGE
+        } else {
+            RenameFlags::empty()
+        };
         let moved = rustix::fs::renameat_with(&self.work, temp.as_os_str(), dir, name, how);
         // After an exchange the old directory is here; after a failure the whiteout is.
         if was_dir || moved.is_err() {
@@ -266,7 +330,11 @@ pub(super) fn remove_tree(dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
         Err(Errno::NOTEMPTY | Errno::EXIST) => {}
         Err(e) => return Err(e),
     }
-    let fd = host::open_at(dir, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW)?;
+    let fd = host::open_at(
+        dir,
+        name,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW,
+    )?;
     for entry in host::read_dir(fd.as_fd())? {
         remove_tree(fd.as_fd(), &entry.name)?;
     }
@@ -275,8 +343,11 @@ pub(super) fn remove_tree(dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
 
 /// Is this one of the xattrs overlays keep for themselves?
 pub(super) fn is_internal_xattr(name: &OsStr) -> bool {
-    INTERNAL_PREFIXES.iter().any(|p| name.as_bytes().starts_with(p.as_bytes()))
+    INTERNAL_PREFIXES
+        .iter()
+        .any(|p| name.as_bytes().starts_with(p.as_bytes()))
 }
 
 /// Namespaces of internal xattrs; those of the first two can be nested (`overlay.overlay.`).
-pub(super) const INTERNAL_PREFIXES: [&str; 3] = ["trusted.overlay.", "user.overlay.", "user.fuseoverlayfs."];
+pub(super) const INTERNAL_PREFIXES: [&str; 3] =
+    ["trusted.overlay.", "user.overlay.", "user.fuseoverlayfs."];

@@ -111,19 +111,35 @@ mod tests {
     fn names_nest_and_internals_stay_hidden() {
         for (shown, stored) in [
             ("user.mime", Some("user.mime")),
-            ("trusted.overlay.opaque", Some("trusted.overlay.overlay.opaque")),
-            ("trusted.overlay.overlay.opaque", Some("trusted.overlay.overlay.overlay.opaque")),
-            ("user.overlay.redirect", Some("user.overlay.overlay.redirect")),
+            (
+                "trusted.overlay.opaque",
+                Some("trusted.overlay.overlay.opaque"),
+            ),
+            (
+                "trusted.overlay.overlay.opaque",
+                Some("trusted.overlay.overlay.overlay.opaque"),
+            ),
+            (
+                "user.overlay.redirect",
+                Some("user.overlay.overlay.redirect"),
+            ),
             ("user.fuseoverlayfs.opaque", None),
             ("security.capability", Some("security.capability")),
         ] {
             let got = stored_name(OsStr::new(shown));
             assert_eq!(got.as_deref(), stored.map(OsStr::new), "{shown}");
             if let Some(stored) = stored {
-                assert_eq!(shown_name(OsStr::new(stored)).as_deref(), Some(OsStr::new(shown)));
+                assert_eq!(
+                    shown_name(OsStr::new(stored)).as_deref(),
+                    Some(OsStr::new(shown))
+                );
             }
         }
-        for internal in ["trusted.overlay.opaque", "user.overlay.origin", "user.fuseoverlayfs.opaque"] {
+        for internal in [
+            "trusted.overlay.opaque",
+            "user.overlay.origin",
+            "user.fuseoverlayfs.opaque",
+        ] {
             assert_eq!(shown_name(OsStr::new(internal)), None, "{internal}");
         }
     }
