@@ -27,19 +27,31 @@ impl DirLayer {
     /// Opens `path`. Where we may, a private clone of its mount is used, as the kernel's overlayfs does: what
     /// somebody mounts below `path` later, or has mounted there before, is not part of the layer.
     pub fn open(path: &Path) -> std::io::Result<Self> {
-        let plain = || rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        let plain = || {
+            rustix::fs::open(
+                path,
+                OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )
+        };
         let opened = plain()?;
         let clone = rustix::mount::open_tree(
             &opened,
             c"",
-            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH,
+            OpenTreeFlags::OPEN_TREE_CLONE
+                | OpenTreeFlags::OPEN_TREE_CLOEXEC
+                | OpenTreeFlags::AT_EMPTY_PATH,
         );
         let root = clone.unwrap_or(opened);
         let key = host::stat_fd(root.as_fd())?.key;
-        let uuid = host::open_beneath(root.as_fd(), OsStr::new(""), OFlags::RDONLY | OFlags::DIRECTORY)
-            .ok()
-            .and_then(|fd| sys::fs_uuid(fd.as_fd()))
-            .unwrap_or_default();
+        let uuid = host::open_beneath(
+            root.as_fd(),
+            OsStr::new(""),
+            OFlags::RDONLY | OFlags::DIRECTORY,
+        )
+        .ok()
+        .and_then(|fd| sys::fs_uuid(fd.as_fd()))
+        .unwrap_or_default();
         Ok(Self { root, key, uuid })
     }
 
@@ -49,11 +61,19 @@ impl DirLayer {
     }
 
     fn object(&self, node: &LayerNode) -> Result<OwnedFd> {
-        host::open_beneath(self.root.as_fd(), &node.path, OFlags::PATH | OFlags::NOFOLLOW)
+        host::open_beneath(
+            self.root.as_fd(),
+            &node.path,
+            OFlags::PATH | OFlags::NOFOLLOW,
+        )
     }
 
     fn dir(&self, node: &LayerNode) -> Result<OwnedFd> {
-        host::open_beneath(self.root.as_fd(), &node.path, OFlags::PATH | OFlags::DIRECTORY)
+        host::open_beneath(
+            self.root.as_fd(),
+            &node.path,
+            OFlags::PATH | OFlags::DIRECTORY,
+        )
     }
 
     /// Is this stat'ed object a whiteout in kernel form?
@@ -81,11 +101,18 @@ fn join(parent: &OsStr, name: &OsStr) -> Arc<OsStr> {
 
 impl Layer for DirLayer {
     fn identity(&self) -> Identity {
-        Identity::Host { dev: self.key.dev, uuid: self.uuid }
+        Identity::Host {
+            dev: self.key.dev,
+            uuid: self.uuid,
+        }
     }
 
     fn root(&self) -> Result<LayerNode> {
-        Ok(LayerNode { key: self.key, kind: FileKind::Directory, path: OsStr::new("").into() })
+        Ok(LayerNode {
+            key: self.key,
+            kind: FileKind::Directory,
+            path: OsStr::new("").into(),
+        })
     }
 
     fn lookup(&self, dir: &LayerNode, name: &OsStr) -> Result<Option<LayerEntry>> {
@@ -100,7 +127,11 @@ impl Layer for DirLayer {
         if Self::is_whiteout(fd.as_fd(), name, &stat)? {
             return Ok(Some(LayerEntry::Whiteout));
         }
-        let node = LayerNode { key: stat.key, kind: stat.attr.kind, path: join(&dir.path, name) };
+        let node = LayerNode {
+            key: stat.key,
+            kind: stat.attr.kind,
+            path: join(&dir.path, name),
+        };
         Ok(Some(LayerEntry::Node(node, Some(stat.attr))))
     }
 
@@ -121,19 +152,33 @@ impl Layer for DirLayer {
             // What getdents says suffices, unless the entry may be a whiteout.
             let (key, kind) = match entry.kind {
                 Some(FileKind::CharDevice) | None => {
-                    let Some(stat) = host::stat_at(fd.as_fd(), &entry.name)? else { continue };
+                    let Some(stat) = host::stat_at(fd.as_fd(), &entry.name)? else {
+                        continue;
+                    };
                     if stat.is_whiteout() {
-                        out.push(LayerDirent { name: entry.name, target: None });
+                        out.push(LayerDirent {
+                            name: entry.name,
+                            target: None,
+                        });
                         continue;
                     }
                     (stat.key, stat.attr.kind)
                 }
-                Some(kind) => (ObjectKey { dev: self.key.dev, ino: entry.ino }, kind),
+                Some(kind) => (
+                    ObjectKey {
+                        dev: self.key.dev,
+                        ino: entry.ino,
+                    },
+                    kind,
+                ),
             };
             let whiteout = xattr_whiteouts
                 && kind == FileKind::Regular
                 && whiteout::has_whiteout_xattr(fd.as_fd(), &entry.name)?;
-            out.push(LayerDirent { name: entry.name, target: (!whiteout).then_some((key, kind)) });
+            out.push(LayerDirent {
+                name: entry.name,
+                target: (!whiteout).then_some((key, kind)),
+            });
         }
         for name in hidden {
             // A name beside its own AUFS whiteout stays: the whiteout means the layers below.
@@ -157,7 +202,11 @@ impl Layer for DirLayer {
             };
         };
         let (parent, name) = dir.path.as_bytes().split_at(cut);
-        let parent = host::open_beneath(self.root.as_fd(), OsStr::from_bytes(parent), OFlags::PATH | OFlags::DIRECTORY)?;
+        let parent = host::open_beneath(
+            self.root.as_fd(),
+            OsStr::from_bytes(parent),
+            OFlags::PATH | OFlags::DIRECTORY,
+        )?;
         whiteout::aufs_marks(parent.as_fd(), OsStr::from_bytes(&name[1..]))
     }
 
@@ -165,7 +214,11 @@ impl Layer for DirLayer {
         let fd = self.object(node)?;
         let stat = host::stat_fd(fd.as_fd())?;
         // Changed underneath: another object took the place.
-        if stat.attr.kind != node.kind { Err(Errno::STALE) } else { Ok(stat.attr) }
+        if stat.attr.kind != node.kind {
+            Err(Errno::STALE)
+        } else {
+            Ok(stat.attr)
+        }
     }
 
     fn read_link(&self, node: &LayerNode) -> Result<OsString> {

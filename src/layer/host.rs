@@ -62,7 +62,12 @@ fn from_statx(sx: &Statx) -> Result<Stat> {
 
 /// `lstat` of `name` in `dir`; `None` when there is none.
 pub fn stat_at(dir: BorrowedFd<'_>, name: &OsStr) -> Result<Option<Stat>> {
-    match rustix::fs::statx(dir, name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT, StatxFlags::BASIC_STATS) {
+    match rustix::fs::statx(
+        dir,
+        name,
+        AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT,
+        StatxFlags::BASIC_STATS,
+    ) {
         Ok(sx) => from_statx(&sx).map(Some),
         Err(Errno::NOENT) => Ok(None),
         Err(e) => Err(e),
@@ -71,13 +76,19 @@ pub fn stat_at(dir: BorrowedFd<'_>, name: &OsStr) -> Result<Option<Stat>> {
 
 /// `fstat`; `O_PATH` descriptors too.
 pub fn stat_fd(fd: BorrowedFd<'_>) -> Result<Stat> {
-    from_statx(&rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?)
+    from_statx(&rustix::fs::statx(
+        fd,
+        c"",
+        AtFlags::EMPTY_PATH,
+        StatxFlags::BASIC_STATS,
+    )?)
 }
 
 fn open_once(dir: BorrowedFd<'_>, path: &OsStr, flags: OFlags, mode: Mode) -> Result<OwnedFd> {
     let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     // A symlink itself may be opened (O_PATH | O_NOFOLLOW), and NO_SYMLINKS would forbid just that.
-    let how = if flags.contains(OFlags::PATH | OFlags::NOFOLLOW) && !path.as_bytes().contains(&b'/') {
+    let how = if flags.contains(OFlags::PATH | OFlags::NOFOLLOW) && !path.as_bytes().contains(&b'/')
+    {
         ResolveFlags::BENEATH
     } else {
         how
@@ -101,11 +112,21 @@ pub fn open_beneath(root: BorrowedFd<'_>, path: &OsStr, flags: OFlags) -> Result
     while let Some(cut) = rest.iter().take(STEP).rposition(|b| *b == b'/') {
         let (head, tail) = (&rest[..cut], &rest[cut + 1..]);
         let base = at.as_ref().map_or(root, AsFd::as_fd);
-        let dir = open_once(base, OsStr::from_bytes(head), OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
+        let dir = open_once(
+            base,
+            OsStr::from_bytes(head),
+            OFlags::PATH | OFlags::DIRECTORY,
+            Mode::empty(),
+        )?;
         at = Some(dir);
         rest = tail;
     }
-    open_once(at.as_ref().map_or(root, AsFd::as_fd), OsStr::from_bytes(rest), flags, Mode::empty())
+    open_once(
+        at.as_ref().map_or(root, AsFd::as_fd),
+        OsStr::from_bytes(rest),
+        flags,
+        Mode::empty(),
+    )
 }
 
 /// Opens one name in `dir`.
@@ -180,7 +201,12 @@ pub fn xattr_names_fd(fd: BorrowedFd<'_>) -> Result<Vec<OsString>> {
 }
 
 /// Sets an xattr of an open object.
-pub fn set_xattr_fd(fd: BorrowedFd<'_>, name: &OsStr, value: &[u8], flags: XattrFlags) -> Result<()> {
+pub fn set_xattr_fd(
+    fd: BorrowedFd<'_>,
+    name: &OsStr,
+    value: &[u8],
+    flags: XattrFlags,
+) -> Result<()> {
     rustix::fs::setxattr(proc_path(fd), name, value, flags)
 }
 
@@ -201,7 +227,12 @@ pub struct RawEntry {
 /// All entries of an open directory but `.` and `..`, in the order of the file system.
 pub fn read_dir(dir: BorrowedFd<'_>) -> Result<Vec<RawEntry>> {
     use rustix::fs::FileType;
-    let fd = open_once(dir, OsStr::new("."), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
+    let fd = open_once(
+        dir,
+        OsStr::new("."),
+        OFlags::RDONLY | OFlags::DIRECTORY,
+        Mode::empty(),
+    )?;
     let mut buf = vec![MaybeUninit::uninit(); 64 * 1024];
     let mut iter = rustix::fs::RawDir::new(fd, &mut buf);
     let mut out = Vec::new();
@@ -231,5 +262,7 @@ pub fn read_dir(dir: BorrowedFd<'_>) -> Result<Vec<RawEntry>> {
 
 /// A symlink's target, by an `O_PATH` descriptor of the symlink.
 pub fn read_link_fd(fd: BorrowedFd<'_>) -> Result<OsString> {
-    Ok(OsString::from_vec(rustix::fs::readlinkat(fd, c"", Vec::new())?.into_bytes()))
+    Ok(OsString::from_vec(
+        rustix::fs::readlinkat(fd, c"", Vec::new())?.into_bytes(),
+    ))
 }

@@ -7,8 +7,8 @@ use rustix::io::Errno;
 
 use super::{Identity, Layer, LayerDirent, LayerEntry, LayerFile, LayerNode, ObjectKey, Result};
 use crate::meta::{Attr, FileKind};
-use crate::sys::FileHandle;
 use crate::store::{self, LayerReader, ROOT_INODE};
+use crate::sys::FileHandle;
 
 /// A stored layer. Whiteouts and opaque marks are columns there, so no name or xattr of a layer can act as one.
 pub struct StoredLayer {
@@ -38,18 +38,31 @@ const fn key(ino: u64) -> ObjectKey {
 
 impl Layer for StoredLayer {
     fn identity(&self) -> Identity {
-        Identity::Stored { diff_id: self.reader.info().diff_id }
+        Identity::Stored {
+            diff_id: self.reader.info().diff_id,
+        }
     }
 
     fn root(&self) -> Result<LayerNode> {
-        Ok(LayerNode { key: key(ROOT_INODE), kind: FileKind::Directory, path: OsStr::new("").into() })
+        Ok(LayerNode {
+            key: key(ROOT_INODE),
+            kind: FileKind::Directory,
+            path: OsStr::new("").into(),
+        })
     }
 
     fn lookup(&self, dir: &LayerNode, name: &OsStr) -> Result<Option<LayerEntry>> {
         let found = self.reader.lookup(dir.key.ino, name).map_err(errno)?;
         Ok(found.map(|dirent| match dirent.target {
             None => LayerEntry::Whiteout,
-            Some((ino, kind)) => LayerEntry::Node(LayerNode { key: key(ino), kind, path: dir.path.clone() }, None),
+            Some((ino, kind)) => LayerEntry::Node(
+                LayerNode {
+                    key: key(ino),
+                    kind,
+                    path: dir.path.clone(),
+                },
+                None,
+            ),
         }))
     }
 
@@ -57,7 +70,10 @@ impl Layer for StoredLayer {
         let list = self.reader.read_dir(dir.key.ino).map_err(errno)?;
         Ok(list
             .into_iter()
-            .map(|d| LayerDirent { name: d.name, target: d.target.map(|(ino, kind)| (key(ino), kind)) })
+            .map(|d| LayerDirent {
+                name: d.name,
+                target: d.target.map(|(ino, kind)| (key(ino), kind)),
+            })
             .collect())
     }
 
@@ -104,6 +120,9 @@ impl Layer for StoredLayer {
 
     fn xattr(&self, node: &LayerNode, name: &OsStr) -> Result<Option<Vec<u8>>> {
         let all = self.reader.xattrs(node.key.ino).map_err(errno)?;
-        Ok(all.into_iter().find(|(n, _)| n == name).map(|(_, value)| value))
+        Ok(all
+            .into_iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, value)| value))
     }
 }

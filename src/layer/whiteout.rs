@@ -20,7 +20,11 @@ use super::{Result, host};
 
 const AUFS_PREFIX: &[u8] = b".wh.";
 const AUFS_OPAQUE: &str = ".wh..wh..opq";
-const OPAQUE_XATTRS: [&str; 3] = ["trusted.overlay.opaque", "user.overlay.opaque", "user.fuseoverlayfs.opaque"];
+const OPAQUE_XATTRS: [&str; 3] = [
+    "trusted.overlay.opaque",
+    "user.overlay.opaque",
+    "user.fuseoverlayfs.opaque",
+];
 const WHITEOUT_XATTRS: [&str; 2] = ["trusted.overlay.whiteout", "user.overlay.whiteout"];
 
 /// What a name means in AUFS style.
@@ -37,7 +41,14 @@ pub enum Aufs<'a> {
 pub fn aufs_name(name: &OsStr) -> Aufs<'_> {
     match name.as_bytes().strip_prefix(AUFS_PREFIX) {
         None => Aufs::Ordinary,
-        Some(rest) if rest.is_empty() || rest == b"." || rest == b".." || rest.starts_with(AUFS_PREFIX) => Aufs::Internal,
+        Some(rest)
+            if rest.is_empty()
+                || rest == b"."
+                || rest == b".."
+                || rest.starts_with(AUFS_PREFIX) =>
+        {
+            Aufs::Internal
+        }
         Some(rest) => Aufs::Whiteout(OsStr::from_bytes(rest)),
     }
 }
