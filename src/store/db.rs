@@ -1,0 +1,226 @@
+//! Connections to `store.db`: how they are opened, hardened and pooled.
+//!
+//! Readers are read-only, pooled and shared by all threads of the process, one at a time each; WAL mode means no writer
+//! ever blocks them. Writers are opened for one job and closed. Connections do not survive a fork (POSIX locks belong to
+//! a process), so a store opened before a fork refuses to work after it instead of damaging itself.
+
+use std::ops::Deref;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::limits::Limit;
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+
+use super::place::Place;
+use super::schema::{self, Found};
+use super::{Error, Result};
+
+/// How long a writer waits for another. Batches hold the lock for well under a second; only publishing a layer of
+/// millions of entries, or a big `gc`, takes longer.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Idle readers kept; more are opened when more threads read at once, and closed afterwards.
+const IDLE_READERS: usize = 8;
+/// Largest row or value, bytes: well above an 8 MiB config document, well below what could hurt.
+pub(super) const MAX_VALUE: i32 = 32 << 20;
+/// Bytes of database pages each kind of connection may cache. Packs have their own cache.
+const READER_CACHE: i64 = 1 << 20;
+const WRITER_CACHE: i64 = 8 << 20;
+/// The log is written back to the database when it reaches this size.
+const WAL_LIMIT: i64 = 64 << 20;
+
+/// One open database.
+pub(super) struct Database {
+    pub(super) place: Place,
+    pid: u32,
+    readers: Mutex<Vec<Connection>>,
+}
+
+/// How hard a writer's commits are pressed to the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Durability {
+    /// In order, but a power cut may lose the last commits: for chunks that nothing refers to yet.
+    Ordered,
+    /// On the disk, together with everything committed before, when the commit returns.
+    Durable,
+}
+
+impl Database {
+    /// Opens the database at `place`, making or migrating its tables if `make`. `Ok(None)`: there is no store yet.
+    pub(super) fn open(place: Place, make: bool) -> Result<Option<Self>> {
+        let database = Self { place, pid: std::process::id(), readers: Mutex::default() };
+        let in_store = |error: Error| match error {
+            Error::Corrupt(reason) => Error::NotAStore { path: database.place.database.clone(), reason },
+            other => other.in_store(&database.place.root),
+        };
+        let path = &database.place.database;
+        let mut conn = database.connect(OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(in_store)?;
+        match schema::identify(&conn, path).map_err(in_store)? {
+            Found::Store => {}
+            Found::Older(_) => schema::migrate(&mut conn, path).map_err(in_store)?,
+            Found::Empty if !make => return Ok(None),
+            Found::Empty => {
+                let made = (|| {
+                    conn.pragma_update(None, "page_size", schema::PAGE_SIZE)?;
+                    conn.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+                    let mode: String =
+                        conn.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+                    if mode != "wal" {
+                        let message = format!("this file system cannot hold a write-ahead log (got mode {mode})");
+                        return Err(Error::Sqlite { root: database.place.root.clone(), message });
+                    }
+                    conn.pragma_update(None, "synchronous", "FULL")?;
+                    schema::create(&mut conn)
+                })();
+                made.map_err(|error| error.in_store(&database.place.root))?;
+            }
+        }
+        Ok(Some(database))
+    }
+
+    fn connect(&self, access: OpenFlags) -> Result<Connection> {
+        if std::process::id() != self.pid {
+            return Err(Error::Misuse("a store opened before a fork cannot be used after it; open it again"));
+        }
+        let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+        let conn = Connection::open_with_flags(&self.place.database, flags)?;
+        conn.busy_timeout(BUSY_TIMEOUT)?;
+        for (option, value) in [
+            (DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true),
+            (DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false),
+            (DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false),
+            (DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW, false),
+            (DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, false),
+            (DbConfig::SQLITE_DBCONFIG_DQS_DML, false),
+            (DbConfig::SQLITE_DBCONFIG_DQS_DDL, false),
+            (DbConfig::SQLITE_DBCONFIG_ENABLE_ATTACH_CREATE, false),
+            (DbConfig::SQLITE_DBCONFIG_ENABLE_ATTACH_WRITE, false),
+        ] {
+            conn.set_db_config(option, value)?;
+        }
+        for (limit, value) in [
+            (Limit::SQLITE_LIMIT_LENGTH, MAX_VALUE),
+            (Limit::SQLITE_LIMIT_SQL_LENGTH, 1 << 16),
+            (Limit::SQLITE_LIMIT_ATTACHED, 0),
+            (Limit::SQLITE_LIMIT_TRIGGER_DEPTH, 1),
+            (Limit::SQLITE_LIMIT_WORKER_THREADS, 0),
+            (Limit::SQLITE_LIMIT_EXPR_DEPTH, 50),
+        ] {
+            conn.set_limit(limit, value)?;
+        }
+        conn.pragma_update(None, "cell_size_check", true)?;
+        // A database file cut short under a memory map would be SIGBUS instead of an error.
+        conn.pragma_update(None, "mmap_size", 0)?;
+        conn.set_prepared_statement_cache_capacity(64);
+        Ok(conn)
+    }
+
+    /// A pooled read-only connection.
+    pub(super) fn reader(&self) -> Result<Reader<'_>> {
+        let idle = self.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let conn = match idle {
+            Some(conn) if std::process::id() == self.pid => conn,
+            // Closing it here would drop the parent's locks: leave it be.
+            Some(conn) => {
+                std::mem::forget(conn);
+                return Err(Error::Misuse("a store opened before a fork cannot be used after it; open it again"));
+            }
+            None => {
+                let conn = self.connect(OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+                conn.pragma_update(None, "cache_size", -(READER_CACHE >> 10))?;
+                conn
+            }
+        };
+        Ok(Reader { database: self, conn: Some(conn) })
+    }
+
+    /// A connection that may write.
+    pub(super) fn writer(&self, durability: Durability) -> Result<Connection> {
+        let conn = self.connect(OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        conn.pragma_update(None, "cache_size", -(WRITER_CACHE >> 10))?;
+        conn.pragma_update(None, "temp_store", "FILE")?;
+        conn.pragma_update(None, "wal_autocheckpoint", WAL_LIMIT / schema::PAGE_SIZE)?;
+        // After a checkpoint the log file is cut back to this.
+        conn.pragma_update(None, "journal_size_limit", WAL_LIMIT)?;
+        set_durability(&conn, durability)?;
+        Ok(conn)
+    }
+
+    /// Runs `change` in one durable write transaction; an error undoes all of it.
+    pub(super) fn write<T>(&self, change: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        let run = || {
+            let mut conn = self.writer(Durability::Durable)?;
+            let transaction = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let value = change(&transaction)?;
+            transaction.commit()?;
+            Ok(value)
+        };
+        run().map_err(|error| self.explain(error))
+    }
+
+    /// Runs `query` on a reader.
+    pub(super) fn read<T>(&self, query: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+        self.reader().and_then(|reader| query(&reader)).map_err(|error| error.in_store(&self.place.root))
+    }
+
+    /// Adds to an error what the store knows: its place, and who holds it.
+    pub(super) fn explain(&self, error: Error) -> Error {
+        match error {
+            Error::Busy(_) => {
+                let holders = self.reader().and_then(|reader| super::leases::describe_imports(&reader));
+                let who = match holders {
+                    Ok(list) if !list.is_empty() => format!(" ({})", list.join(", ")),
+                    _ => String::new(),
+                };
+                Error::Busy(format!(
+                    "the store at {} was busy for {} s: another process is writing to it{who}; try again",
+                    self.place.root.display(),
+                    BUSY_TIMEOUT.as_secs()
+                ))
+            }
+            other => other.in_store(&self.place.root),
+        }
+    }
+}
+
+pub(super) fn set_durability(conn: &Connection, durability: Durability) -> Result<()> {
+    let level = match durability {
+        Durability::Ordered => "NORMAL",
+        Durability::Durable => "FULL",
+    };
+    Ok(conn.pragma_update(None, "synchronous", level)?)
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        if std::process::id() != self.pid {
+            let readers = std::mem::take(self.readers.get_mut().unwrap_or_else(PoisonError::into_inner));
+            std::mem::forget(readers);
+        }
+    }
+}
+
+/// A reader on loan from the pool.
+pub(super) struct Reader<'a> {
+    database: &'a Database,
+    conn: Option<Connection>,
+}
+
+impl Deref for Reader<'_> {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        self.conn.as_ref().expect("present until dropped")
+    }
+}
+
+impl Drop for Reader<'_> {
+    fn drop(&mut self) {
+        if let Some(conn) = self.conn.take() {
+            let mut idle = self.database.readers.lock().unwrap_or_else(PoisonError::into_inner);
+            if idle.len() < IDLE_READERS {
+                idle.push(conn);
+            }
+        }
+    }
+}

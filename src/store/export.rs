@@ -1,0 +1,84 @@
+//! Giving a layer's tar back, bit for bit, and proving it.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use rusqlite::OptionalExtension;
+use sha2::{Digest as _, Sha256};
+
+use super::content::ContentReader;
+use super::recipe::{self, Op};
+use super::{Digest, Error, Result, Shared, layers};
+
+/// Writes the tar and gives its length. Fails with [`Error::Corrupt`] at the end if it does not hash to `diff_id`.
+pub(super) fn write_layer_tar(shared: &Arc<Shared>, diff_id: &Digest, out: &mut dyn Write) -> Result<u64> {
+    let (layer, info) = shared
+        .database
+        .read(|conn| layers::find(conn, diff_id))?
+        .ok_or_else(|| Error::NotFound(format!("layer {diff_id} is not in the store")))?;
+    let mut sink = Sink { out, hash: Sha256::new(), len: 0 };
+    let mut after = -1i64;
+    while let Some((seq, ops, raw_len, literals)) = segment(shared, layer, after)? {
+        let literals = recipe::decode_literals(raw_len, &literals)?;
+        let mut rest = literals.as_slice();
+        for op in recipe::decode_ops(&ops)? {
+            match op {
+                Op::Literal(len) => {
+                    let (now, later) = usize::try_from(len)
+                        .ok()
+                        .and_then(|len| rest.split_at_checked(len))
+                        .ok_or_else(|| damaged(diff_id, "it uses more headers than it has"))?;
+                    sink.write(now)?;
+                    rest = later;
+                }
+                Op::Content { content, len } => {
+                    let start = sink.len;
+                    ContentReader::open(shared, content)?.each_chunk(|chunk, chunk_len| {
+                        sink.write(&shared.chunk(chunk, chunk_len)?)
+                    })?;
+                    if sink.len - start != len {
+                        return Err(damaged(diff_id, "a content has the wrong length"));
+                    }
+                }
+            }
+        }
+        after = seq;
+    }
+    let found = Digest::from_bytes(sink.hash.finalize().into());
+    if found != *diff_id || sink.len != info.tar_size {
+        tracing::error!(layer = %diff_id, %found, "the tar made from the store does not hash to its layer's name");
+        return Err(damaged(diff_id, &format!("the tar hashes to {found}")));
+    }
+    Ok(sink.len)
+}
+
+type SegmentRow = (i64, Vec<u8>, i64, Vec<u8>);
+
+fn segment(shared: &Shared, layer: i64, after: i64) -> Result<Option<SegmentRow>> {
+    shared.database.read(|conn| {
+        Ok(conn
+            .prepare_cached(
+                "SELECT seq, ops, raw_len, literals FROM recipe WHERE layer = ?1 AND seq > ?2 ORDER BY seq LIMIT 1",
+            )?
+            .query_row((layer, after), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
+            .optional()?)
+    })
+}
+
+fn damaged(diff_id: &Digest, what: &str) -> Error {
+    Error::Corrupt(format!("layer {diff_id}: {what}"))
+}
+
+struct Sink<'a> {
+    out: &'a mut dyn Write,
+    hash: Sha256,
+    len: u64,
+}
+
+impl Sink<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.hash.update(bytes);
+        self.len += bytes.len() as u64;
+        self.out.write_all(bytes).map_err(Error::Output)
+    }
+}

@@ -1,0 +1,235 @@
+//! The machinery behind an import: packs are compressed on some threads and stored by another while the caller's thread
+//! reads on.
+//!
+//! Caller -> (bounded) -> compressors -> (bounded) -> one writer thread with its own connection. The writer collects
+//! packs until a batch is full and only then takes the database's write lock, so that other processes wait for one
+//! short transaction, not for an import. Dropping the pipeline abandons what is not yet stored.
+//!
+//! Ids of chunks are chosen by the caller before the chunk is stored. If another process stores the same chunk first,
+//! the database keeps theirs and ours becomes an alias, which publishing the layer resolves.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
+
+use super::db::{Database, Durability};
+use super::pack::{self, RawPack, StoredPack};
+use super::schema::Sequence;
+use super::{Error, Result};
+
+const COMPRESSORS: usize = 2;
+/// Packs waiting for a compressor, and for the writer.
+const QUEUE: usize = 8;
+/// A batch is committed when it holds this many raw bytes.
+const BATCH: usize = 32 << 20;
+
+/// Chunk ids that turned out to be stored already under another id: ours -> theirs.
+pub(super) type Aliases = HashMap<i64, i64>;
+
+enum Message {
+    Pack(StoredPack),
+    Failed(Error),
+    /// Commit once so many packs have arrived, then answer.
+    Flush { after: u64, done: SyncSender<()> },
+}
+
+pub(super) struct Pipeline {
+    jobs: Option<SyncSender<RawPack>>,
+    messages: Option<SyncSender<Message>>,
+    compressors: Vec<JoinHandle<()>>,
+    writer: Option<JoinHandle<Result<Aliases>>>,
+    abandoned: Arc<AtomicBool>,
+    sent: u64,
+}
+
+impl Pipeline {
+    pub(super) fn start(database: Arc<Database>) -> Result<Self> {
+        let (jobs, job_queue) = sync_channel::<RawPack>(QUEUE);
+        let (messages, message_queue) = sync_channel::<Message>(QUEUE);
+        let job_queue = Arc::new(Mutex::new(job_queue));
+        let spawned = |name: &str| thread::Builder::new().name(name.to_owned());
+        let failed = |source| Error::Io { path: "starting a thread".into(), source };
+        let mut pipeline = Self {
+            jobs: Some(jobs),
+            messages: Some(messages.clone()),
+            compressors: Vec::new(),
+            writer: None,
+            abandoned: Arc::default(),
+            sent: 0,
+        };
+        for _ in 0..COMPRESSORS {
+            let (queue, messages) = (Arc::clone(&job_queue), messages.clone());
+            let handle = spawned("ovl-compress").spawn(move || compress(&queue, &messages)).map_err(failed)?;
+            pipeline.compressors.push(handle);
+        }
+        let conn = database.writer(Durability::Ordered)?;
+        let abandoned = Arc::clone(&pipeline.abandoned);
+        let writer = spawned("ovl-store").spawn(move || {
+            Writer { conn, batch: Vec::new(), raw: 0, aliases: Aliases::new(), abandoned }
+                .run(&message_queue)
+                .map_err(|error| database.explain(error))
+        });
+        pipeline.writer = Some(writer.map_err(failed)?);
+        Ok(pipeline)
+    }
+
+    /// Hands a pack over; waits while the queues are full.
+    pub(super) fn send(&mut self, pack: RawPack) -> Result<()> {
+        let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send(pack).is_ok());
+        self.sent += 1;
+        if sent { Ok(()) } else { Err(self.failure()) }
+    }
+
+    /// Waits until everything sent so far is committed.
+    pub(super) fn flush(&mut self) -> Result<()> {
+        let (done, answer) = sync_channel(1);
+        let message = Message::Flush { after: self.sent, done };
+        let flushed =
+            self.messages.as_ref().is_some_and(|messages| messages.send(message).is_ok()) && answer.recv().is_ok();
+        if flushed { Ok(()) } else { Err(self.failure()) }
+    }
+
+    /// Stores everything that was sent.
+    pub(super) fn finish(mut self) -> Result<Aliases> {
+        self.close().unwrap_or_else(|| Err(Error::Misuse("an import that failed was continued")))
+    }
+
+    /// Lets the threads run out of work; gives what the writer says.
+    fn close(&mut self) -> Option<Result<Aliases>> {
+        self.jobs = None;
+        for compressor in self.compressors.drain(..) {
+            // A compressor's panic drops its pack, which the count of chunks could not tell: treat it as failure.
+            if compressor.join().is_err() {
+                self.abandoned.store(true, Ordering::Relaxed);
+            }
+        }
+        self.messages = None;
+        let writer = self.writer.take()?;
+        Some(match writer.join() {
+            Ok(result) if !self.abandoned.load(Ordering::Relaxed) => result,
+            Ok(Err(error)) => Err(error),
+            _ => Err(Error::Misuse("a thread of the import panicked")),
+        })
+    }
+
+    fn failure(&mut self) -> Error {
+        match self.close() {
+            Some(Err(error)) => error,
+            _ => Error::Misuse("an import that failed was continued"),
+        }
+    }
+}
+
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        self.abandoned.store(true, Ordering::Relaxed);
+        drop(self.close());
+    }
+}
+
+fn compress(queue: &Mutex<Receiver<RawPack>>, messages: &SyncSender<Message>) {
+    let mut compressor = match pack::compressor() {
+        Ok(compressor) => compressor,
+        Err(error) => return drop(messages.send(Message::Failed(error))),
+    };
+    loop {
+        // Held while waiting: the other compressor waits for the lock instead of the queue, which is the same.
+        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(raw) = next else { return };
+        let message = match StoredPack::compress(raw, &mut compressor) {
+            Ok(stored) => Message::Pack(stored),
+            Err(error) => Message::Failed(error),
+        };
+        if messages.send(message).is_err() {
+            return;
+        }
+    }
+}
+
+struct Writer {
+    conn: Connection,
+    batch: Vec<StoredPack>,
+    raw: usize,
+    aliases: Aliases,
+    abandoned: Arc<AtomicBool>,
+}
+
+impl Writer {
+    fn run(mut self, messages: &Receiver<Message>) -> Result<Aliases> {
+        let (mut arrived, mut flush) = (0, None);
+        while let Ok(message) = messages.recv() {
+            if self.abandoned.load(Ordering::Relaxed) {
+                return Ok(self.aliases);
+            }
+            match message {
+                Message::Pack(pack) => {
+                    arrived += 1;
+                    self.raw += pack.raw_len();
+                    self.batch.push(pack);
+                    if self.raw >= BATCH {
+                        self.commit()?;
+                    }
+                }
+                Message::Failed(error) => return Err(error),
+                Message::Flush { after, done } => flush = Some((after, done)),
+            }
+            if let Some((_, done)) = flush.take_if(|(after, _)| arrived >= *after) {
+                self.commit()?;
+                // Nobody listens any more only if the import was abandoned.
+                let _ = done.send(());
+            }
+        }
+        if !self.abandoned.load(Ordering::Relaxed) {
+            self.commit()?;
+        }
+        Ok(self.aliases)
+    }
+
+    fn commit(&mut self) -> Result<()> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        let transaction = self.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut pack_id = Sequence::Pack.take(&transaction, self.batch.len() as i64)?;
+        for pack in self.batch.drain(..) {
+            if insert_chunks(&transaction, &pack, pack_id, &mut self.aliases)? {
+                pack.insert(&transaction, pack_id)?;
+            }
+            pack_id += 1;
+        }
+        transaction.commit()?;
+        self.raw = 0;
+        Ok(())
+    }
+}
+
+/// Records the chunks of a pack; `false` if all of them were stored already, so that the pack is not needed.
+fn insert_chunks(conn: &Connection, pack: &StoredPack, pack_id: i64, aliases: &mut Aliases) -> Result<bool> {
+    let mut insert = conn.prepare_cached(
+        "INSERT INTO chunk (id, sha256, pack, offset, len) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (sha256) DO NOTHING",
+    )?;
+    let mut needed = false;
+    for chunk in &pack.chunks {
+        if insert.execute((chunk.id, chunk.digest.as_bytes(), pack_id, chunk.offset, chunk.len))? == 1 {
+            needed = true;
+        } else {
+            let theirs = find_chunk(conn, chunk.digest.as_bytes())?.ok_or_else(|| {
+                Error::Corrupt(format!("chunk {} is in the index but not in the table", chunk.digest))
+            })?;
+            aliases.insert(chunk.id, theirs);
+        }
+    }
+    Ok(needed)
+}
+
+/// Id of a stored chunk.
+pub(super) fn find_chunk(conn: &Connection, digest: &[u8; 32]) -> Result<Option<i64>> {
+    Ok(conn
+        .prepare_cached("SELECT id FROM chunk WHERE sha256 = ?1")?
+        .query_row([digest], |row| row.get(0))
+        .optional()?)
+}
