@@ -1,1 +1,49 @@
-//! Images.
+//! Images: OCI and Docker formats in and out of the store.
+//!
+//! For: references, manifests and configs, archives of images, layer tars both ways, import, commit, export.
+//! Owns: what a tar entry means for a tree, which document is believed, what a name may look like.
+//! Never: unpacks anything, resolves a name from an archive on the host, knows of mounts.
+//!
+//! Invariants: nothing is recorded whose digest and size were not checked; a layer's bytes reach the store whole, so they
+//! come back bit for bit; an import that fails records no image and moves no name.
+
+mod acl;
+mod archive;
+mod compress;
+mod documents;
+mod error;
+mod import;
+mod ingest;
+mod layer_entry;
+mod limits;
+mod links;
+mod plan;
+mod platform;
+mod progress;
+mod pump;
+mod reference;
+mod source;
+mod stream;
+pub mod tar;
+mod timestamp;
+
+pub use compress::Compression;
+pub use error::{Error, Result};
+pub use import::{ImportOptions, ImportedImage, import, import_stream};
+pub use layer_entry::EntryFault;
+pub use limits::Limits;
+pub use platform::Platform;
+pub use progress::{ImportProgress, LayerOutcome};
+pub use reference::{Reference, ReferenceError};
+pub use source::{Location, Source, Transport};
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+/// A new file in `dir` that has no name and goes when it is closed.
+fn unnamed_file(dir: &Path) -> io::Result<File> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR)?.into())
+}
