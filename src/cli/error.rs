@@ -13,6 +13,8 @@
 use std::fmt;
 use std::io;
 
+use ovl::{image, store};
+
 /// An error with the exit code it stands for, made by the command line itself.
 #[derive(Debug)]
 pub struct Failure {
@@ -81,7 +83,19 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 }
 
 fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
-    cause.downcast_ref::<Failure>().map(|failure| failure.code)
+    if let Some(failure) = cause.downcast_ref::<Failure>() {
+        return Some(failure.code);
+    }
+    if let Some(error) = cause.downcast_ref::<image::Error>() {
+        return Some(match error {
+            image::Error::Store(error) => error.exit_code(),
+            error => error.exit_code().try_into().unwrap_or(1),
+        });
+    }
+    if cause.is::<image::ReferenceError>() {
+        return Some(2);
+    }
+    cause.downcast_ref::<store::Error>().map(store::Error::exit_code)
 }
 
 /// The whole chain of causes in one line: causes that their parent's text already tells are left out, control characters

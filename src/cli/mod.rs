@@ -4,8 +4,15 @@
 
 mod completion;
 mod error;
+mod find;
+mod history;
+mod images;
+mod import;
+mod inspect;
+mod limits;
 mod output;
 mod progress;
+mod tag;
 mod time;
 mod version;
 
@@ -71,6 +78,13 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    Import(import::Import),
+    Images(images::Images),
+    Inspect(inspect::Inspect),
+    History(history::History),
+    Tag(tag::Tag),
+    Untag(tag::Untag),
+    Rmi(tag::Rmi),
     Completion(completion::Completion),
     #[command(hide = true)]
     Man(completion::Man),
@@ -80,6 +94,13 @@ enum Verb {
 impl Verb {
     fn run(self, context: &Context) -> anyhow::Result<()> {
         match self {
+            Self::Import(verb) => verb.run(context),
+            Self::Images(verb) => verb.run(context),
+            Self::Inspect(verb) => verb.run(context),
+            Self::History(verb) => verb.run(context),
+            Self::Tag(verb) => verb.run(context),
+            Self::Untag(verb) => verb.run(context),
+            Self::Rmi(verb) => verb.run(context),
             Self::Completion(verb) => verb.run(),
             Self::Man(verb) => verb.run(),
             Self::Version(verb) => verb.run(),
@@ -164,31 +185,37 @@ fn usage(error: &clap::Error) -> ExitCode {
         eprintln!("{}", error.render());
         return ExitCode::from(2);
     }
-    let text = error.render().to_string();
-    let words: Vec<&str> = text
-        .lines()
-        .map(str::trim)
-        .take_while(|line| !line.starts_with("Usage:"))
-        .filter(|l| !l.is_empty())
-        .collect();
-    let verb = std::env::args_os()
-        .skip(1)
-        .find(|word| is_verb(word))
-        .map_or(String::new(), |verb| format!(" {}", verb.display()));
-    let said = words.join(" ");
     eprintln!(
-        "ovl: {}; see: ovl{verb} --help",
-        error::escape(
-            said.trim_start_matches("error: ")
-                .trim_end_matches("For more information, try '--help'.")
-                .trim()
-        )
+        "ovl: {}; see: ovl{} --help",
+        usage_words(&error.render().to_string()),
+        verb()
     );
     ExitCode::from(2)
 }
 
-fn is_verb(word: &OsString) -> bool {
-    Cli::command()
-        .get_subcommands()
-        .any(|verb| *word == *verb.get_name())
+/// What is wrong, from clap's paragraphs: its first one and its tips, in one line.
+fn usage_words(text: &str) -> String {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let mut words = String::new();
+    for line in lines
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+    {
+        words.push_str(if line.starts_with("tip:") { "; " } else { " " });
+        words.push_str(line);
+    }
+    error::escape(words.trim_start().trim_start_matches("error: "))
+}
+
+/// The verb among the program's words, with a blank before it.
+fn verb() -> String {
+    let known = Cli::command();
+    let is_verb = |word: &OsString| {
+        known
+            .get_subcommands()
+            .any(|verb| *word == *verb.get_name())
+    };
+    std::env::args_os()
+        .skip(1)
+        .find(is_verb)
+        .map_or(String::new(), |verb| format!(" {}", verb.display()))
 }

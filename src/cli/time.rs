@@ -10,12 +10,12 @@ pub fn ago(then: Timestamp, now: Timestamp) -> String {
 fn span(seconds: i64) -> String {
     let (minutes, hours) = (seconds / 60, seconds / 3600);
     match seconds {
-        ..1 => "Less than a second".into(),
+        ..=0 => "Less than a second".into(),
         1 => "1 second".into(),
-        ..60 => format!("{seconds} seconds"),
-        ..120 => "About a minute".into(),
-        ..3600 => format!("{minutes} minutes"),
-        ..7200 => "About an hour".into(),
+        2..60 => format!("{seconds} seconds"),
+        60..120 => "About a minute".into(),
+        120..3600 => format!("{minutes} minutes"),
+        3600..7200 => "About an hour".into(),
         _ if hours < 48 => format!("{hours} hours"),
         _ if hours < 24 * 7 * 2 => format!("{} days", hours / 24),
         _ if hours < 24 * 30 * 2 => format!("{} weeks", hours / 24 / 7),
@@ -100,18 +100,25 @@ fn days(year: i64, month: i64, day: i64) -> i64 {
     365 * year + leap_days + (153 * month + 2) / 5 + day - 1 - 719_468
 }
 
-/// The date that is `count` days after 1970-01-01.
+/// The date that is `count` days after 1970-01-01: the reverse of [`days`], by whole cycles of 400 years.
 fn civil(count: i64) -> (i64, i64, i64) {
-    let guess = 1970 + count.div_euclid(366);
-    let year = (guess..)
-        .take_while(|year| days(*year, 1, 1) <= count)
-        .last()
-        .unwrap_or(guess);
-    let month = (1..=12)
-        .take_while(|month| days(year, *month, 1) <= count)
-        .last()
-        .unwrap_or(1);
-    (year, month, count - days(year, month, 1) + 1)
+    const CYCLE: i64 = 400 * 365 + 97;
+    let since_march_0000 = count + 719_468;
+    let (cycle, day) = (
+        since_march_0000.div_euclid(CYCLE),
+        since_march_0000.rem_euclid(CYCLE),
+    );
+    // Take the leap days passed so far out, and each year has 365.
+    let year = (day - day / 1460 + day / 36524 - day / (CYCLE - 1)) / 365;
+    let day_of_year = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day_of_month = day_of_year - (153 * month + 2) / 5 + 1;
+    let year = cycle * 400 + year;
+    if month < 10 {
+        (year, month + 3, day_of_month)
+    } else {
+        (year + 1, month - 9, day_of_month)
+    }
 }
 
 #[cfg(test)]
@@ -145,6 +152,16 @@ mod tests {
             rfc3339(Timestamp::new(1_709_208_000, 5)),
             "2024-02-29T12:00:00Z"
         );
+    }
+
+    #[test]
+    fn every_day_of_a_cycle_comes_back() {
+        for day in -200_000..200_000 {
+            let (year, month, date) = civil(day);
+            assert_eq!(days(year, month, date), day);
+        }
+        rfc3339(Timestamp::new(i64::MIN, 0));
+        rfc3339(Timestamp::new(i64::MAX, 0));
     }
 
     #[test]

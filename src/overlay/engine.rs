@@ -171,7 +171,7 @@ impl Overlay {
     }
 
     pub fn is_read_only(&self) -> bool {
-        self.upper.is_none()
+        self.writable().is_err()
     }
 
     /// Number of objects held in memory.
@@ -181,7 +181,7 @@ impl Overlay {
 
     /// The writable part, or EROFS.
     pub(super) fn writable(&self) -> Result<&Upper> {
-        self.upper.as_ref().ok_or(Errno::ROFS)
+        self.upper.as_ref().filter(|upper| !upper.inspect).ok_or(Errno::ROFS)
     }
 
     pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Option<Entry>> {

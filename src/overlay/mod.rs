@@ -121,6 +121,9 @@ pub struct Options {
     pub volatile: bool,
     /// Use `user.overlay.*` instead of `trusted.overlay.*` (default: by privilege).
     pub userxattr: Option<bool>,
+    /// Only look at the upper, which may be a live mount's: it is not locked, the work directory is not emptied, and
+    /// every change is answered EROFS.
+    pub inspect: bool,
 }
 
 /// What to merge.

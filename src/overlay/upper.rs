@@ -30,6 +30,8 @@ pub(super) struct Upper {
     /// `trusted.overlay.` or `user.overlay.`
     prefix: &'static str,
     pub volatile: bool,
+    /// Nothing may be changed: see [`Options::inspect`].
+    pub inspect: bool,
     /// Whiteouts cannot be made with mknod here.
     xattr_whiteouts: AtomicBool,
     next_temp: AtomicU64,
@@ -83,7 +85,8 @@ impl Upper {
                 dirs.work.display()
             )));
         }
-        if rustix::fs::flock(&base, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let lock = FlockOperation::NonBlockingLockExclusive;
+        if !options.inspect && rustix::fs::flock(&base, lock).is_err() {
             return Err(OpenError::Busy(format!(
                 "work directory {} is in use by another mount",
                 dirs.work.display()
@@ -100,11 +103,16 @@ impl Upper {
             work,
             index,
             prefix: "user.overlay.",
-            volatile: options.volatile,
+            volatile: options.volatile && !options.inspect,
+            inspect: options.inspect,
             xattr_whiteouts: AtomicBool::new(false),
             next_temp: AtomicU64::new(0),
             template: std::sync::Mutex::default(),
         };
+        if upper.inspect {
+            let chosen = upper.choose_prefix(options, format!("#inspect-{}", std::process::id()).into());
+            return chosen.map(|()| upper).map_err(failed("cannot set xattrs in", &dirs.work));
+        }
         if host::open_beneath(upper.work.as_fd(), OsStr::new(VOLATILE_MARK), OFlags::PATH).is_ok() {
             return Err(OpenError::Refused(format!(
                 "upper {} was mounted volatile and not unmounted cleanly: its content may be incomplete; \
@@ -117,7 +125,7 @@ impl Upper {
             .empty_work()
             .map_err(failed("cannot empty work directory", &dirs.work))?;
         upper
-            .choose_prefix(options)
+            .choose_prefix(options, upper.temp_name())
             .map_err(failed("cannot set xattrs in", &dirs.work))?;
         upper.probe_write(&dirs.upper)?;
         if upper.volatile {
@@ -146,8 +154,8 @@ impl Upper {
     }
 
     /// `trusted.*` where we may (it cannot be reached by users), else `user.*`.
-    fn choose_prefix(&mut self, options: &Options) -> Result<()> {
-        let temp = self.temp_name();
+    /// Tries them on a directory `temp` that it makes in `work` and removes.
+    fn choose_prefix(&mut self, options: &Options, temp: OsString) -> Result<()> {
         rustix::fs::mkdirat(&self.work, temp.as_os_str(), Mode::RWXU)?;
         let fd = host::open_at(self.work.as_fd(), &temp, OFlags::PATH | OFlags::DIRECTORY)?;
         let works = |prefix: &str| {
@@ -309,6 +317,9 @@ impl Upper {
 
     /// The mount ends in order: a volatile upper is synced and loses its mark.
     pub fn close(&self) {
+        if self.inspect {
+            return;
+        }
         if rustix::fs::syncfs(&self.base).is_ok() && self.volatile {
             let _ = self.remove_work(OsStr::new("incompat"));
         }
