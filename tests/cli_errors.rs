@@ -21,7 +21,7 @@ fn the_table_of_mistakes() {
         (2, "images --frobnicate", "--frobnicate"),
         (2, "import", "SOURCE"),
         (2, "images -f colour=green", "colour"),
-        (2, "tag busybox UPPER/case", "UPPER/case"),
+        (2, "tag busybox app/UPPER", "app/UPPER"),
         (2, "tag busybox a:b:c", "a:b:c"),
         (2, "inspect bad..name//", "bad..name//"),
         (2, "mount only-one", "mount"),

@@ -3,8 +3,10 @@
 //! stdout carries data ([`output`]), stderr words: one `ovl: …` line for an error ([`error`]), progress ([`progress`]).
 
 mod completion;
+mod df;
 mod error;
 mod find;
+mod gc;
 mod history;
 mod images;
 mod import;
@@ -85,6 +87,8 @@ enum Verb {
     Tag(tag::Tag),
     Untag(tag::Untag),
     Rmi(tag::Rmi),
+    Gc(gc::Gc),
+    Df(df::Df),
     Completion(completion::Completion),
     #[command(hide = true)]
     Man(completion::Man),
@@ -101,6 +105,8 @@ impl Verb {
             Self::Tag(verb) => verb.run(context),
             Self::Untag(verb) => verb.run(context),
             Self::Rmi(verb) => verb.run(context),
+            Self::Gc(verb) => verb.run(context),
+            Self::Df(verb) => verb.run(context),
             Self::Completion(verb) => verb.run(),
             Self::Man(verb) => verb.run(),
             Self::Version(verb) => verb.run(),

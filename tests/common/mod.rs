@@ -67,15 +67,11 @@ impl Sandbox {
 
     /// Runs `ovl`, which must fail with `code` and one line on stderr that begins with `ovl: `; that line's rest.
     pub fn fail(&self, code: i32, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> String {
-        let assert = self.ovl(args).assert();
-        let output = assert.get_output();
+        let mut command = self.ovl(args);
+        let output = command.output().expect("ovl runs");
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(code), "stderr: {stderr}");
-        assert_eq!(
-            String::from_utf8_lossy(&output.stdout),
-            "",
-            "a failed command wrote to stdout"
-        );
+        assert_eq!(output.status.code(), Some(code), "{command:?}, stderr: {stderr}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{command:?} failed and wrote to stdout");
         let line = stderr
             .strip_prefix("ovl: ")
             .unwrap_or_else(|| panic!("not our line: {stderr:?}"));
