@@ -266,6 +266,28 @@ fn whiteouts_of_every_form_hide() {
     }
 }
 
+/// The kernel's overlayfs cannot tell a device 0:0 from a whiteout: what mknod made is gone at once.
+#[test]
+fn a_users_own_device_zero_is_no_whiteout() {
+    let mut b = Bench::new(|one, _| fs::write(one.join("f"), "x").unwrap());
+    b.unlink("f").unwrap();
+    for name in ["f", "new"] {
+        let (dir, name) = b.parent(name);
+        b.overlay
+            .mknod(ROOT, dir, name, libc::S_IFCHR | 0o600, 0, 0)
+            .unwrap();
+    }
+    for _ in 0..2 {
+        assert_eq!(b.ls("/"), ["f", "new"]);
+        assert_eq!(b.get("new").attr.kind, FileKind::CharDevice);
+        b.remount();
+    }
+    b.unlink("f").unwrap();
+    b.unlink("new").unwrap();
+    b.remount();
+    assert_eq!(b.ls("/"), [""; 0]);
+}
+
 #[test]
 fn copy_up_keeps_everything_and_the_lower_untouched() {
     let mut b = Bench::new(|one, _| {

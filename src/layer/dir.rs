@@ -79,7 +79,7 @@ impl DirLayer {
     /// Is this stat'ed object a whiteout in kernel form?
     fn is_whiteout(dir: BorrowedFd<'_>, name: &OsStr, stat: &Stat) -> Result<bool> {
         if stat.is_whiteout() {
-            return Ok(true);
+            return Ok(!whiteout::is_device(dir, name)?);
         }
         if stat.attr.kind != FileKind::Regular || stat.attr.size != 0 {
             return Ok(false);
@@ -155,7 +155,7 @@ impl Layer for DirLayer {
                     let Some(stat) = host::stat_at(fd.as_fd(), &entry.name)? else {
                         continue;
                     };
-                    if stat.is_whiteout() {
+                    if stat.is_whiteout() && !whiteout::is_device(fd.as_fd(), &entry.name)? {
                         out.push(LayerDirent {
                             name: entry.name,
                             target: None,

@@ -7,7 +7,7 @@ mod dir;
 mod file;
 pub mod host;
 mod stored;
-mod whiteout;
+pub mod whiteout;
 
 pub use dir::DirLayer;
 pub use file::LayerFile;

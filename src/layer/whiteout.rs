@@ -25,6 +25,8 @@ const OPAQUE_XATTRS: [&str; 3] = [
     "user.overlay.opaque",
     "user.fuseoverlayfs.opaque",
 ];
+/// On a character device 0:0 that a user made: no whiteout, but the device itself. The kernel cannot tell them apart.
+pub const DEVICE_XATTR: &str = "trusted.overlay.ovl.device";
 const WHITEOUT_XATTRS: [&str; 2] = ["trusted.overlay.whiteout", "user.overlay.whiteout"];
 
 /// What a name means in AUFS style.
@@ -88,6 +90,12 @@ pub fn holds_xattr_whiteouts(dir: BorrowedFd<'_>) -> Result<bool> {
         }
     }
     Ok(false)
+}
+
+/// Is this character device 0:0 a user's own?
+pub fn is_device(dir: BorrowedFd<'_>, name: &OsStr) -> Result<bool> {
+    let path = host::proc_child(dir, name);
+    Ok(readable(host::xattr_at(path.as_slice(), OsStr::new(DEVICE_XATTR)))?.is_some())
 }
 
 /// Carries the file the mark of an xattr whiteout?

@@ -163,6 +163,9 @@ impl Overlay {
             }
         }
         let fd = copy.fd.as_fd();
+        if attr.kind == FileKind::CharDevice && attr.rdev == 0 {
+            super::create::mark_device(fd)?;
+        }
         attrs::set_owner(fd, Some(attr.uid), Some(attr.gid))?;
         for name in layer.xattr_names(&lower.node)? {
             if is_internal_xattr(&name) && !is_nested(&name) {

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::acl::{self, Inherited};
@@ -12,7 +12,7 @@ use super::copyup::Extent;
 use super::engine::{Overlay, UpperName, check_name};
 use super::node::Node;
 use super::{Caller, Entry, NodeId, Result, attrs};
-use crate::layer::host;
+use crate::layer::{host, whiteout};
 use crate::meta::{Attr, FileKind};
 
 /// What is to be made.
@@ -80,8 +80,6 @@ impl Overlay {
         let kind = FileKind::from_mode(mode).ok_or(Errno::INVAL)?;
         match kind {
             FileKind::Directory | FileKind::Symlink => return Err(Errno::INVAL),
-            // It would read as a whiteout.
-            FileKind::CharDevice if rdev == 0 => return Err(Errno::PERM),
             _ => {}
         }
         self.make(
@@ -175,7 +173,15 @@ impl Overlay {
         let above = host::stat_fd(fd.as_fd())?.attr;
         let inherited = acl::inherit(fd.as_fd(), what.kind(), mode & 0o7777, umask)?;
         let birth = birth(caller, &above, what.kind(), inherited.perm);
-        let stat = if matches!(was, UpperName::Whiteout) {
+        // A character device 0:0 is a whiteout until it is marked, so it must not be seen before.
+        let hidden = matches!(
+            what,
+            Make::Node {
+                kind: FileKind::CharDevice,
+                rdev: 0
+            }
+        );
+        let stat = if hidden || matches!(was, UpperName::Whiteout) {
             self.make_over_whiteout(fd.as_fd(), name, what, &birth, &inherited)?
         } else {
             what.make(fd.as_fd(), name, birth.perm)?;
@@ -192,7 +198,8 @@ impl Overlay {
         self.welcome(&dir, name, stat)
     }
 
-    /// The name was deleted: the new object replaces the whiteout in one step.
+    /// Made in the workdir and put in place in one step: over the whiteout of a deleted name, or because it is not
+    /// complete before it carries its mark.
     fn make_over_whiteout(
         &self,
         dir: BorrowedFd<'_>,
@@ -210,6 +217,15 @@ impl Overlay {
             if is_dir {
                 // What the whiteout hid must stay hidden.
                 upper.mark(fd.as_fd(), "opaque", b"y")?;
+            }
+            if matches!(
+                what,
+                Make::Node {
+                    kind: FileKind::CharDevice,
+                    rdev: 0
+                }
+            ) {
+                mark_device(fd.as_fd())?;
             }
             let stat = settle(&fd, what.kind(), birth, inherited)?;
             let how = if is_dir {
@@ -317,6 +333,18 @@ impl Overlay {
         attrs::set_perm(fd.as_fd(), attr.perm)?;
         Ok(temp)
     }
+}
+
+/// Tells a user's character device 0:0 from a whiteout. Only `trusted.*` can be set on devices: without the privilege
+/// for it such a device cannot be made.
+pub(super) fn mark_device(fd: BorrowedFd<'_>) -> Result<()> {
+    host::set_xattr_fd(
+        fd,
+        OsStr::new(whiteout::DEVICE_XATTR),
+        b"y",
+        XattrFlags::empty(),
+    )
+    .map_err(|_| Errno::PERM)
 }
 
 /// POSIX and System V rules: the group of a set-group-ID directory is inherited, and by subdirectories the bit too.

@@ -17,7 +17,7 @@ use super::stack::Lowers;
 use super::upper::Upper;
 use super::{Entry, NodeId, OpenError, Options, Result, Stack};
 use crate::layer::host::{self, Stat};
-use crate::layer::{LayerFile, ObjectKey};
+use crate::layer::{LayerFile, ObjectKey, whiteout};
 use crate::meta::{Attr, FileKind};
 
 /// Open files and directory descriptors kept for reuse, each kind. Well below any usual descriptor limit.
@@ -216,7 +216,7 @@ impl Overlay {
             return Ok(UpperName::Absent);
         };
         let upper = self.writable()?;
-        let whiteout = stat.is_whiteout()
+        let whiteout = (stat.is_whiteout() && !whiteout::is_device(fd.as_fd(), name)?)
             || (stat.attr.kind == FileKind::Regular
                 && stat.attr.size == 0
                 && upper.mark_at(fd.as_fd(), name, "whiteout")?.is_some());

@@ -44,7 +44,10 @@ impl Rng {
 }
 
 fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().map_or(default, |v| v.parse().unwrap_or_else(|_| panic!("{name} is no number: {v}")))
+    std::env::var(name).ok().map_or(default, |v| {
+        v.parse()
+            .unwrap_or_else(|_| panic!("{name} is no number: {v}"))
+    })
 }
 
 #[test]
@@ -55,8 +58,9 @@ fn ovl_behaves_like_a_plain_directory() {
     let sequences = setting("MODEL_SEQUENCES", SEQUENCES);
     // Two at a time: the machine's cores are better used by the daemons.
     std::thread::scope(|scope| {
-        let halves: Vec<_> =
-            (0..2).map(|half| scope.spawn(move || (half..sequences).step_by(2).for_each(sequence))).collect();
+        let halves: Vec<_> = (0..2)
+            .map(|half| scope.spawn(move || (half..sequences).step_by(2).for_each(sequence)))
+            .collect();
         for half in halves {
             if let Err(panic) = half.join() {
                 std::panic::resume_unwind(panic);
@@ -67,8 +71,15 @@ fn ovl_behaves_like_a_plain_directory() {
 
 fn sequence(seed: u64) {
     let mut rng = Rng(seed.wrapping_mul(0x1000_0001));
-    let dir = tempfile::Builder::new().prefix("ovl-model-").tempdir().expect("a scratch directory");
-    tree::populate(&dir.path().join("lower1"), &dir.path().join("lower2"), &mut rng);
+    let dir = tempfile::Builder::new()
+        .prefix("ovl-model-")
+        .tempdir()
+        .expect("a scratch directory");
+    tree::populate(
+        &dir.path().join("lower1"),
+        &dir.path().join("lower2"),
+        &mut rng,
+    );
     let mut trace: Vec<String> = Vec::new();
     let mut systems = [
         System::new("ovl", dir.path(), By::Ovl),
@@ -122,7 +133,11 @@ fn step(rng: &mut Rng, systems: &mut [System; 3], trace: &mut Vec<String>) {
             }
         }
         1 => {
-            let by = if systems[0].by == By::Ovl { By::Kernel } else { By::Ovl };
+            let by = if systems[0].by == By::Ovl {
+                By::Kernel
+            } else {
+                By::Ovl
+            };
             trace.push(format!("swap: ovl's upper is now mounted by {by:?}"));
             systems.iter_mut().for_each(|s| s.hands.clear());
             systems[0].remount(by);
@@ -137,7 +152,10 @@ fn step(rng: &mut Rng, systems: &mut [System; 3], trace: &mut Vec<String>) {
         _ => {
             let op = ops::choose(rng, &systems[2].root, systems[2].hands.len());
             trace.push(format!("{op:?}"));
-            let results: Vec<_> = systems.iter_mut().map(|s| (s.name, ops::apply(&op, s))).collect();
+            let results: Vec<_> = systems
+                .iter_mut()
+                .map(|s| (s.name, ops::apply(&op, s)))
+                .collect();
             // The kernel's overlayfs keeps a read-only open file at the lower's data: not what POSIX says.
             let kernel_excused = systems[0].by == By::Kernel && matches!(op, Op::HandRead { .. });
             assert!(
@@ -151,7 +169,10 @@ fn step(rng: &mut Rng, systems: &mut [System; 3], trace: &mut Vec<String>) {
                 results[1].1,
             );
             if results[1].1 != results[2].1 {
-                trace.push(format!("  (the kernel's overlayfs answered {:?})", results[1].1));
+                trace.push(format!(
+                    "  (the kernel's overlayfs answered {:?})",
+                    results[1].1
+                ));
             }
         }
     }
@@ -160,7 +181,11 @@ fn step(rng: &mut Rng, systems: &mut [System; 3], trace: &mut Vec<String>) {
 fn compare_trees(systems: &[System; 3], when: &str) {
     let plain = tree::snapshot(&systems[2].root);
     let ovl = tree::snapshot(&systems[0].root);
-    tree::assert_same(&ovl, &plain, &format!("{when}, mounted by {:?}", systems[0].by));
+    tree::assert_same(
+        &ovl,
+        &plain,
+        &format!("{when}, mounted by {:?}", systems[0].by),
+    );
 }
 
 /// Hands are open files kept over operations.

@@ -16,35 +16,121 @@ pub struct Hand(File);
 
 #[derive(Clone, Debug)]
 pub enum Op {
-    Create { path: PathBuf, mode: u32, len: usize },
-    Write { path: PathBuf, offset: u64, len: usize, append: bool },
-    Truncate { path: PathBuf, len: u64 },
-    Mkdir { path: PathBuf, mode: u32 },
-    Rmdir { path: PathBuf },
-    Unlink { path: PathBuf },
-    Rename { from: PathBuf, to: PathBuf, flags: u8 },
-    Link { from: PathBuf, to: PathBuf },
-    Symlink { target: PathBuf, path: PathBuf },
-    Fifo { path: PathBuf },
-    Device { path: PathBuf },
-    Chmod { path: PathBuf, mode: u32 },
-    Chown { path: PathBuf, uid: u32, gid: u32 },
-    Utimes { path: PathBuf, secs: i64, nanos: u32 },
-    SetXattr { path: PathBuf, name: &'static str, flags: u8 },
-    RemoveXattr { path: PathBuf, name: &'static str },
-    Punch { path: PathBuf, offset: u64, len: u64 },
-    Extend { path: PathBuf, offset: u64, len: u64 },
-    CopyRange { from: PathBuf, to: PathBuf, len: usize },
-    SeekData { path: PathBuf },
-    Stat { path: PathBuf },
-    List { path: PathBuf },
-    Read { path: PathBuf },
-    HandOpen { path: PathBuf },
-    HandRead { hand: usize },
-    HandWrite { hand: usize, offset: u64, len: usize },
-    HandStat { hand: usize },
-    HandTruncate { hand: usize, len: u64 },
-    HandClose { hand: usize },
+    Create {
+        path: PathBuf,
+        mode: u32,
+        len: usize,
+    },
+    Write {
+        path: PathBuf,
+        offset: u64,
+        len: usize,
+        append: bool,
+    },
+    Truncate {
+        path: PathBuf,
+        len: u64,
+    },
+    Mkdir {
+        path: PathBuf,
+        mode: u32,
+    },
+    Rmdir {
+        path: PathBuf,
+    },
+    Unlink {
+        path: PathBuf,
+    },
+    Rename {
+        from: PathBuf,
+        to: PathBuf,
+        flags: u8,
+    },
+    Link {
+        from: PathBuf,
+        to: PathBuf,
+    },
+    Symlink {
+        target: PathBuf,
+        path: PathBuf,
+    },
+    Fifo {
+        path: PathBuf,
+    },
+    Device {
+        path: PathBuf,
+    },
+    Chmod {
+        path: PathBuf,
+        mode: u32,
+    },
+    Chown {
+        path: PathBuf,
+        uid: u32,
+        gid: u32,
+    },
+    Utimes {
+        path: PathBuf,
+        secs: i64,
+        nanos: u32,
+    },
+    SetXattr {
+        path: PathBuf,
+        name: &'static str,
+        flags: u8,
+    },
+    RemoveXattr {
+        path: PathBuf,
+        name: &'static str,
+    },
+    Punch {
+        path: PathBuf,
+        offset: u64,
+        len: u64,
+    },
+    Extend {
+        path: PathBuf,
+        offset: u64,
+        len: u64,
+    },
+    CopyRange {
+        from: PathBuf,
+        to: PathBuf,
+        len: usize,
+    },
+    SeekData {
+        path: PathBuf,
+    },
+    Stat {
+        path: PathBuf,
+    },
+    List {
+        path: PathBuf,
+    },
+    Read {
+        path: PathBuf,
+    },
+    HandOpen {
+        path: PathBuf,
+    },
+    HandRead {
+        hand: usize,
+    },
+    HandWrite {
+        hand: usize,
+        offset: u64,
+        len: usize,
+    },
+    HandStat {
+        hand: usize,
+    },
+    HandTruncate {
+        hand: usize,
+        len: u64,
+    },
+    HandClose {
+        hand: usize,
+    },
 }
 
 const NAMES: [&str; 7] = ["f0", "f1", "f2", "f3", "f4", "d0", "d1"];
@@ -74,34 +160,98 @@ pub fn choose(rng: &mut Rng, plain: &Path, hands: usize) -> Op {
     let len = *rng.pick(&[1_usize, 10, 4096, 70_000]);
     let hand = rng.below(hands.max(1));
     match rng.below(if hands > 0 { 52 } else { 44 }) {
-        0..=4 => Op::Create { path: fresh, mode: *rng.pick(&[0o644, 0o600, 0o755, 0o6755]), len },
-        5..=8 => Op::Write { path, offset, len, append: rng.chance(30) },
-        9 | 10 => Op::Truncate { path, len: *rng.pick(&[0, 1, 5000, 250_000]) },
-        11..=13 => Op::Mkdir { path: fresh, mode: *rng.pick(&[0o755, 0o700, 0o1777, 0o2775]) },
+        0..=4 => Op::Create {
+            path: fresh,
+            mode: *rng.pick(&[0o644, 0o600, 0o755, 0o6755]),
+            len,
+        },
+        5..=8 => Op::Write {
+            path,
+            offset,
+            len,
+            append: rng.chance(30),
+        },
+        9 | 10 => Op::Truncate {
+            path,
+            len: *rng.pick(&[0, 1, 5000, 250_000]),
+        },
+        11..=13 => Op::Mkdir {
+            path: fresh,
+            mode: *rng.pick(&[0o755, 0o700, 0o1777, 0o2775]),
+        },
         14 | 15 => Op::Rmdir { path },
         16..=18 => Op::Unlink { path },
         19..=25 => {
-            let to = if rng.chance(50) { some_path(rng, plain) } else { fresh };
-            Op::Rename { from: path, to, flags: *rng.pick(&[0, 0, 0, 0, 1, 2]) }
+            let to = if rng.chance(50) {
+                some_path(rng, plain)
+            } else {
+                fresh
+            };
+            Op::Rename {
+                from: path,
+                to,
+                flags: *rng.pick(&[0, 0, 0, 0, 1, 2]),
+            }
         }
-        26..=28 => Op::Link { from: path, to: fresh },
-        29 => Op::Symlink { target: path, path: fresh },
+        26..=28 => Op::Link {
+            from: path,
+            to: fresh,
+        },
+        29 => Op::Symlink {
+            target: path,
+            path: fresh,
+        },
         30 => Op::Fifo { path: fresh },
         31 => Op::Device { path: fresh },
-        32 | 33 => Op::Chmod { path, mode: *rng.pick(&[0o400, 0o644, 0o4711, 0o2755, 0o1777]) },
-        34 => Op::Chown { path, uid: *rng.pick(&[0, 7, 1000]), gid: *rng.pick(&[0, 8, 1001]) },
-        35 => Op::Utimes { path, secs: *rng.pick(&[-77_777, -1, 5, 1_400_000_000]), nanos: rng.below(1_000_000_000) as u32 },
-        36 => {
-            let name = *rng.pick(&["user.mark", "user.other", "trusted.mine", "trusted.overlay.opaque"]);
-            Op::SetXattr { path, name, flags: *rng.pick(&[0, 0, 1, 2]) }
-        }
-        37 => Op::RemoveXattr { path, name: *rng.pick(&["user.mark", "user.other", "trusted.mine"]) },
-        38 => match rng.below(4) {
-            0 => Op::Extend { path, offset, len: len as u64 },
-            1 => Op::SeekData { path },
-            _ => Op::Punch { path, offset, len: len as u64 },
+        32 | 33 => Op::Chmod {
+            path,
+            mode: *rng.pick(&[0o400, 0o644, 0o4711, 0o2755, 0o1777]),
         },
-        39 => Op::CopyRange { from: path, to: some_path(rng, plain), len },
+        34 => Op::Chown {
+            path,
+            uid: *rng.pick(&[0, 7, 1000]),
+            gid: *rng.pick(&[0, 8, 1001]),
+        },
+        35 => Op::Utimes {
+            path,
+            secs: *rng.pick(&[-77_777, -1, 5, 1_400_000_000]),
+            nanos: rng.below(1_000_000_000) as u32,
+        },
+        36 => {
+            let name = *rng.pick(&[
+                "user.mark",
+                "user.other",
+                "trusted.mine",
+                "trusted.overlay.opaque",
+            ]);
+            Op::SetXattr {
+                path,
+                name,
+                flags: *rng.pick(&[0, 0, 1, 2]),
+            }
+        }
+        37 => Op::RemoveXattr {
+            path,
+            name: *rng.pick(&["user.mark", "user.other", "trusted.mine"]),
+        },
+        38 => match rng.below(4) {
+            0 => Op::Extend {
+                path,
+                offset,
+                len: len as u64,
+            },
+            1 => Op::SeekData { path },
+            _ => Op::Punch {
+                path,
+                offset,
+                len: len as u64,
+            },
+        },
+        39 => Op::CopyRange {
+            from: path,
+            to: some_path(rng, plain),
+            len,
+        },
         40 => Op::Stat { path },
         41 => Op::List { path },
         42 => Op::Read { path },
@@ -123,7 +273,9 @@ fn io<T>(r: std::io::Result<T>) -> Result<T, Errno> {
 }
 
 fn data(len: usize, salt: u64) -> Vec<u8> {
-    (0..len).map(|i| (i as u64 * 7 + salt * 31 + 1) as u8).collect()
+    (0..len)
+        .map(|i| (i as u64 * 7 + salt * 31 + 1) as u8)
+        .collect()
 }
 
 fn open(path: &Path, flags: OFlags) -> Result<File, Errno> {
@@ -134,7 +286,13 @@ fn open(path: &Path, flags: OFlags) -> Result<File, Errno> {
 fn describe(meta: &fs::Metadata) -> Vec<u8> {
     let mtime = (meta.mtime() < tree::NOW_BEGINS).then(|| (meta.mtime(), meta.mtime_nsec()));
     let size = (!meta.is_dir()).then(|| (meta.size(), meta.nlink()));
-    format!("{:o} {}:{} {size:?} {mtime:?}", meta.mode(), meta.uid(), meta.gid()).into_bytes()
+    format!(
+        "{:o} {}:{} {size:?} {mtime:?}",
+        meta.mode(),
+        meta.uid(),
+        meta.gid()
+    )
+    .into_bytes()
 }
 
 const NOTHING: Answer = Ok(Vec::new());
@@ -145,12 +303,25 @@ pub fn apply(op: &Op, system: &mut System) -> Answer {
     match op {
         Op::Create { path, mode, len } => {
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-            let file = File::from(rustix::fs::open(at(path), flags, Mode::from_raw_mode(*mode))?);
+            let file = File::from(rustix::fs::open(
+                at(path),
+                flags,
+                Mode::from_raw_mode(*mode),
+            )?);
             io(file.write_all_at(&data(*len, 1), 0))?;
             NOTHING
         }
-        Op::Write { path, offset, len, append } => {
-            let mode = if *append { OFlags::APPEND | OFlags::WRONLY } else { OFlags::WRONLY };
+        Op::Write {
+            path,
+            offset,
+            len,
+            append,
+        } => {
+            let mode = if *append {
+                OFlags::APPEND | OFlags::WRONLY
+            } else {
+                OFlags::WRONLY
+            };
             let mut file = open(&at(path), mode)?;
             io(if *append {
                 std::io::Write::write_all(&mut file, &data(*len, 2))
@@ -198,7 +369,13 @@ pub fn apply(op: &Op, system: &mut System) -> Answer {
         }
         Op::Device { path } => {
             let null = rustix::fs::makedev(1, 3);
-            rustix::fs::mknodat(CWD, at(path), FileType::CharacterDevice, Mode::from_raw_mode(0o666), null)?;
+            rustix::fs::mknodat(
+                CWD,
+                at(path),
+                FileType::CharacterDevice,
+                Mode::from_raw_mode(0o666),
+                null,
+            )?;
             NOTHING
         }
         Op::Chmod { path, mode } => {
@@ -213,8 +390,14 @@ pub fn apply(op: &Op, system: &mut System) -> Answer {
             NOTHING
         }
         Op::Utimes { path, secs, nanos } => {
-            let time = rustix::fs::Timespec { tv_sec: *secs, tv_nsec: (*nanos).into() };
-            let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+            let time = rustix::fs::Timespec {
+                tv_sec: *secs,
+                tv_nsec: (*nanos).into(),
+            };
+            let times = rustix::fs::Timestamps {
+                last_access: time,
+                last_modification: time,
+            };
             rustix::fs::utimensat(CWD, at(path), &times, AtFlags::SYMLINK_NOFOLLOW)?;
             NOTHING
         }
@@ -233,15 +416,28 @@ pub fn apply(op: &Op, system: &mut System) -> Answer {
         }
         Op::Punch { path, offset, len } => {
             let file = open(&at(path), OFlags::RDWR)?;
-            rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, *offset, *len)?;
+            rustix::fs::fallocate(
+                file,
+                FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+                *offset,
+                *len,
+            )?;
             NOTHING
         }
         Op::Extend { path, offset, len } => {
-            rustix::fs::fallocate(open(&at(path), OFlags::RDWR)?, FallocateFlags::empty(), *offset, *len)?;
+            rustix::fs::fallocate(
+                open(&at(path), OFlags::RDWR)?,
+                FallocateFlags::empty(),
+                *offset,
+                *len,
+            )?;
             NOTHING
         }
         Op::CopyRange { from, to, len } => {
-            let (from, to) = (open(&at(from), OFlags::RDONLY)?, open(&at(to), OFlags::WRONLY)?);
+            let (from, to) = (
+                open(&at(from), OFlags::RDONLY)?,
+                open(&at(to), OFlags::WRONLY)?,
+            );
             let (mut a, mut b, mut left) = (0, 100, *len);
             while left > 0 {
                 match rustix::fs::copy_file_range(&from, Some(&mut a), &to, Some(&mut b), left)? {
@@ -284,28 +480,40 @@ pub fn apply(op: &Op, system: &mut System) -> Answer {
             let meta = io(fs::symlink_metadata(at(path)))?;
             if meta.is_file() && system.hands.len() < 4 {
                 // Opened for reading only every other time: such a file must follow its copy-up.
-                let flags = if system.hands.len() % 2 == 0 { OFlags::RDWR } else { OFlags::RDONLY };
+                let flags = if system.hands.len() % 2 == 0 {
+                    OFlags::RDWR
+                } else {
+                    OFlags::RDONLY
+                };
                 system.hands.push(Hand(open(&at(path), flags)?));
             }
             NOTHING
         }
         Op::HandRead { hand } => {
-            let Some(Hand(file)) = system.hands.get(*hand) else { return NOTHING };
+            let Some(Hand(file)) = system.hands.get(*hand) else {
+                return NOTHING;
+            };
             let mut buf = vec![0; io(file.metadata())?.len() as usize];
             io(file.read_exact_at(&mut buf, 0))?;
             Ok(buf)
         }
         Op::HandWrite { hand, offset, len } => {
-            let Some(Hand(file)) = system.hands.get(*hand) else { return NOTHING };
+            let Some(Hand(file)) = system.hands.get(*hand) else {
+                return NOTHING;
+            };
             io(file.write_all_at(&data(*len, 5), *offset))?;
             NOTHING
         }
         Op::HandStat { hand } => {
-            let Some(Hand(file)) = system.hands.get(*hand) else { return NOTHING };
+            let Some(Hand(file)) = system.hands.get(*hand) else {
+                return NOTHING;
+            };
             Ok(describe(&io(file.metadata())?))
         }
         Op::HandTruncate { hand, len } => {
-            let Some(Hand(file)) = system.hands.get(*hand) else { return NOTHING };
+            let Some(Hand(file)) = system.hands.get(*hand) else {
+                return NOTHING;
+            };
             rustix::fs::ftruncate(file, *len)?;
             NOTHING
         }

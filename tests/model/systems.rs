@@ -24,7 +24,9 @@ pub struct System {
 }
 
 fn run(command: &mut Command) {
-    let out = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let out = command
+        .output()
+        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
     assert!(
         out.status.success(),
         "{command:?}: {}\n{}{}",
@@ -42,7 +44,14 @@ impl System {
             std::fs::create_dir(under(base, name, "upper")).unwrap();
             std::fs::create_dir(under(base, name, "work")).unwrap();
         }
-        Self { name, base: base.to_path_buf(), root, by, mounted: false, hands: Vec::new() }
+        Self {
+            name,
+            base: base.to_path_buf(),
+            root,
+            by,
+            mounted: false,
+            hands: Vec::new(),
+        }
     }
 
     fn ovl(&self) -> Command {
@@ -60,7 +69,13 @@ impl System {
             By::Nobody => return,
             By::Ovl => {
                 let mut command = self.ovl();
-                command.arg("mount").arg("--workdir").arg(&work).arg(&lowers).arg(&upper).arg(&self.root);
+                command
+                    .arg("mount")
+                    .arg("--workdir")
+                    .arg(&work)
+                    .arg(&lowers)
+                    .arg(&upper)
+                    .arg(&self.root);
                 run(&mut command);
             }
             By::Kernel => {
@@ -69,7 +84,9 @@ impl System {
                     upper.display(),
                     work.display()
                 );
-                run(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &options]).arg(&self.root));
+                run(Command::new("mount")
+                    .args(["-t", "overlay", "overlay", "-o", &options])
+                    .arg(&self.root));
             }
         }
         self.mounted = true;

@@ -25,7 +25,9 @@ pub fn populate(one: &Path, two: &Path, rng: &mut Rng) {
         }
         let dirs = directories(root);
         for _ in 0..6 + rng.below(8) {
-            let path = root.join(rng.pick(&dirs)).join(rng.pick(&["f0", "f1", "f2", "f3"]));
+            let path = root
+                .join(rng.pick(&dirs))
+                .join(rng.pick(&["f0", "f1", "f2", "f3"]));
             if fs::symlink_metadata(&path).is_ok() {
                 continue;
             }
@@ -38,13 +40,25 @@ pub fn populate(one: &Path, two: &Path, rng: &mut Rng) {
                 }
                 2 | 3 => {
                     fs::write(&path, format!("linked {index} {}", rng.next())).unwrap();
-                    let other = root.join(rng.pick(&dirs)).join(rng.pick(&["f0", "f1", "f2", "f3", "f4"]));
+                    let other = root
+                        .join(rng.pick(&dirs))
+                        .join(rng.pick(&["f0", "f1", "f2", "f3", "f4"]));
                     let _ = fs::hard_link(&path, other);
                 }
-                _ => fs::write(&path, format!("{} of layer {index} {}", path.display(), rng.next())).unwrap(),
+                _ => fs::write(
+                    &path,
+                    format!("{} of layer {index} {}", path.display(), rng.next()),
+                )
+                .unwrap(),
             }
             if rng.chance(20) && !path.is_symlink() {
-                rustix::fs::lsetxattr(&path, "user.mark", b"lower", rustix::fs::XattrFlags::empty()).unwrap();
+                rustix::fs::lsetxattr(
+                    &path,
+                    "user.mark",
+                    b"lower",
+                    rustix::fs::XattrFlags::empty(),
+                )
+                .unwrap();
                 std::os::unix::fs::chown(&path, Some(1000), Some(1001)).unwrap();
             }
         }
@@ -52,13 +66,20 @@ pub fn populate(one: &Path, two: &Path, rng: &mut Rng) {
             for dir in &directories(root) {
                 if rng.chance(12) && !dir.as_os_str().is_empty() {
                     let dir = root.join(dir);
-                    rustix::fs::setxattr(&dir, "trusted.overlay.opaque", b"y", rustix::fs::XattrFlags::empty()).unwrap();
+                    rustix::fs::setxattr(
+                        &dir,
+                        "trusted.overlay.opaque",
+                        b"y",
+                        rustix::fs::XattrFlags::empty(),
+                    )
+                    .unwrap();
                 }
             }
             let wh = root.join(rng.pick(&["f3", "d1", "f2"]));
             let kind = rustix::fs::FileType::CharacterDevice;
             if rng.chance(40) && fs::symlink_metadata(&wh).is_err() {
-                rustix::fs::mknodat(rustix::fs::CWD, &wh, kind, rustix::fs::Mode::empty(), 0).unwrap();
+                rustix::fs::mknodat(rustix::fs::CWD, &wh, kind, rustix::fs::Mode::empty(), 0)
+                    .unwrap();
             }
         }
         age(root, rng);
@@ -72,17 +93,33 @@ fn age(root: &Path, rng: &mut Rng) {
     paths.push(PathBuf::new());
     for path in paths {
         let secs = *rng.pick(&[-5_000_000_i64, -1, 0, 1_000_000_000, 1_234_567_890]);
-        let time = rustix::fs::Timespec { tv_sec: secs, tv_nsec: rng.below(1_000_000_000) as _ };
-        let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+        let time = rustix::fs::Timespec {
+            tv_sec: secs,
+            tv_nsec: rng.below(1_000_000_000) as _,
+        };
+        let times = rustix::fs::Timestamps {
+            last_access: time,
+            last_modification: time,
+        };
         let at = root.join(path);
-        rustix::fs::utimensat(rustix::fs::CWD, at, &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).unwrap();
+        rustix::fs::utimensat(
+            rustix::fs::CWD,
+            at,
+            &times,
+            rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
+        )
+        .unwrap();
     }
 }
 
 /// All directories below `root`, as relative paths; the root itself is "".
 pub fn directories(root: &Path) -> Vec<PathBuf> {
     let mut out = vec![PathBuf::new()];
-    out.extend(paths(root).into_iter().filter(|p| fs::symlink_metadata(root.join(p)).is_ok_and(|m| m.is_dir())));
+    out.extend(
+        paths(root)
+            .into_iter()
+            .filter(|p| fs::symlink_metadata(root.join(p)).is_ok_and(|m| m.is_dir())),
+    );
     out
 }
 
@@ -91,7 +128,9 @@ pub fn paths(root: &Path) -> Vec<PathBuf> {
     let mut out = Vec::new();
     let mut todo = vec![PathBuf::new()];
     while let Some(dir) = todo.pop() {
-        let Ok(list) = fs::read_dir(root.join(&dir)) else { continue };
+        let Ok(list) = fs::read_dir(root.join(&dir)) else {
+            continue;
+        };
         for entry in list {
             let entry = entry.unwrap_or_else(|e| panic!("{}: {e}", root.join(&dir).display()));
             let path = dir.join(entry.file_name());
@@ -111,8 +150,14 @@ pub fn clone_merged(base: &Path, to: &Path) {
     fs::create_dir(&merged).unwrap();
     let options = format!("lowerdir={0}/lower2:{0}/lower1", base.display());
     let sh = |command: &mut Command| assert!(command.status().unwrap().success(), "{command:?}");
-    sh(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &options]).arg(&merged));
-    let copied = Command::new("cp").args(["-a", "--sparse=always"]).arg(merged.join(".")).arg(to).status();
+    sh(Command::new("mount")
+        .args(["-t", "overlay", "overlay", "-o", &options])
+        .arg(&merged));
+    let copied = Command::new("cp")
+        .args(["-a", "--sparse=always"])
+        .arg(merged.join("."))
+        .arg(to)
+        .status();
     sh(Command::new("umount").arg(&merged));
     assert!(copied.unwrap().success());
 }
@@ -143,13 +188,17 @@ pub fn snapshot(root: &Path) -> Snapshot {
     all.extend(paths(root));
     for path in all {
         let at = root.join(&path);
-        let meta = fs::symlink_metadata(&at).unwrap_or_else(|e| panic!("{} is listed, but: {e}", at.display()));
+        let meta = fs::symlink_metadata(&at)
+            .unwrap_or_else(|e| panic!("{} is listed, but: {e}", at.display()));
         let dir = meta.is_dir();
         let same_as = match (dir, first.get(&meta.ino())) {
             (false, Some(path)) => Some(PathBuf::clone(path)),
             _ => {
                 let twin = first.insert(meta.ino(), path.clone());
-                assert!(twin.is_none() || path.as_os_str().is_empty(), "{path:?} and {twin:?} share an inode number");
+                assert!(
+                    twin.is_none() || path.as_os_str().is_empty(),
+                    "{path:?} and {twin:?} share an inode number"
+                );
                 None
             }
         };
@@ -166,7 +215,9 @@ pub fn snapshot(root: &Path) -> Snapshot {
             mtime,
             target: meta.is_symlink().then(|| fs::read_link(&at).unwrap()),
             xattrs: xattrs(&at),
-            content: meta.is_file().then(|| fs::read(&at).unwrap_or_else(|e| panic!("{}: {e}", at.display()))),
+            content: meta
+                .is_file()
+                .then(|| fs::read(&at).unwrap_or_else(|e| panic!("{}: {e}", at.display()))),
             same_as,
         };
         out.insert(path, seen);
@@ -179,14 +230,25 @@ fn check_dirents(dir: &Path) {
     for entry in fs::read_dir(dir).unwrap() {
         let entry = entry.unwrap();
         let meta = entry.metadata().unwrap();
-        assert_eq!(entry.ino(), meta.ino(), "d_ino and st_ino of {}", entry.path().display());
-        assert_eq!(entry.file_type().unwrap(), meta.file_type(), "d_type of {}", entry.path().display());
+        assert_eq!(
+            entry.ino(),
+            meta.ino(),
+            "d_ino and st_ino of {}",
+            entry.path().display()
+        );
+        assert_eq!(
+            entry.file_type().unwrap(),
+            meta.file_type(),
+            "d_type of {}",
+            entry.path().display()
+        );
     }
 }
 
 fn xattrs(path: &Path) -> Vec<(OsString, Vec<u8>)> {
     let mut names = vec![0; 4096];
-    let len = rustix::fs::llistxattr(path, &mut names).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let len = rustix::fs::llistxattr(path, &mut names)
+        .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let mut out: Vec<_> = names[..len]
         .split(|b| *b == 0)
         .filter(|n| !n.is_empty())
@@ -208,7 +270,9 @@ pub fn assert_same(got: &Snapshot, want: &Snapshot, when: &str) {
     for (path, seen) in want {
         match got.get(path) {
             None => panic!("{when}: {path:?} is missing: {seen:?}"),
-            Some(other) if other != seen => panic!("{when}: {path:?}\n is     {other:?}\n should {seen:?}"),
+            Some(other) if other != seen => {
+                panic!("{when}: {path:?}\n is     {other:?}\n should {seen:?}")
+            }
             Some(_) => {}
         }
     }
@@ -219,11 +283,23 @@ pub fn assert_same(got: &Snapshot, want: &Snapshot, when: &str) {
 
 /// Inode numbers by path.
 pub fn inodes(root: &Path) -> BTreeMap<PathBuf, u64> {
-    paths(root).into_iter().map(|p| (p.clone(), fs::symlink_metadata(root.join(&p)).unwrap().ino())).collect()
+    paths(root)
+        .into_iter()
+        .map(|p| {
+            (
+                p.clone(),
+                fs::symlink_metadata(root.join(&p)).unwrap().ino(),
+            )
+        })
+        .collect()
 }
 
 pub fn same_inodes(before: &BTreeMap<PathBuf, u64>, after: &BTreeMap<PathBuf, u64>) {
     for (path, ino) in before {
-        assert_eq!(after.get(path), Some(ino), "the inode number of {path:?} changed with the remount");
+        assert_eq!(
+            after.get(path),
+            Some(ino),
+            "the inode number of {path:?} changed with the remount"
+        );
     }
 }
