@@ -19,8 +19,11 @@ pub fn to_xattr(text: &[u8]) -> Option<Option<Vec<u8>>> {
     let tags: Vec<u16> = entries.iter().map(|e| e.tag).collect();
     let once = |tag| tags.iter().filter(|&&t| t == tag).count() == 1;
     let named = tags.iter().any(|&t| t == USER || t == GROUP);
-    let repeated = entries.windows(2).any(|pair| (pair[0].tag, pair[0].id) == (pair[1].tag, pair[1].id));
-    let valid = [USER_OBJ, GROUP_OBJ, OTHER].into_iter().all(once) && !repeated && (!named || once(MASK));
+    let repeated = entries
+        .windows(2)
+        .any(|pair| (pair[0].tag, pair[0].id) == (pair[1].tag, pair[1].id));
+    let valid =
+        [USER_OBJ, GROUP_OBJ, OTHER].into_iter().all(once) && !repeated && (!named || once(MASK));
     if !valid {
         return None;
     }
@@ -36,8 +39,13 @@ pub fn default_to_xattr(text: &[u8]) -> Option<Vec<u8>> {
         Some(value) => Some(value),
         None => {
             let text = std::str::from_utf8(text).ok()?;
-            let lines = text.split(['\n', ',']).map(|l| l.split('#').next().unwrap_or_default().trim());
-            let mut entries = lines.filter(|l| !l.is_empty()).map(Entry::parse).collect::<Option<Vec<_>>>()?;
+            let lines = text
+                .split(['\n', ','])
+                .map(|l| l.split('#').next().unwrap_or_default().trim());
+            let mut entries = lines
+                .filter(|l| !l.is_empty())
+                .map(Entry::parse)
+                .collect::<Option<Vec<_>>>()?;
             entries.sort();
             Some(encode(&entries))
         }
@@ -83,8 +91,16 @@ impl Entry {
             ("other" | "o", false) => OTHER,
             _ => return None,
         };
-        let id = if named { number.unwrap_or(qualifier).parse().ok()? } else { NO_ID };
-        Some(Self { tag, id, perm: permissions(perms)? })
+        let id = if named {
+            number.unwrap_or(qualifier).parse().ok()?
+        } else {
+            NO_ID
+        };
+        Some(Self {
+            tag,
+            id,
+            perm: permissions(perms)?,
+        })
     }
 }
 
@@ -115,18 +131,27 @@ mod tests {
     #[test]
     fn texts() {
         let full = [
-            2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255, 2, 0, 7, 0, 0xe8, 3, 0, 0, 4, 0, 4, 0, 255, 255, 255, 255, 16,
-            0, 7, 0, 255, 255, 255, 255, 32, 0, 4, 0, 255, 255, 255, 255,
+            2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255, 2, 0, 7, 0, 0xe8, 3, 0, 0, 4, 0, 4, 0, 255,
+            255, 255, 255, 16, 0, 7, 0, 255, 255, 255, 255, 32, 0, 4, 0, 255, 255, 255, 255,
         ];
         for text in [
             "user::rw-\nuser:1000:rwx\ngroup::r--\nmask::rwx\nother::r--\n",
             "user::rw-,user:joe:rwx:1000,group::r--,mask::rwx,other::r--",
             "other::r--\nmask:rwx\ng::r--\nu:1000:rwx  #effective:rwx\nu::rw-\n",
         ] {
-            assert_eq!(to_xattr(text.as_bytes()), Some(Some(full.to_vec())), "{text}");
+            assert_eq!(
+                to_xattr(text.as_bytes()),
+                Some(Some(full.to_vec())),
+                "{text}"
+            );
         }
         assert_eq!(to_xattr(b"user::rw-\ngroup::r--\nother::r--\n"), Some(None));
-        assert_eq!(default_to_xattr(b"user::rw-\ngroup::r--\nother::r--\n").unwrap().len(), 28);
+        assert_eq!(
+            default_to_xattr(b"user::rw-\ngroup::r--\nother::r--\n")
+                .unwrap()
+                .len(),
+            28
+        );
         for bad in [
             "",
             "user::rw-",

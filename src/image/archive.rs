@@ -25,7 +25,10 @@ const MAX_LINKS: usize = 8;
 /// Where a member's bytes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Member {
-    File { offset: u64, size: u64 },
+    File {
+        offset: u64,
+        size: u64,
+    },
     /// Symlink or hard link to another member.
     Link(Vec<u8>),
 }
@@ -49,8 +52,12 @@ impl Members {
     /// Notes a member; ordinary files of a root file system are not worth keeping once there are many.
     pub fn insert(&mut self, path: &[u8], member: Member, limits: &Limits) {
         self.any = true;
-        let Some(path) = member_path(path) else { return };
-        let decisive = ["manifest.json", "index.json", "oci-layout"].into_iter().find(|name| name.as_bytes() == path);
+        let Some(path) = member_path(path) else {
+            return;
+        };
+        let decisive = ["manifest.json", "index.json", "oci-layout"]
+            .into_iter()
+            .find(|name| name.as_bytes() == path);
         self.image_like |= is_image_like(&path);
         let top = path.split(|&b| b == b'/').next().unwrap_or_default();
         self.system_like |= [&b"bin"[..], b"etc", b"lib", b"usr", b"sbin", b"var"].contains(&top);
@@ -73,7 +80,10 @@ impl Members {
                 Some(Member::Link(target)) => path = target.clone(),
             }
         }
-        Err(Error::document(path.escape_ascii().to_string(), "symlinks in a circle within the archive"))
+        Err(Error::document(
+            path.escape_ascii().to_string(),
+            "symlinks in a circle within the archive",
+        ))
     }
 
     /// Whether it looks like the tar of a root file system.
@@ -88,7 +98,10 @@ impl Members {
 }
 
 fn outside(path: &[u8]) -> Error {
-    Error::document(path.escape_ascii().to_string(), "a name that leads out of the archive")
+    Error::document(
+        path.escape_ascii().to_string(),
+        "a name that leads out of the archive",
+    )
 }
 
 /// Target of a symlink member, relative to the member's directory; `None` if it leads out of the archive.
@@ -97,7 +110,10 @@ pub fn symlink_target(member: &[u8], target: &[u8]) -> Option<Vec<u8>> {
         return None;
     }
     let member = member_path(member)?;
-    let dir = member.iter().rposition(|&b| b == b'/').map_or(&b""[..], |slash| &member[..slash]);
+    let dir = member
+        .iter()
+        .rposition(|&b| b == b'/')
+        .map_or(&b""[..], |slash| &member[..slash]);
     member_path(&[dir, b"/", target].concat())
 }
 
@@ -118,9 +134,17 @@ pub fn member_path(raw: &[u8]) -> Option<Vec<u8>> {
 
 /// Whether a member's name is one that archives of images have and root file systems have not.
 pub fn is_image_like(path: &[u8]) -> bool {
-    let hex = |name: &[u8]| name.len() == 64 && name.iter().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase());
+    let hex = |name: &[u8]| {
+        name.len() == 64
+            && name
+                .iter()
+                .all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase())
+    };
     let stem = path.strip_prefix(b"sha256:").unwrap_or(path);
-    let stem = stem.split(|&b| b == b'/' || b == b'.').next().unwrap_or_default();
+    let stem = stem
+        .split(|&b| b == b'/' || b == b'.')
+        .next()
+        .unwrap_or_default();
     path == b"oci-layout" || path.starts_with(b"blobs/sha256") || hex(stem)
 }
 
@@ -134,7 +158,10 @@ pub struct TarFile {
 impl TarFile {
     /// Reads the headers of the whole archive.
     pub fn index(file: File, what: &str, limits: &Limits) -> Result<Self> {
-        let located = |source: TarError| Error::Tar { what: what.to_owned(), source };
+        let located = |source: TarError| Error::Tar {
+            what: what.to_owned(),
+            source,
+        };
         let file = Arc::new(file);
         let len = file.metadata().map_err(Error::io(what))?.len();
         let mut members = Members::default();
@@ -143,9 +170,10 @@ impl TarFile {
         let mut tar = TarReader::new(input, limits.tar());
         while let Some(entry) = tar.next(&mut |_| Ok(())).map_err(located)? {
             let member = match entry.kind {
-                Kind::Regular if entry.extents.is_none() => {
-                    Some(Member::File { offset: tar.offset(), size: entry.stored })
-                }
+                Kind::Regular if entry.extents.is_none() => Some(Member::File {
+                    offset: tar.offset(),
+                    size: entry.stored,
+                }),
                 Kind::Symlink => symlink_target(&entry.path, &entry.link).map(Member::Link),
                 Kind::HardLink => member_path(&entry.link).map(Member::Link),
                 _ => None,
@@ -163,13 +191,26 @@ impl TarFile {
             })
             .map_err(located)?;
         }
-        Ok(Self { file, what: what.to_owned(), members })
+        Ok(Self {
+            file,
+            what: what.to_owned(),
+            members,
+        })
     }
 
     /// The bytes of a member.
     fn open(&self, path: &[u8]) -> Result<Option<(Section, u64)>> {
         let found = self.members.resolve(path)?;
-        Ok(found.map(|(_, at, size)| (Section { file: self.file.clone(), at, end: at + size }, size)))
+        Ok(found.map(|(_, at, size)| {
+            (
+                Section {
+                    file: self.file.clone(),
+                    at,
+                    end: at + size,
+                },
+                size,
+            )
+        }))
     }
 }
 
@@ -206,7 +247,10 @@ pub struct LayoutDir {
 impl LayoutDir {
     pub fn open(path: &Path) -> Result<Self> {
         let dir = File::open(path).map_err(Error::io(path))?;
-        Ok(Self { dir, what: path.display().to_string() })
+        Ok(Self {
+            dir,
+            what: path.display().to_string(),
+        })
     }
 
     pub fn has(&self, name: &str) -> bool {
@@ -217,12 +261,22 @@ impl LayoutDir {
         let name = || format!("{}/{}", self.what, path.escape_ascii());
         // Never blocks on a FIFO, follows no symlink, stays beneath.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        let file = match rustix::fs::openat2(&self.dir, OsStr::from_bytes(path), flags, Mode::empty(), resolve) {
+        let resolve =
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let file = match rustix::fs::openat2(
+            &self.dir,
+            OsStr::from_bytes(path),
+            flags,
+            Mode::empty(),
+            resolve,
+        ) {
             Ok(fd) => File::from(fd),
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(None),
             Err(rustix::io::Errno::LOOP | rustix::io::Errno::XDEV) => {
-                return Err(Error::document(name(), "symlinks are not followed in an image directory"));
+                return Err(Error::document(
+                    name(),
+                    "symlinks are not followed in an image directory",
+                ));
             }
             Err(error) => return Err(Error::io(name())(error.into())),
         };
@@ -244,8 +298,12 @@ impl Archive {
     /// Opens the member `path`, if it is there, with its size.
     pub fn open(&self, path: &[u8]) -> Result<Option<(Box<dyn Read + Send>, u64)>> {
         Ok(match self {
-            Self::Tar(tar) => tar.open(path)?.map(|(section, size)| (Box::new(section) as _, size)),
-            Self::Dir(dir) => dir.open_file(path)?.map(|(file, size)| (Box::new(file) as _, size)),
+            Self::Tar(tar) => tar
+                .open(path)?
+                .map(|(section, size)| (Box::new(section) as _, size)),
+            Self::Dir(dir) => dir
+                .open_file(path)?
+                .map(|(file, size)| (Box::new(file) as _, size)),
         })
     }
 
@@ -257,7 +315,13 @@ impl Archive {
         let what = || format!("{} in {}", path.escape_ascii(), self.what());
         check_document_size(what, size, max)?;
         let mut bytes = Vec::new();
-        reader.take(max).read_to_end(&mut bytes).map_err(|source| Error::Read { what: what(), source })?;
+        reader
+            .take(max)
+            .read_to_end(&mut bytes)
+            .map_err(|source| Error::Read {
+                what: what(),
+                source,
+            })?;
         Ok(Some(bytes))
     }
 
@@ -271,7 +335,12 @@ impl Archive {
 
 pub fn check_document_size(what: impl FnOnce() -> String, size: u64, max: u64) -> Result<()> {
     if size > max {
-        return Err(Error::Limit { what: what(), max, unit: "bytes for a document", flag: "--max-document-size" });
+        return Err(Error::Limit {
+            what: what(),
+            max,
+            unit: "bytes for a document",
+            flag: "--max-document-size",
+        });
     }
     Ok(())
 }
@@ -290,9 +359,16 @@ mod tests {
             ("../b", None),
             ("a/../../b", None),
         ] {
-            assert_eq!(member_path(raw.as_bytes()).as_deref(), want.map(str::as_bytes), "{raw}");
+            assert_eq!(
+                member_path(raw.as_bytes()).as_deref(),
+                want.map(str::as_bytes),
+                "{raw}"
+            );
         }
-        assert_eq!(symlink_target(b"x/layer.tar", b"../y.tar").as_deref(), Some(&b"y.tar"[..]));
+        assert_eq!(
+            symlink_target(b"x/layer.tar", b"../y.tar").as_deref(),
+            Some(&b"y.tar"[..])
+        );
         assert_eq!(symlink_target(b"x/layer.tar", b"../../y.tar"), None);
         assert_eq!(symlink_target(b"x/layer.tar", b"/etc/shadow"), None);
     }

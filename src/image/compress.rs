@@ -80,7 +80,9 @@ impl Sniffed {
             Self::Empty => "it is empty".to_owned(),
             Self::Json => "it is a JSON document, not an image archive".to_owned(),
             Self::Other(Some(known @ ("xz" | "bzip2" | "lz4"))) => {
-                format!("it is compressed with {known}; only gzip, zstd and plain tar are read: decompress it first")
+                format!(
+                    "it is compressed with {known}; only gzip, zstd and plain tar are read: decompress it first"
+                )
             }
             Self::Other(Some(known)) => format!("it is a {known} file, not an image archive"),
             _ => "unknown format: it is neither a tar archive nor gzip or zstd data".to_owned(),
@@ -125,7 +127,9 @@ impl<W: Write> Encoder<W> {
         Ok(match compression {
             Compression::None => Self::None(output),
             // No name, no time in the header.
-            Compression::Gzip => Self::Gzip(flate2::GzBuilder::new().write(output, flate2::Compression::new(6))),
+            Compression::Gzip => {
+                Self::Gzip(flate2::GzBuilder::new().write(output, flate2::Compression::new(6)))
+            }
             Compression::Zstd => {
                 let mut encoder = zstd::stream::write::Encoder::new(output, 3)?;
                 encoder.include_checksum(true)?;
@@ -173,7 +177,9 @@ mod tests {
     }
 
     fn read(bytes: &[u8], limits: &Limits) -> io::Result<Vec<u8>> {
-        let compression = Sniffed::of(bytes).compression().ok_or(io::ErrorKind::InvalidData)?;
+        let compression = Sniffed::of(bytes)
+            .compression()
+            .ok_or(io::ErrorKind::InvalidData)?;
         let mut out = Vec::new();
         decoder(bytes, compression, limits)?.read_to_end(&mut out)?;
         Ok(out)
@@ -187,11 +193,19 @@ mod tests {
             assert_eq!(read(&both, &limits).unwrap(), b"firstsecond");
             for cut in 1..both.len() {
                 let whole = cut == round(compression, b"first").len();
-                assert_eq!(read(&both[..cut], &limits).is_ok(), whole, "{compression:?} cut at {cut}");
+                assert_eq!(
+                    read(&both[..cut], &limits).is_ok(),
+                    whole,
+                    "{compression:?} cut at {cut}"
+                );
             }
             assert!(read(&[&both, b"junk".as_slice()].concat(), &limits).is_err());
         }
-        let skippable = [&[0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3][..], &round(Compression::Zstd, b"x")].concat();
+        let skippable = [
+            &[0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3][..],
+            &round(Compression::Zstd, b"x"),
+        ]
+        .concat();
         assert_eq!(read(&skippable, &limits).unwrap(), b"x");
     }
 
@@ -202,7 +216,10 @@ mod tests {
         encoder.write_all(b"x").unwrap();
         let bytes = encoder.finish().unwrap();
         assert!(read(&bytes, &Limits::default()).is_ok());
-        let small = Limits { zstd_window: 1 << 20, ..Limits::default() };
+        let small = Limits {
+            zstd_window: 1 << 20,
+            ..Limits::default()
+        };
         assert!(read(&bytes, &small).is_err());
     }
 

@@ -63,7 +63,9 @@ pub struct Descriptor {
 impl Descriptor {
     /// The digest, checked; `sha512` and others are refused.
     pub fn digest(&self) -> Result<Digest> {
-        self.digest.parse().map_err(|error| Error::document("descriptor", error))
+        self.digest
+            .parse()
+            .map_err(|error| Error::document("descriptor", error))
     }
 
     pub fn annotation(&self, key: &str) -> Option<&str> {
@@ -73,7 +75,8 @@ impl Descriptor {
     /// Provenance and the like: listed among images, but none.
     pub fn is_attestation(&self) -> bool {
         let unknown = |p: &PlatformView| p.os == "unknown" && p.architecture == "unknown";
-        self.annotation("vnd.docker.reference.type").is_some() || self.platform.as_ref().is_some_and(unknown)
+        self.annotation("vnd.docker.reference.type").is_some()
+            || self.platform.as_ref().is_some_and(unknown)
     }
 }
 
@@ -91,8 +94,14 @@ pub struct PlatformView {
 /// A manifest or an index.
 #[derive(Clone, Debug)]
 pub enum Document {
-    Manifest { config: Descriptor, layers: Vec<Descriptor>, media_type: String },
-    Index { manifests: Vec<Descriptor> },
+    Manifest {
+        config: Descriptor,
+        layers: Vec<Descriptor>,
+        media_type: String,
+    },
+    Index {
+        manifests: Vec<Descriptor>,
+    },
 }
 
 #[derive(Deserialize)]
@@ -110,14 +119,22 @@ impl Document {
     /// could be taken for both kinds, or is of another kind than claimed, is refused (CVE-2021-41190).
     pub fn parse(name: &str, bytes: &[u8], claimed: &str) -> Result<Self> {
         let bad = |reason: &str| Err(Error::document(name, reason));
-        let raw: RawDocument = serde_json::from_slice(bytes).map_err(|error| Error::document(name, error))?;
+        let raw: RawDocument =
+            serde_json::from_slice(bytes).map_err(|error| Error::document(name, error))?;
         if raw.schema_version != 2 {
-            return bad("schemaVersion is not 2; Docker schema 1 images must be converted first (skopeo copy)");
+            return bad(
+                "schemaVersion is not 2; Docker schema 1 images must be converted first (skopeo copy)",
+            );
         }
         let stated = raw.media_type.as_deref().unwrap_or_default();
         for media_type in [stated, claimed] {
-            if !matches!(media_type, "" | OCI_MANIFEST | DOCKER_MANIFEST | OCI_INDEX | DOCKER_LIST) {
-                return bad(&format!("media type {media_type:?} is neither an image manifest nor an index"));
+            if !matches!(
+                media_type,
+                "" | OCI_MANIFEST | DOCKER_MANIFEST | OCI_INDEX | DOCKER_LIST
+            ) {
+                return bad(&format!(
+                    "media type {media_type:?} is neither an image manifest nor an index"
+                ));
             }
         }
         if !stated.is_empty() && !claimed.is_empty() && stated != claimed {
@@ -127,13 +144,24 @@ impl Document {
         let index_type = matches!(media_type, OCI_INDEX | DOCKER_LIST);
         let manifest_type = matches!(media_type, OCI_MANIFEST | DOCKER_MANIFEST);
         match (raw.config, raw.layers, raw.manifests) {
-            (_, Some(_), Some(_)) | (Some(_), _, Some(_)) => bad("it has both layers and manifests"),
+            (_, Some(_), Some(_)) | (Some(_), _, Some(_)) => {
+                bad("it has both layers and manifests")
+            }
             (None, None, Some(_)) if manifest_type => bad("an index announced as a manifest"),
             (None, None, Some(manifests)) => Ok(Self::Index { manifests }),
             (Some(_), Some(_), None) if index_type => bad("a manifest announced as an index"),
             (Some(config), Some(layers), None) => {
-                let media_type = if media_type.is_empty() { OCI_MANIFEST } else { media_type }.to_owned();
-                Ok(Self::Manifest { config, layers, media_type })
+                let media_type = if media_type.is_empty() {
+                    OCI_MANIFEST
+                } else {
+                    media_type
+                }
+                .to_owned();
+                Ok(Self::Manifest {
+                    config,
+                    layers,
+                    media_type,
+                })
             }
             _ => bad("it has neither config and layers nor manifests"),
         }
@@ -143,17 +171,29 @@ impl Document {
 /// Refuses manifests of things that are no container images: their layers are no tars.
 pub fn check_image_types(name: &str, config: &Descriptor, layers: &[Descriptor]) -> Result<()> {
     if !matches!(config.media_type.as_str(), "" | OCI_CONFIG | DOCKER_CONFIG) {
-        let reason = format!("an artifact with config type {:?}, not a container image", config.media_type);
+        let reason = format!(
+            "an artifact with config type {:?}, not a container image",
+            config.media_type
+        );
         return Err(Error::document(name, reason));
     }
     for layer in layers {
         let kind = layer.media_type.as_str();
-        let kind = kind.replace(".nondistributable.", ".").replace(".foreign.", ".");
-        let base = kind.split_once('+').map_or(kind.as_str(), |(base, _)| base).trim_end_matches(".gzip");
+        let kind = kind
+            .replace(".nondistributable.", ".")
+            .replace(".foreign.", ".");
+        let base = kind
+            .split_once('+')
+            .map_or(kind.as_str(), |(base, _)| base)
+            .trim_end_matches(".gzip");
         let suffix = kind.split_once('+').map_or("", |(_, suffix)| suffix);
-        let known = matches!(base, "" | OCI_LAYER | DOCKER_LAYER) && matches!(suffix, "" | "gzip" | "zstd");
+        let known =
+            matches!(base, "" | OCI_LAYER | DOCKER_LAYER) && matches!(suffix, "" | "gzip" | "zstd");
         if !known {
-            return Err(Error::document(name, format!("layer type {:?} is not supported", layer.media_type)));
+            return Err(Error::document(
+                name,
+                format!("layer type {:?} is not supported", layer.media_type),
+            ));
         }
     }
     Ok(())
@@ -183,11 +223,20 @@ impl ConfigView {
         let bad = |reason: String| Error::document(name, reason);
         let raw: Raw = serde_json::from_slice(bytes).map_err(|error| bad(error.to_string()))?;
         if raw.rootfs.r#type != "layers" {
-            return Err(bad(format!("rootfs type {:?} is not \"layers\"", raw.rootfs.r#type)));
+            return Err(bad(format!(
+                "rootfs type {:?} is not \"layers\"",
+                raw.rootfs.r#type
+            )));
         }
         let ids = raw.rootfs.diff_ids.unwrap_or_default();
-        let diff_ids = ids.iter().map(|id| id.parse::<Digest>()).collect::<std::result::Result<_, _>>();
-        Ok(Self { diff_ids: diff_ids.map_err(|error| bad(error.to_string()))?, platform: raw.platform })
+        let diff_ids = ids
+            .iter()
+            .map(|id| id.parse::<Digest>())
+            .collect::<std::result::Result<_, _>>();
+        Ok(Self {
+            diff_ids: diff_ids.map_err(|error| bad(error.to_string()))?,
+            platform: raw.platform,
+        })
     }
 }
 
@@ -216,17 +265,65 @@ mod tests {
     #[test]
     fn ambiguous_documents_are_refused() {
         let cases = [
-            (format!(r#"{{"schemaVersion":2,"config":{D},"layers":[]}}"#), "", true),
-            (format!(r#"{{"schemaVersion":2,"config":{D},"layers":[]}}"#), OCI_MANIFEST, true),
-            (format!(r#"{{"schemaVersion":2,"config":{D},"layers":[]}}"#), OCI_INDEX, false),
-            (format!(r#"{{"schemaVersion":2,"manifests":[{D}]}}"#), OCI_INDEX, true),
-            (format!(r#"{{"schemaVersion":2,"manifests":[{D}]}}"#), DOCKER_MANIFEST, false),
-            (format!(r#"{{"schemaVersion":2,"config":{D},"layers":[],"manifests":[]}}"#), "", false),
-            (format!(r#"{{"schemaVersion":2,"layers":[],"manifests":[]}}"#), "", false),
-            (format!(r#"{{"schemaVersion":2,"config":{D},"manifests":[]}}"#), "", false),
-            (format!(r#"{{"schemaVersion":1,"config":{D},"layers":[]}}"#), "", false),
-            (format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","config":{D},"layers":[]}}"#), "", false),
-            (format!(r#"{{"schemaVersion":2,"mediaType":"{DOCKER_MANIFEST}","config":{D},"layers":[]}}"#), OCI_MANIFEST, false),
+            (
+                format!(r#"{{"schemaVersion":2,"config":{D},"layers":[]}}"#),
+                "",
+                true,
+            ),
+            (
+                format!(r#"{{"schemaVersion":2,"config":{D},"layers":[]}}"#),
+                OCI_MANIFEST,
+                true,
+            ),
+            (
+                format!(r#"{{"schemaVersion":2,"config":{D},"layers":[]}}"#),
+                OCI_INDEX,
+                false,
+            ),
+            (
+                format!(r#"{{"schemaVersion":2,"manifests":[{D}]}}"#),
+                OCI_INDEX,
+                true,
+            ),
+            (
+                format!(r#"{{"schemaVersion":2,"manifests":[{D}]}}"#),
+                DOCKER_MANIFEST,
+                false,
+            ),
+            (
+                format!(r#"{{"schemaVersion":2,"config":{D},"layers":[],"manifests":[]}}"#),
+                "",
+                false,
+            ),
+            (
+                format!(r#"{{"schemaVersion":2,"layers":[],"manifests":[]}}"#),
+                "",
+                false,
+            ),
+            (
+                format!(r#"{{"schemaVersion":2,"config":{D},"manifests":[]}}"#),
+                "",
+                false,
+            ),
+            (
+                format!(r#"{{"schemaVersion":1,"config":{D},"layers":[]}}"#),
+                "",
+                false,
+            ),
+            (
+                format!(
+                    r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","config":{D},"layers":[]}}"#
+                ),
+                "",
+                false,
+            ),
+            (
+                format!(
+                    r#"{{"schemaVersion":2,"mediaType":"{DOCKER_MANIFEST}","config":{D},"layers":[]}}"#
+                ),
+                OCI_MANIFEST,
+                false,
+            ),
             (r#"{"schemaVersion":2}"#.to_owned(), "", false),
             (r#"[]"#.to_owned(), "", false),
             (String::new(), "", false),
@@ -234,7 +331,12 @@ mod tests {
         ];
         for (text, claimed, ok) in cases {
             let got = Document::parse("test", text.as_bytes(), claimed);
-            assert_eq!(got.is_ok(), ok, "{} as {claimed:?}: {got:?}", &text[..text.len().min(200)]);
+            assert_eq!(
+                got.is_ok(),
+                ok,
+                "{} as {claimed:?}: {got:?}",
+                &text[..text.len().min(200)]
+            );
         }
     }
 
@@ -247,7 +349,14 @@ mod tests {
             annotations: None,
             platform: None,
         };
-        for bad in ["", "sha256:", "sha512:00", "sha1:00", "sha256:../../../etc/passwd", "SHA256:00"] {
+        for bad in [
+            "",
+            "sha256:",
+            "sha512:00",
+            "sha1:00",
+            "sha256:../../../etc/passwd",
+            "SHA256:00",
+        ] {
             assert!(descriptor("", bad).digest().is_err(), "{bad}");
         }
         let config = descriptor(OCI_CONFIG, "");
@@ -255,13 +364,26 @@ mod tests {
             (OCI_LAYER, true),
             ("application/vnd.oci.image.layer.v1.tar+gzip", true),
             ("application/vnd.oci.image.layer.v1.tar+zstd", true),
-            ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", true),
+            (
+                "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+                true,
+            ),
             ("application/vnd.docker.image.rootfs.diff.tar.gzip", true),
-            ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", true),
-            ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", false),
+            (
+                "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+                true,
+            ),
+            (
+                "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+                false,
+            ),
             ("application/vnd.cncf.helm.chart.content.v1.tar+gzip", false),
         ] {
-            assert_eq!(check_image_types("m", &config, &[descriptor(layer, "")]).is_ok(), ok, "{layer}");
+            assert_eq!(
+                check_image_types("m", &config, &[descriptor(layer, "")]).is_ok(),
+                ok,
+                "{layer}"
+            );
         }
         let artifact = descriptor("application/vnd.oci.empty.v1+json", "");
         assert!(check_image_types("m", &artifact, &[]).is_err());

@@ -16,15 +16,29 @@ pub enum Error {
     #[error(transparent)]
     Store(#[from] store::Error),
     #[error("{}: {source}", path.display())]
-    Io { path: PathBuf, source: std::io::Error },
+    Io {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("reading {what}: {source}")]
-    Read { what: String, source: std::io::Error },
+    Read {
+        what: String,
+        source: std::io::Error,
+    },
     #[error("{what}: {source}")]
     Tar { what: String, source: TarError },
     #[error("{what}: the {format} data is damaged or cut off: {source}")]
-    Decompress { what: String, format: &'static str, source: std::io::Error },
+    Decompress {
+        what: String,
+        format: &'static str,
+        source: std::io::Error,
+    },
     #[error("{what}: entry \"{}\": {fault}", path.escape_ascii())]
-    Entry { what: String, path: Vec<u8>, fault: EntryFault },
+    Entry {
+        what: String,
+        path: Vec<u8>,
+        fault: EntryFault,
+    },
     #[error("{what}: {hint}")]
     UnknownFormat { what: String, hint: String },
     #[error("{what} holds no image: {reason}")]
@@ -33,23 +47,56 @@ pub enum Error {
     Document { document: String, reason: String },
     #[error("{what} is missing from the archive")]
     MissingMember { what: String },
-    #[error("{what} has digest {actual}, but should have {expected}: it is damaged or not what it claims to be")]
-    DigestMismatch { what: String, expected: Digest, actual: Digest },
+    #[error(
+        "{what} has digest {actual}, but should have {expected}: it is damaged or not what it claims to be"
+    )]
+    DigestMismatch {
+        what: String,
+        expected: Digest,
+        actual: Digest,
+    },
     #[error("{what} has {actual} bytes, but should have {expected}")]
-    SizeMismatch { what: String, expected: u64, actual: String },
-    #[error("{what}: more than the limit of {max} {unit}; raise it with {flag} if you trust the source")]
-    Limit { what: String, max: u64, unit: &'static str, flag: &'static str },
+    SizeMismatch {
+        what: String,
+        expected: u64,
+        actual: String,
+    },
+    #[error(
+        "{what}: more than the limit of {max} {unit}; raise it with {flag} if you trust the source"
+    )]
+    Limit {
+        what: String,
+        max: u64,
+        unit: &'static str,
+        flag: &'static str,
+    },
     #[error("{what}: {reason}")]
     Unsupported { what: String, reason: String },
     #[error(transparent)]
     Reference(#[from] ReferenceError),
-    #[error("name {name} already points to {present}, not to {new}; choose another name, or replace it deliberately")]
-    Conflict { name: String, present: Digest, new: Digest },
+    #[error(
+        "name {name} already points to {present}, not to {new}; choose another name, or replace it deliberately"
+    )]
+    Conflict {
+        name: String,
+        present: Digest,
+        new: Digest,
+    },
     #[error("{what} holds no image {wanted:?}; it has: {available}")]
-    NoSuchImage { what: String, wanted: String, available: String },
+    NoSuchImage {
+        what: String,
+        wanted: String,
+        available: String,
+    },
     #[error("{what} has no image for platform {wanted}; it has: {available}")]
-    NoPlatform { what: String, wanted: String, available: String },
-    #[error("{what} holds {count} images, so one --tag cannot name them all; choose one as {what}:NAME")]
+    NoPlatform {
+        what: String,
+        wanted: String,
+        available: String,
+    },
+    #[error(
+        "{what} holds {count} images, so one --tag cannot name them all; choose one as {what}:NAME"
+    )]
     SeveralImages { what: String, count: usize },
     #[error("{} already exists", path.display())]
     Exists { path: PathBuf },
@@ -61,9 +108,12 @@ impl Error {
     /// The process exit code: 1 failure, 2 usage, 3 conflict, 4 not found, 5 integrity, 75 busy.
     pub fn exit_code(&self) -> i32 {
         match self {
-            Self::Store(_) => 1,
+            Self::Store(error) => i32::from(error.exit_code()),
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => 4,
-            Self::Tar { source: TarError::Format { .. }, .. }
+            Self::Tar {
+                source: TarError::Format { .. },
+                ..
+            }
             | Self::Decompress { .. }
             | Self::DigestMismatch { .. }
             | Self::SizeMismatch { .. } => 5,
@@ -89,6 +139,9 @@ impl Error {
     }
 
     pub(super) fn document(document: impl Into<String>, reason: impl std::fmt::Display) -> Self {
-        Self::Document { document: document.into(), reason: reason.to_string() }
+        Self::Document {
+            document: document.into(),
+            reason: reason.to_string(),
+        }
     }
 }

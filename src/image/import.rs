@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 
 use crate::meta::Timestamp;
-use crate::store::{Digest, NewImage, Store};
+use crate::store::{Digest, Lease, NewImage, Store};
 
 use super::archive::{Archive, LayoutDir, Members, TarFile};
 use super::compress::{self, Compression, Sniffed};
@@ -59,7 +59,13 @@ pub fn import(
     options: &ImportOptions,
     progress: &dyn ImportProgress,
 ) -> Result<Vec<ImportedImage>> {
-    let importer = Importer { store, source, options, progress, what: source.display() };
+    let importer = Importer {
+        store,
+        source,
+        options,
+        progress,
+        what: source.display(),
+    };
     match &source.location {
         Location::Stdin => importer.stream(Box::new(io::stdin())),
         Location::Path(path) => {
@@ -83,8 +89,19 @@ pub fn import_stream(
     options: &ImportOptions,
     progress: &dyn ImportProgress,
 ) -> Result<Vec<ImportedImage>> {
-    let source = Source { transport: Transport::Auto, location: Location::Stdin, select: None };
-    Importer { store, source: &source, options, progress, what: "the stream".to_owned() }.stream(stream)
+    let source = Source {
+        transport: Transport::Auto,
+        location: Location::Stdin,
+        select: None,
+    };
+    Importer {
+        store,
+        source: &source,
+        options,
+        progress,
+        what: "the stream".to_owned(),
+    }
+    .stream(stream)
 }
 
 struct Importer<'a> {
@@ -110,18 +127,27 @@ impl Importer<'_> {
     }
 
     fn directory(&self, dir: LayoutDir) -> Result<Vec<ImportedImage>> {
-        if !matches!(self.source.transport, Transport::Auto | Transport::OciLayout) {
+        if !matches!(
+            self.source.transport,
+            Transport::Auto | Transport::OciLayout
+        ) {
             return Err(self.unlike("it is a directory"));
         }
         if !dir.has("index.json") || !dir.has("oci-layout") {
             let reason = "a directory must be an OCI layout, with oci-layout and index.json";
-            return Err(Error::MissingManifest { what: self.what.clone(), reason });
+            return Err(Error::MissingManifest {
+                what: self.what.clone(),
+                reason,
+            });
         }
         self.random_access(&Archive::Dir(dir), Dialect::Oci)
     }
 
     fn file(&self, mut file: File) -> Result<Vec<ImportedImage>> {
-        let reading = |source| Error::Read { what: self.what.clone(), source };
+        let reading = |source| Error::Read {
+            what: self.what.clone(),
+            source,
+        };
         let (head, _) = compress::peek(&mut file).map_err(reading)?;
         file.seek(SeekFrom::Start(0)).map_err(reading)?;
         match Sniffed::of(&head) {
@@ -132,13 +158,20 @@ impl Importer<'_> {
     }
 
     fn seekable(&self, file: File) -> Result<Vec<ImportedImage>> {
-        let again = file.try_clone().map_err(|source| Error::Read { what: self.what.clone(), source })?;
+        let again = file.try_clone().map_err(|source| Error::Read {
+            what: self.what.clone(),
+            source,
+        })?;
         let tar = TarFile::index(file, &self.what, self.limits())?;
         match self.dialect(&tar.members)? {
             Some(dialect) => self.random_access(&Archive::Tar(tar), dialect),
             None => {
                 let mut file = again;
-                file.seek(SeekFrom::Start(0)).map_err(|source| Error::Read { what: self.what.clone(), source })?;
+                file.seek(SeekFrom::Start(0))
+                    .map_err(|source| Error::Read {
+                        what: self.what.clone(),
+                        source,
+                    })?;
                 self.rootfs(file)
             }
         }
@@ -147,38 +180,60 @@ impl Importer<'_> {
     /// What the members make of a tar: a set of documents, or (`None`) a root file system.
     fn dialect(&self, members: &Members) -> Result<Option<Dialect>> {
         if let Some(name) = members.twice {
-            return Err(Error::document(name, "the archive has two members of this name"));
+            return Err(Error::document(
+                name,
+                "the archive has two members of this name",
+            ));
         }
         let has = |name: &str| matches!(members.resolve(name.as_bytes()), Ok(Some(_)));
         let docker = has("manifest.json");
         let oci = has("oci-layout") && has("index.json");
-        let missing = |reason| Err(Error::MissingManifest { what: self.what.clone(), reason });
+        let missing = |reason| {
+            Err(Error::MissingManifest {
+                what: self.what.clone(),
+                reason,
+            })
+        };
         let dialect = match self.source.transport {
             Transport::Rootfs => None,
             Transport::DockerArchive if docker => Some(Dialect::DockerSave),
             Transport::DockerArchive => return missing("it has no manifest.json"),
             Transport::OciArchive | Transport::OciLayout if oci => Some(Dialect::Oci),
-            Transport::OciArchive | Transport::OciLayout => return missing("it has no oci-layout and index.json"),
+            Transport::OciArchive | Transport::OciLayout => {
+                return missing("it has no oci-layout and index.json");
+            }
             // Newer `docker save` writes both; what `docker load` reads is the manifest.json.
-            Transport::Auto if docker && (members.image_like || !members.has_directories_of_a_system()) => {
+            Transport::Auto
+                if docker && (members.image_like || !members.has_directories_of_a_system()) =>
+            {
                 Some(Dialect::DockerSave)
             }
             Transport::Auto if oci => Some(Dialect::Oci),
             Transport::Auto if members.image_like => {
-                return missing("it looks like an archive of images, but has neither manifest.json nor index.json");
+                return missing(
+                    "it looks like an archive of images, but has neither manifest.json nor index.json",
+                );
             }
             Transport::Auto if !members.any => return missing("the tar archive is empty"),
             Transport::Auto => None,
         };
         if dialect.is_some() && members.overflow() {
             let max = self.limits().members as u64;
-            return Err(Error::Limit { what: self.what.clone(), max, unit: "members", flag: "--max-members" });
+            return Err(Error::Limit {
+                what: self.what.clone(),
+                max,
+                unit: "members",
+                flag: "--max-members",
+            });
         }
         Ok(dialect)
     }
 
     fn unlike(&self, reason: &str) -> Error {
-        Error::UnknownFormat { what: self.what.clone(), hint: reason.to_owned() }
+        Error::UnknownFormat {
+            what: self.what.clone(),
+            hint: reason.to_owned(),
+        }
     }
 
     fn wish(&self) -> Wish<'_> {
@@ -192,15 +247,24 @@ impl Importer<'_> {
     // --- sources that can be read at any place
 
     fn random_access(&self, archive: &Archive, dialect: Dialect) -> Result<Vec<ImportedImage>> {
-        let images = plan(&Named { archive, what: &self.what }, dialect, &self.wish())?;
+        let images = plan(
+            &Named {
+                archive,
+                what: &self.what,
+            },
+            dialect,
+            &self.wish(),
+        )?;
         let images = self.name(images)?;
         let of = images.iter().map(|image| image.layers.len()).sum();
         let mut index = 0;
         let mut ready = Vec::new();
+        // What was there before stays there until the images need it.
+        let mut held = Vec::new();
         for image in images {
             let mut lowers = Vec::new();
             for layer in &image.layers {
-                self.read_layer(archive, layer, &lowers, index, of)?;
+                held.extend(self.read_layer(archive, layer, &lowers, index, of)?);
                 lowers.push(layer.diff_id);
                 index += 1;
             }
@@ -216,31 +280,45 @@ impl Importer<'_> {
         lowers: &[Digest],
         index: usize,
         of: usize,
-    ) -> Result<()> {
+    ) -> Result<Option<Lease>> {
         let name = format!("layer {}", layer.path.escape_ascii());
-        if self.store.layer(&layer.diff_id)?.is_some() {
+        if let Some(lease) = ingest::hold(self.store, &layer.diff_id)? {
             let bar = Bar::start(self.progress, index, Some(of), &name, layer.blob_size);
             bar.done(LayerOutcome::Present);
-            return Ok(());
+            return Ok(Some(lease));
         }
-        let (blob, size) =
-            archive.open(&layer.path)?.ok_or_else(|| Error::MissingMember { what: name.clone() })?;
+        let (blob, size) = archive
+            .open(&layer.path)?
+            .ok_or_else(|| Error::MissingMember { what: name.clone() })?;
         check_size(&name, layer, size)?;
         let bar = Bar::start(self.progress, index, Some(of), &name, Some(size));
-        let expected = Expected { diff_id: Some(layer.diff_id), blob: layer.blob, blob_size: Some(size) };
-        let unpublished = ingest::ingest(self.store, &name, blob, expected, self.limits(), &|n| bar.bytes(n))?;
+        let expected = Expected {
+            diff_id: Some(layer.diff_id),
+            blob: layer.blob,
+            blob_size: Some(size),
+        };
+        let unpublished = ingest::ingest(self.store, &name, blob, expected, self.limits(), &|n| {
+            bar.bytes(n)
+        })?;
         let facts = unpublished.publish(self.store, lowers)?;
-        bar.done(LayerOutcome::New { tar_size: facts.tar_size });
-        Ok(())
+        bar.done(LayerOutcome::New {
+            tar_size: facts.tar_size,
+        });
+        Ok(None)
     }
 
     // --- sources that are read once
 
     fn stream(&self, stream: Box<dyn Read + Send>) -> Result<Vec<ImportedImage>> {
-        let reading = |source| Error::Read { what: self.what.clone(), source };
+        let reading = |source| Error::Read {
+            what: self.what.clone(),
+            source,
+        };
         let (head, stream) = compress::peek(stream).map_err(reading)?;
         let sniffed = Sniffed::of(&head);
-        let compression = sniffed.compression().ok_or_else(|| self.unlike(&sniffed.complaint()))?;
+        let compression = sniffed
+            .compression()
+            .ok_or_else(|| self.unlike(&sniffed.complaint()))?;
         std::thread::scope(|scope| {
             let (mut to, from) = pump();
             let limits = self.limits();
@@ -251,34 +329,49 @@ impl Importer<'_> {
                 to.finish()
             });
             let result = self.plain_stream(from);
-            match feeder.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
+            match feeder
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            {
                 // The consumer stopped first, and knows why.
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe && result.is_err() => result,
-                Err(source) if compression == Compression::None => Err(reading(source)),
-                Err(source) => {
-                    Err(Error::Decompress { what: self.what.clone(), format: compression.name(), source })
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe && result.is_err() => {
+                    result
                 }
+                Err(source) if compression == Compression::None => Err(reading(source)),
+                Err(source) => Err(Error::Decompress {
+                    what: self.what.clone(),
+                    format: compression.name(),
+                    source,
+                }),
                 Ok(()) => result,
             }
         })
     }
 
     fn plain_stream(&self, mut from: PumpReader) -> Result<Vec<ImportedImage>> {
-        let reading = |source| Error::Read { what: self.what.clone(), source };
+        let reading = |source| Error::Read {
+            what: self.what.clone(),
+            source,
+        };
         let head = from.fill_buf().map_err(reading)?;
         if Sniffed::of(&head[..head.len().min(512)]) != Sniffed::Tar {
-            return Err(self.unlike("unknown format: what is compressed in it is not a tar archive"));
+            return Err(
+                self.unlike("unknown format: what is compressed in it is not a tar archive")
+            );
         }
         let beginning = match self.source.transport {
             Transport::Rootfs => Beginning::Rootfs,
             Transport::Auto => Beginning::of(head, self.limits()),
-            Transport::DockerArchive | Transport::OciArchive | Transport::OciLayout => Beginning::Images,
+            Transport::DockerArchive | Transport::OciArchive | Transport::OciLayout => {
+                Beginning::Images
+            }
         };
         match beginning {
             Beginning::Rootfs => self.rootfs(from),
             Beginning::Images => {
                 let tar = TarReader::new(from, self.limits().tar());
-                let archive = StreamArchive::read(self.store, &self.what, tar, self.limits(), self.progress)?;
+                let archive =
+                    StreamArchive::read(self.store, &self.what, tar, self.limits(), self.progress)?;
                 match self.dialect(archive.members())? {
                     Some(dialect) => self.streamed(archive, dialect),
                     None => Err(self.unlike("it begins like an archive of images, but is none")),
@@ -293,9 +386,15 @@ impl Importer<'_> {
         let dir = std::env::temp_dir();
         let mut file = super::unnamed_file(&dir).map_err(Error::io(&dir))?;
         let max = self.limits().layer_bytes;
-        let copied = io::copy(&mut from.by_ref().take(max + 1), &mut file).map_err(Error::io(&dir))?;
+        let copied =
+            io::copy(&mut from.by_ref().take(max + 1), &mut file).map_err(Error::io(&dir))?;
         if copied > max {
-            return Err(Error::Limit { what: self.what.clone(), max, unit: "bytes", flag: "--max-layer-size" });
+            return Err(Error::Limit {
+                what: self.what.clone(),
+                max,
+                unit: "bytes",
+                flag: "--max-layer-size",
+            });
         }
         file.seek(SeekFrom::Start(0)).map_err(Error::io(&dir))?;
         Ok(file)
@@ -304,10 +403,11 @@ impl Importer<'_> {
     fn streamed(&self, mut archive: StreamArchive, dialect: Dialect) -> Result<Vec<ImportedImage>> {
         let images = self.name(plan(&archive, dialect, &self.wish())?)?;
         let mut ready = Vec::new();
+        let mut held = Vec::new();
         for image in images {
             let mut lowers = Vec::new();
             for layer in &image.layers {
-                self.publish_streamed(&mut archive, layer, &lowers)?;
+                held.extend(self.settle(&mut archive, layer, &lowers)?);
                 lowers.push(layer.diff_id);
             }
             ready.push(self.ready(image)?);
@@ -315,26 +415,29 @@ impl Importer<'_> {
         self.record(ready)
     }
 
-    fn publish_streamed(&self, archive: &mut StreamArchive, layer: &PlannedLayer, lowers: &[Digest]) -> Result<()> {
+    /// Compares a layer that came by with what the documents say of it, and finishes it where that waited.
+    fn settle(
+        &self,
+        archive: &mut StreamArchive,
+        layer: &PlannedLayer,
+        lowers: &[Digest],
+    ) -> Result<Option<Lease>> {
         let name = format!("layer {}", layer.path.escape_ascii());
-        let mismatch = |what: String, expected, actual| Err(Error::DigestMismatch { what, expected, actual });
         match archive.take_layer(&layer.path)? {
             Some(StreamLayer::Failed(error)) => Err(error),
-            Some(StreamLayer::Present(actual)) if actual != layer.diff_id => mismatch(name, layer.diff_id, actual),
-            Some(StreamLayer::Read(read)) => {
-                let facts = read.facts;
-                check_size(&name, layer, facts.blob_size)?;
-                match layer.blob {
-                    Some(expected) if expected != facts.blob => mismatch(name, expected, facts.blob),
-                    _ if facts.diff_id != layer.diff_id => {
-                        mismatch(format!("{name}, uncompressed,"), layer.diff_id, facts.diff_id)
-                    }
-                    _ => read.publish(self.store, lowers).map(drop),
-                }
+            Some(StreamLayer::Present(diff_id, lease)) => {
+                check_digest(name, layer.diff_id, diff_id)?;
+                Ok(Some(lease))
+            }
+            Some(StreamLayer::Published(facts)) => check_facts(&name, layer, &facts).map(|()| None),
+            Some(StreamLayer::Unpublished(read)) => {
+                check_facts(&name, layer, &read.facts)?;
+                read.publish(self.store, lowers)?;
+                Ok(None)
             }
             // Another image of this archive has taken it already, or it never was in the archive.
-            Some(StreamLayer::Present(_)) | None => match self.store.layer(&layer.diff_id)? {
-                Some(_) => Ok(()),
+            None => match ingest::hold(self.store, &layer.diff_id)? {
+                Some(lease) => Ok(Some(lease)),
                 None => Err(Error::MissingMember { what: name }),
             },
         }
@@ -344,26 +447,45 @@ impl Importer<'_> {
 
     fn rootfs(&self, tar: impl Read + Send) -> Result<Vec<ImportedImage>> {
         if self.source.select.is_some() {
-            return Err(self.unlike("the tar of a root file system holds no named images to select from"));
+            return Err(
+                self.unlike("the tar of a root file system holds no named images to select from")
+            );
         }
         let bar = Bar::start(self.progress, 0, Some(1), &self.what, None);
-        let read = ingest::ingest(self.store, &self.what, tar, Expected::default(), self.limits(), &|n| bar.bytes(n))?;
+        let read = ingest::ingest(
+            self.store,
+            &self.what,
+            tar,
+            Expected::default(),
+            self.limits(),
+            &|n| bar.bytes(n),
+        )?;
         if read.facts.entries == 0 {
             let reason = "the tar archive is empty";
-            return Err(Error::MissingManifest { what: self.what.clone(), reason });
+            return Err(Error::MissingManifest {
+                what: self.what.clone(),
+                reason,
+            });
         }
         let config = rootfs_config(&read.facts, self.options.platform.as_ref());
         let diff_id = read.facts.diff_id;
         let image = PlannedImage {
             manifest: None,
             config,
-            layers: vec![PlannedLayer { path: Vec::new(), diff_id, blob: None, blob_size: None }],
+            layers: vec![PlannedLayer {
+                path: Vec::new(),
+                diff_id,
+                blob: None,
+                blob_size: None,
+            }],
             names: Vec::new(),
         };
         let mut images = self.name(vec![image])?;
         let present = self.store.layer(&diff_id)?.is_some();
         let facts = read.publish(self.store, &[])?;
-        let new = LayerOutcome::New { tar_size: facts.tar_size };
+        let new = LayerOutcome::New {
+            tar_size: facts.tar_size,
+        };
         bar.done(if present { LayerOutcome::Present } else { new });
         self.record(vec![self.ready(images.remove(0))?])
     }
@@ -375,7 +497,10 @@ impl Importer<'_> {
         let tags = &self.options.tags;
         if !tags.is_empty() {
             let [image] = images.as_mut_slice() else {
-                return Err(Error::SeveralImages { what: self.what.clone(), count: images.len() });
+                return Err(Error::SeveralImages {
+                    what: self.what.clone(),
+                    count: images.len(),
+                });
             };
             image.names = tags.iter().map(Reference::to_string).collect();
         }
@@ -386,7 +511,10 @@ impl Importer<'_> {
             image.names.dedup();
             for name in &image.names {
                 if *seen.entry(name.clone()).or_insert(config) != config {
-                    return Err(Error::document(name, "two different images of the archive have this name"));
+                    return Err(Error::document(
+                        name,
+                        "two different images of the archive have this name",
+                    ));
                 }
                 self.check_name(name, &config)?;
             }
@@ -396,13 +524,19 @@ impl Importer<'_> {
 
     /// A name may be new, or already point to an image of the same configuration.
     fn check_name(&self, name: &str, config: &Digest) -> Result<()> {
-        let Some(present) = self.store.resolve_name(name)?.filter(|_| !self.options.replace_names) else {
+        let Some(present) = self
+            .store
+            .resolve_name(name)?
+            .filter(|_| !self.options.replace_names)
+        else {
             return Ok(());
         };
         match self.store.image(&present)? {
-            Some(image) if image.config != *config => {
-                Err(Error::Conflict { name: name.to_owned(), present: image.config, new: *config })
-            }
+            Some(image) if image.config != *config => Err(Error::Conflict {
+                name: name.to_owned(),
+                present: image.config,
+                new: *config,
+            }),
             _ => Ok(()),
         }
     }
@@ -411,9 +545,18 @@ impl Importer<'_> {
         let layers: Vec<Digest> = image.layers.iter().map(|layer| layer.diff_id).collect();
         let (manifest, media_type) = match image.manifest {
             Some(own) => own,
-            None => (plain_manifest(self.store, &image.config, &layers)?, OCI_MANIFEST.to_owned()),
+            None => (
+                plain_manifest(self.store, &image.config, &layers)?,
+                OCI_MANIFEST.to_owned(),
+            ),
         };
-        Ok(Ready { manifest, media_type, config: image.config, layers, names: image.names })
+        Ok(Ready {
+            manifest,
+            media_type,
+            config: image.config,
+            layers,
+            names: image.names,
+        })
     }
 
     fn record(&self, images: Vec<Ready>) -> Result<Vec<ImportedImage>> {
@@ -442,11 +585,36 @@ impl Importer<'_> {
 
 fn check_size(what: &str, layer: &PlannedLayer, actual: u64) -> Result<()> {
     match layer.blob_size {
-        Some(expected) if expected != actual => {
-            Err(Error::SizeMismatch { what: what.to_owned(), expected, actual: actual.to_string() })
-        }
+        Some(expected) if expected != actual => Err(Error::SizeMismatch {
+            what: what.to_owned(),
+            expected,
+            actual: actual.to_string(),
+        }),
         _ => Ok(()),
     }
+}
+
+fn check_digest(what: String, expected: Digest, actual: Digest) -> Result<()> {
+    if actual != expected {
+        return Err(Error::DigestMismatch {
+            what,
+            expected,
+            actual,
+        });
+    }
+    Ok(())
+}
+
+fn check_facts(what: &str, layer: &PlannedLayer, facts: &LayerFacts) -> Result<()> {
+    check_size(what, layer, facts.blob_size)?;
+    if let Some(blob) = layer.blob {
+        check_digest(what.to_owned(), blob, facts.blob)?;
+    }
+    check_digest(
+        format!("{what}, uncompressed,"),
+        layer.diff_id,
+        facts.diff_id,
+    )
 }
 
 /// The OCI manifest of an image that came without one, or was made here: its layers as plain tars.
@@ -454,7 +622,9 @@ pub(super) fn plain_manifest(store: &Store, config: &[u8], layers: &[Digest]) ->
     let mut descriptors = Vec::with_capacity(layers.len());
     for diff_id in layers {
         let layer = store.layer(diff_id)?;
-        let layer = layer.ok_or_else(|| Error::MissingMember { what: format!("layer {diff_id}") })?;
+        let layer = layer.ok_or_else(|| Error::MissingMember {
+            what: format!("layer {diff_id}"),
+        })?;
         descriptors.push(documents::descriptor(OCI_LAYER, diff_id, layer.tar_size));
     }
     Ok(documents::manifest(config, &descriptors))
@@ -495,4 +665,3 @@ impl Documents for Named<'_> {
         self.archive.document(path, max)
     }
 }
-

@@ -12,7 +12,7 @@ use std::io::{self, BufReader, Read};
 use sha2::{Digest as _, Sha256};
 
 use crate::meta::{FileKind, Timestamp};
-use crate::store::{self, Digest, LayerWriter, NewNode, Store};
+use crate::store::{self, Digest, LayerWriter, Lease, NewNode, Store};
 
 use super::compress::{self, Compression, Sniffed};
 use super::layer_entry::{self, Action, EntryFault};
@@ -37,7 +37,6 @@ pub struct LayerFacts {
     pub diff_id: Digest,
     pub blob: Digest,
     pub blob_size: u64,
-    pub compression: Compression,
     pub tar_size: u64,
     pub entries: u64,
     /// Latest modification time of its entries.
@@ -82,7 +81,12 @@ pub fn ingest(
     let (fed, parsed) = std::thread::scope(|scope| {
         let feeder = scope.spawn(move || feed(what, blob, expected, limits, progress, to));
         let parsed = parse(store, from, limits);
-        (feeder.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), parsed)
+        (
+            feeder
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            parsed,
+        )
     });
     // Whoever failed first explains it: a feeder told that its reader stopped only repeats the parser's failure, and a
     // parser whose stream broke off only the feeder's.
@@ -90,28 +94,50 @@ pub fn ingest(
         (Ok(tree), Ok(fed)) => (tree, fed),
         (_, Err(Feed::Failed(error))) => return Err(error),
         (Err((path, stop)), _) => return Err(stop.at(what, &path)),
-        (Ok(_), Err(Feed::ReaderStopped)) => unreachable!("the parser reads to the end of the stream or fails"),
+        (Ok(_), Err(Feed::ReaderStopped)) => {
+            unreachable!("the parser reads to the end of the stream or fails")
+        }
     };
     let check = |what: String, expected: Option<Digest>, actual| match expected {
-        Some(expected) if expected != actual => Err(Error::DigestMismatch { what, expected, actual }),
+        Some(expected) if expected != actual => Err(Error::DigestMismatch {
+            what,
+            expected,
+            actual,
+        }),
         _ => Ok(()),
     };
     check(what.to_owned(), expected.blob, fed.blob)?;
-    check(format!("{what}, uncompressed,"), expected.diff_id, fed.diff_id)?;
+    check(
+        format!("{what}, uncompressed,"),
+        expected.diff_id,
+        fed.diff_id,
+    )?;
     let facts = LayerFacts {
         diff_id: fed.diff_id,
         blob: fed.blob,
         blob_size: fed.blob_size,
-        compression: fed.compression,
         tar_size: fed.tar_size,
         entries: tree.entries,
         newest: tree.newest,
     };
-    Ok(Unpublished { what: what.to_owned(), writer: tree.writer, links: tree.links, facts })
+    Ok(Unpublished {
+        what: what.to_owned(),
+        writer: tree.writer,
+        links: tree.links,
+        facts,
+    })
+}
+
+/// Holds a layer that is in the store against `gc`; `None` if it is not there.
+pub fn hold(store: &Store, diff_id: &Digest) -> Result<Option<Lease>> {
+    match store.lease(&[*diff_id], "import") {
+        Ok(lease) => Ok(Some(lease)),
+        Err(store::Error::NotFound(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 struct Fed {
-    compression: Compression,
     blob: Digest,
     blob_size: u64,
     diff_id: Digest,
@@ -138,15 +164,28 @@ fn feed(
     progress: &(dyn Fn(u64) + Sync),
     mut to: PumpWriter,
 ) -> std::result::Result<Fed, Feed> {
-    let reading = |source| Error::Read { what: what.to_owned(), source };
+    let reading = |source| Error::Read {
+        what: what.to_owned(),
+        source,
+    };
     let (head, blob) = compress::peek(blob).map_err(reading)?;
     let sniffed = Sniffed::of(&head);
     let Some(compression) = sniffed.compression() else {
-        return Err(Error::UnknownFormat { what: what.to_owned(), hint: sniffed.complaint() }.into());
+        return Err(Error::UnknownFormat {
+            what: what.to_owned(),
+            hint: sniffed.complaint(),
+        }
+        .into());
     };
     // A plain tar is its own blob: one hash serves both.
     let hasher = (compression != Compression::None).then(Sha256::new);
-    let mut counted = Counted { input: blob, hasher, size: 0, max: expected.blob_size, progress };
+    let mut counted = Counted {
+        input: blob,
+        hasher,
+        size: 0,
+        max: expected.blob_size,
+        progress,
+    };
     let mut tar = Sha256::new();
     let mut tar_size = 0u64;
     let result = (|| {
@@ -172,12 +211,24 @@ fn feed(
     }
     if let Some(size) = expected.blob_size.filter(|&size| size != blob_size) {
         let actual = blob_size.to_string();
-        return Err(Error::SizeMismatch { what: what.to_owned(), expected: size, actual }.into());
+        return Err(Error::SizeMismatch {
+            what: what.to_owned(),
+            expected: size,
+            actual,
+        }
+        .into());
     }
     to.finish().map_err(|_| Feed::ReaderStopped)?;
     let diff_id = Digest::from_bytes(tar.finalize().into());
-    let blob = hasher.map_or(diff_id, |hasher| Digest::from_bytes(hasher.finalize().into()));
-    Ok(Fed { compression, blob, blob_size, diff_id, tar_size })
+    let blob = hasher.map_or(diff_id, |hasher| {
+        Digest::from_bytes(hasher.finalize().into())
+    });
+    Ok(Fed {
+        blob,
+        blob_size,
+        diff_id,
+        tar_size,
+    })
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -188,22 +239,50 @@ struct OverLimit;
 #[error("more bytes than the descriptor says")]
 struct OverSize;
 
-fn explain(error: io::Error, what: &str, compression: Compression, limits: &Limits, expected: Expected) -> Feed {
+fn explain(
+    error: io::Error,
+    what: &str,
+    compression: Compression,
+    limits: &Limits,
+    expected: Expected,
+) -> Feed {
     let what = what.to_owned();
     if error.get_ref().is_some_and(|inner| inner.is::<OverLimit>()) {
         let max = limits.layer_bytes;
-        return Error::Limit { what, max, unit: "bytes uncompressed", flag: "--max-layer-size" }.into();
+        return Error::Limit {
+            what,
+            max,
+            unit: "bytes uncompressed",
+            flag: "--max-layer-size",
+        }
+        .into();
     }
     if error.get_ref().is_some_and(|inner| inner.is::<OverSize>()) {
         let expected = expected.blob_size.unwrap_or_default();
-        return Error::SizeMismatch { what, expected, actual: "more".to_owned() }.into();
+        return Error::SizeMismatch {
+            what,
+            expected,
+            actual: "more".to_owned(),
+        }
+        .into();
     }
     match error.kind() {
         io::ErrorKind::BrokenPipe => Feed::ReaderStopped,
-        _ if error.get_ref().is_some_and(|inner| inner.is::<TarError>()) || compression == Compression::None => {
-            Error::Read { what, source: error }.into()
+        _ if error.get_ref().is_some_and(|inner| inner.is::<TarError>())
+            || compression == Compression::None =>
+        {
+            Error::Read {
+                what,
+                source: error,
+            }
+            .into()
         }
-        _ => Error::Decompress { what, format: compression.name(), source: error }.into(),
+        _ => Error::Decompress {
+            what,
+            format: compression.name(),
+            source: error,
+        }
+        .into(),
     }
 }
 
@@ -263,8 +342,17 @@ impl Stop {
         match self {
             Self::Tar(source) => Error::Tar { what, source },
             Self::Store(error) => error.into(),
-            Self::Entry(fault) => Error::Entry { what, path: path.to_vec(), fault },
-            Self::TooManyEntries(max) => Error::Limit { what, max, unit: "entries", flag: "--max-entries" },
+            Self::Entry(fault) => Error::Entry {
+                what,
+                path: path.to_vec(),
+                fault,
+            },
+            Self::TooManyEntries(max) => Error::Limit {
+                what,
+                max,
+                unit: "entries",
+                flag: "--max-entries",
+            },
         }
     }
 }
@@ -277,11 +365,22 @@ struct Tree {
 }
 
 /// The parser: the whole stream to the store's writer, and the tree it describes.
-fn parse(store: &Store, from: PumpReader, limits: &Limits) -> std::result::Result<Tree, (Vec<u8>, Stop)> {
+fn parse(
+    store: &Store,
+    from: PumpReader,
+    limits: &Limits,
+) -> std::result::Result<Tree, (Vec<u8>, Stop)> {
     let nowhere = |stop: Stop| (Vec::new(), stop);
     let mut reader = TarReader::new(from, limits.tar());
-    let writer = store.layer_writer().map_err(|error| nowhere(error.into()))?;
-    let mut tree = Tree { writer, links: ForeignLinks::default(), entries: 0, newest: None };
+    let writer = store
+        .layer_writer()
+        .map_err(|error| nowhere(error.into()))?;
+    let mut tree = Tree {
+        writer,
+        links: ForeignLinks::default(),
+        entries: 0,
+        newest: None,
+    };
     loop {
         let writer = &mut tree.writer;
         let next = reader.next(&mut |bytes| writer.literal(bytes).map_err(Stop::from));
@@ -292,10 +391,13 @@ fn parse(store: &Store, from: PumpReader, limits: &Limits) -> std::result::Resul
         if tree.entries > limits.entries {
             return Err(nowhere(Stop::TooManyEntries(limits.entries)));
         }
-        tree.take(&mut reader, &entry, limits).map_err(|stop| (entry.path.clone(), stop))?;
+        tree.take(&mut reader, &entry, limits)
+            .map_err(|stop| (entry.path.clone(), stop))?;
     }
     let writer = &mut tree.writer;
-    reader.trailer(&mut |bytes| writer.literal(bytes).map_err(Stop::from)).map_err(nowhere)?;
+    reader
+        .trailer(&mut |bytes| writer.literal(bytes).map_err(Stop::from))
+        .map_err(nowhere)?;
     Ok(tree)
 }
 
@@ -342,9 +444,10 @@ impl Tree {
                 target = std::ffi::OsStr::from_bytes(&entry.link);
                 NewNode::Symlink(target)
             }
-            FileKind::CharDevice | FileKind::BlockDevice => {
-                NewNode::Special { kind, rdev: libc::makedev(entry.device.0, entry.device.1) }
-            }
+            FileKind::CharDevice | FileKind::BlockDevice => NewNode::Special {
+                kind,
+                rdev: libc::makedev(entry.device.0, entry.device.1),
+            },
             FileKind::Fifo | FileKind::Socket => NewNode::Special { kind, rdev: 0 },
         };
         self.links.made(&path, kind);
@@ -359,14 +462,18 @@ impl Tree {
         let writer = &mut self.writer;
         writer.begin_content(entry.size)?;
         match &entry.extents {
-            None => reader.body(entry.stored, &mut |bytes| writer.data(bytes).map_err(Stop::from))?,
+            None => reader.body(entry.stored, &mut |bytes| {
+                writer.data(bytes).map_err(Stop::from)
+            })?,
             Some(extents) => {
                 let mut at = 0;
                 for extent in extents {
                     if extent.offset > at {
                         writer.hole(extent.offset - at)?;
                     }
-                    reader.body(extent.len, &mut |bytes| writer.data(bytes).map_err(Stop::from))?;
+                    reader.body(extent.len, &mut |bytes| {
+                        writer.data(bytes).map_err(Stop::from)
+                    })?;
                     at = extent.offset + extent.len;
                 }
                 if entry.size > at {

@@ -32,11 +32,21 @@ pub enum Action {
     /// Nothing: the entry is not about the tree.
     Ignore,
     /// A file, directory, symlink or special file.
-    Node { path: OsString, kind: FileKind },
-    HardLink { path: OsString, target: OsString },
-    Whiteout { path: OsString },
+    Node {
+        path: OsString,
+        kind: FileKind,
+    },
+    HardLink {
+        path: OsString,
+        target: OsString,
+    },
+    Whiteout {
+        path: OsString,
+    },
     /// The directory hides what is below it.
-    Opaque { dir: OsString },
+    Opaque {
+        dir: OsString,
+    },
 }
 
 /// Why an entry was refused.
@@ -90,7 +100,10 @@ pub fn action(entry: &Entry, limits: &Limits) -> Result<Action, EntryFault> {
     let (dir, name) = split(&path);
     if name.is_empty() {
         return match kind {
-            Some(kind @ FileKind::Directory) => Ok(Action::Node { path: OsString::new(), kind }),
+            Some(kind @ FileKind::Directory) => Ok(Action::Node {
+                path: OsString::new(),
+                kind,
+            }),
             _ => Err(EntryFault::RootNotDirectory),
         };
     }
@@ -109,7 +122,9 @@ pub fn action(entry: &Entry, limits: &Limits) -> Result<Action, EntryFault> {
         return Ok(Action::HardLink { path, target });
     };
     let link = &entry.link;
-    if kind == FileKind::Symlink && (link.is_empty() || link.len() > TARGET_MAX || link.contains(&0)) {
+    if kind == FileKind::Symlink
+        && (link.is_empty() || link.len() > TARGET_MAX || link.contains(&0))
+    {
         return Err(EntryFault::BadTarget);
     }
     Ok(Action::Node { path, kind })
@@ -137,7 +152,11 @@ fn whiteout(dir: &[u8], name: &[u8]) -> Result<Option<Action>, EntryFault> {
     if matches!(hidden, b"" | b"." | b"..") {
         return Err(EntryFault::BadWhiteout);
     }
-    let path = if dir.is_empty() { os(hidden) } else { os(&[dir, b"/", hidden].concat()) };
+    let path = if dir.is_empty() {
+        os(hidden)
+    } else {
+        os(&[dir, b"/", hidden].concat())
+    };
     Ok(Some(Action::Whiteout { path }))
 }
 
@@ -199,11 +218,24 @@ fn xattrs(entry: &Entry, limits: &Limits) -> Result<Vec<(OsString, Vec<u8>)>, En
     let mut out: Vec<(OsString, Vec<u8>)> = Vec::new();
     let mut total = 0;
     let acls = [
-        ("system.posix_acl_access", entry.acl_access.as_deref().and_then(|text| acl::to_xattr(text).flatten())),
-        ("system.posix_acl_default", entry.acl_default.as_deref().and_then(acl::default_to_xattr)),
+        (
+            "system.posix_acl_access",
+            entry
+                .acl_access
+                .as_deref()
+                .and_then(|text| acl::to_xattr(text).flatten()),
+        ),
+        (
+            "system.posix_acl_default",
+            entry.acl_default.as_deref().and_then(acl::default_to_xattr),
+        ),
     ];
     for (name, value) in &entry.xattrs {
-        if name.is_empty() || name.len() > NAME_MAX || name.contains(&0) || value.len() > XATTR_VALUE_MAX {
+        if name.is_empty()
+            || name.len() > NAME_MAX
+            || name.contains(&0)
+            || value.len() > XATTR_VALUE_MAX
+        {
             return Err(EntryFault::BadXattr(name.clone()));
         }
         total += name.len() + value.len();
@@ -226,7 +258,11 @@ fn xattrs(entry: &Entry, limits: &Limits) -> Result<Vec<(OsString, Vec<u8>)>, En
 /// Attributes by which overlay file systems mark whiteouts, opaque directories, redirects and faked owners. From a layer
 /// they would let an image hide, move or re-own files, so they never reach the tree (HOSTILE T19).
 fn steers_an_overlay(name: &[u8]) -> bool {
-    const PREFIXES: [&[u8]; 4] =
-        [b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.", b"user.containers.override_"];
+    const PREFIXES: [&[u8]; 4] = [
+        b"trusted.overlay.",
+        b"user.overlay.",
+        b"user.fuseoverlayfs.",
+        b"user.containers.override_",
+    ];
     PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }

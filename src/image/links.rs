@@ -54,7 +54,8 @@ impl ForeignLinks {
         }
         if !kind.is_dir() {
             let below = [bytes, b"/"].concat();
-            self.waiting.retain(|link, _| !link.as_bytes().starts_with(&below));
+            self.waiting
+                .retain(|link, _| !link.as_bytes().starts_with(&below));
         }
     }
 
@@ -75,13 +76,21 @@ impl ForeignLinks {
         };
         let mut stack = Vec::with_capacity(lowers.len());
         for lower in lowers.iter().rev() {
-            stack.push(store.open_layer(lower).map_err(|error| (Vec::new(), error.into()))?);
+            stack.push(
+                store
+                    .open_layer(lower)
+                    .map_err(|error| (Vec::new(), error.into()))?,
+            );
         }
         // A link may name another waiting link; each round makes those whose target is there.
         loop {
             let before = self.waiting.len();
-            let ready: Vec<_> =
-                self.waiting.iter().filter(|(_, target)| !self.waits(target)).map(|(p, t)| (p.clone(), t.clone())).collect();
+            let ready: Vec<_> = self
+                .waiting
+                .iter()
+                .filter(|(_, target)| !self.waits(target))
+                .map(|(p, t)| (p.clone(), t.clone()))
+                .collect();
             for (path, target) in ready {
                 make(writer, &stack, &path, &target).map_err(fail(&path))?;
                 self.waiting.remove(&path);
@@ -92,33 +101,54 @@ impl ForeignLinks {
         }
         match self.waiting.first_key_value() {
             // Links that name each other in a circle.
-            Some((path, target)) => Err(fail(path)(EntryFault::LinkToNothing(target.clone()).into())),
+            Some((path, target)) => {
+                Err(fail(path)(EntryFault::LinkToNothing(target.clone()).into()))
+            }
             None => Ok(()),
         }
     }
 }
 
-fn make(writer: &mut LayerWriter, stack: &[LayerReader], path: &OsStr, target: &OsStr) -> Result<(), Stop> {
+fn make(
+    writer: &mut LayerWriter,
+    stack: &[LayerReader],
+    path: &OsStr,
+    target: &OsStr,
+) -> Result<(), Stop> {
     if writer.add_hard_link(path, target)? {
         return Ok(());
     }
     match find(stack, target)? {
-        Some((_, _, FileKind::Directory)) => Err(EntryFault::LinkToDirectory(target.to_owned()).into()),
+        Some((_, _, FileKind::Directory)) => {
+            Err(EntryFault::LinkToDirectory(target.to_owned()).into())
+        }
         Some((layer, inode, _)) => Ok(writer.add_copy(path, layer, inode)?),
         None => Err(EntryFault::LinkToNothing(target.to_owned()).into()),
     }
 }
 
 /// Looks `path` up in the merged view of `stack` (topmost first). Symlinks are not followed.
-fn find<'a>(stack: &'a [LayerReader], path: &OsStr) -> Result<Option<(&'a LayerReader, u64, FileKind)>, Stop> {
-    let mut dirs: Vec<(&LayerReader, u64)> = stack.iter().map(|layer| (layer, ROOT_INODE)).collect();
-    let mut components = path.as_bytes().split(|&b| b == b'/').map(OsStr::from_bytes).peekable();
+fn find<'a>(
+    stack: &'a [LayerReader],
+    path: &OsStr,
+) -> Result<Option<(&'a LayerReader, u64, FileKind)>, Stop> {
+    let mut dirs: Vec<(&LayerReader, u64)> =
+        stack.iter().map(|layer| (layer, ROOT_INODE)).collect();
+    let mut components = path
+        .as_bytes()
+        .split(|&b| b == b'/')
+        .map(OsStr::from_bytes)
+        .peekable();
     while let Some(name) = components.next() {
         let last = components.peek().is_none();
         let mut next = Vec::new();
         for (layer, dir) in dirs {
-            let Some(entry) = layer.lookup(dir, name)? else { continue };
-            let Some((inode, kind)) = entry.target else { break };
+            let Some(entry) = layer.lookup(dir, name)? else {
+                continue;
+            };
+            let Some((inode, kind)) = entry.target else {
+                break;
+            };
             if last {
                 return Ok(Some((layer, inode, kind)));
             }

@@ -4,7 +4,9 @@
 
 use crate::store::Digest;
 
-use super::documents::{self, CONTAINERD_NAME, ConfigView, Descriptor, Document, REF_NAME, SavedImage};
+use super::documents::{
+    self, CONTAINERD_NAME, ConfigView, Descriptor, Document, REF_NAME, SavedImage,
+};
 use super::limits::Limits;
 use super::platform::Platform;
 use super::reference::Reference;
@@ -56,7 +58,11 @@ pub struct PlannedImage {
 }
 
 /// The images of an archive that fit the wish.
-pub fn plan(documents: &dyn Documents, dialect: Dialect, wish: &Wish<'_>) -> Result<Vec<PlannedImage>> {
+pub fn plan(
+    documents: &dyn Documents,
+    dialect: Dialect,
+    wish: &Wish<'_>,
+) -> Result<Vec<PlannedImage>> {
     let planner = Planner { documents, wish };
     match dialect {
         Dialect::DockerSave => planner.docker(),
@@ -72,12 +78,22 @@ struct Planner<'a> {
 impl Planner<'_> {
     fn required(&self, path: &[u8], max: u64) -> Result<Vec<u8>> {
         let found = self.documents.document(path, max)?;
-        found.ok_or_else(|| Error::MissingMember { what: path.escape_ascii().to_string() })
+        found.ok_or_else(|| Error::MissingMember {
+            what: path.escape_ascii().to_string(),
+        })
     }
 
     fn nothing_selected(&self, wanted: &str, available: Vec<String>) -> Error {
-        let available = if available.is_empty() { "no named image".to_owned() } else { available.join(", ") };
-        Error::NoSuchImage { what: self.documents.name().to_owned(), wanted: wanted.to_owned(), available }
+        let available = if available.is_empty() {
+            "no named image".to_owned()
+        } else {
+            available.join(", ")
+        };
+        Error::NoSuchImage {
+            what: self.documents.name().to_owned(),
+            wanted: wanted.to_owned(),
+            available,
+        }
     }
 
     // --- docker save
@@ -86,13 +102,25 @@ impl Planner<'_> {
         let manifest = self.required(b"manifest.json", self.wish.limits.manifest)?;
         let mut images = documents::parse_saved_images(&manifest)?;
         if let Some(select) = self.wish.select {
-            let tags: Vec<String> = images.iter().flat_map(|i| i.repo_tags.clone().unwrap_or_default()).collect();
-            images.retain(|image| image.repo_tags.iter().flatten().any(|tag| same_name(tag, select)));
+            let tags: Vec<String> = images
+                .iter()
+                .flat_map(|i| i.repo_tags.clone().unwrap_or_default())
+                .collect();
+            images.retain(|image| {
+                image
+                    .repo_tags
+                    .iter()
+                    .flatten()
+                    .any(|tag| same_name(tag, select))
+            });
             if images.is_empty() {
                 return Err(self.nothing_selected(select, tags));
             }
         }
-        images.iter().map(|image| self.docker_image(image)).collect()
+        images
+            .iter()
+            .map(|image| self.docker_image(image))
+            .collect()
     }
 
     fn docker_image(&self, image: &SavedImage) -> Result<PlannedImage> {
@@ -103,13 +131,22 @@ impl Planner<'_> {
         let view = ConfigView::parse(&image.config, &config)?;
         let paths = image.layers.as_deref().unwrap_or_default();
         check_counts(&image.config, paths.len(), &view)?;
-        let layers = paths.iter().zip(&view.diff_ids).map(|(path, diff_id)| PlannedLayer {
-            path: path.as_bytes().to_vec(),
-            diff_id: *diff_id,
-            blob: path.strip_prefix("blobs/sha256/").and_then(|hex| Digest::from_hex(hex).ok()),
-            blob_size: None,
-        });
-        let names = image.repo_tags.iter().flatten().map(|tag| Ok(tag.parse::<Reference>()?.to_string()));
+        let layers = paths
+            .iter()
+            .zip(&view.diff_ids)
+            .map(|(path, diff_id)| PlannedLayer {
+                path: path.as_bytes().to_vec(),
+                diff_id: *diff_id,
+                blob: path
+                    .strip_prefix("blobs/sha256/")
+                    .and_then(|hex| Digest::from_hex(hex).ok()),
+                blob_size: None,
+            });
+        let names = image
+            .repo_tags
+            .iter()
+            .flatten()
+            .map(|tag| Ok(tag.parse::<Reference>()?.to_string()));
         Ok(PlannedImage {
             manifest: None,
             layers: layers.collect(),
@@ -123,11 +160,19 @@ impl Planner<'_> {
     fn oci(&self) -> Result<Vec<PlannedImage>> {
         let index = self.required(b"index.json", self.wish.limits.manifest)?;
         let Document::Index { manifests } = Document::parse("index.json", &index, "")? else {
-            return Err(Error::document("index.json", "it is a manifest, not an index"));
+            return Err(Error::document(
+                "index.json",
+                "it is a manifest, not an index",
+            ));
         };
-        let mut entries: Vec<&Descriptor> = manifests.iter().filter(|d| !d.is_attestation()).collect();
+        let mut entries: Vec<&Descriptor> =
+            manifests.iter().filter(|d| !d.is_attestation()).collect();
         if let Some(select) = self.wish.select {
-            let named: Vec<String> = entries.iter().filter_map(|d| d.annotation(REF_NAME)).map(str::to_owned).collect();
+            let named: Vec<String> = entries
+                .iter()
+                .filter_map(|d| d.annotation(REF_NAME))
+                .map(str::to_owned)
+                .collect();
             entries.retain(|descriptor| is_selected(descriptor, select));
             if entries.is_empty() {
                 return Err(self.nothing_selected(select, named));
@@ -139,7 +184,9 @@ impl Planner<'_> {
         // Entries of one name are one image for several platforms.
         let mut groups: Vec<(Option<&str>, Vec<&Descriptor>)> = Vec::new();
         for descriptor in entries {
-            let name = descriptor.annotation(CONTAINERD_NAME).or_else(|| descriptor.annotation(REF_NAME));
+            let name = descriptor
+                .annotation(CONTAINERD_NAME)
+                .or_else(|| descriptor.annotation(REF_NAME));
             match groups.iter_mut().find(|(have, _)| *have == name) {
                 Some((_, group)) => group.push(descriptor),
                 None => groups.push((name, vec![descriptor])),
@@ -168,17 +215,28 @@ impl Planner<'_> {
         }
         let wanted = self.wish.platform.unwrap_or(&host);
         // Descriptors that tell no platform are taken as they are; their configuration is checked later.
-        let fits = |d: &&&Descriptor| d.platform.as_ref().is_none_or(|platform| wanted.matches(platform));
+        let fits = |d: &&&Descriptor| {
+            d.platform
+                .as_ref()
+                .is_none_or(|platform| wanted.matches(platform))
+        };
         let chosen: Vec<&Descriptor> = entries.iter().filter(fits).copied().collect();
         if !chosen.is_empty() {
             return Ok(chosen);
         }
-        let available = entries.iter().filter_map(|d| d.platform.as_ref()).map(|p| Platform::from(p).to_string());
+        let available = entries
+            .iter()
+            .filter_map(|d| d.platform.as_ref())
+            .map(|p| Platform::from(p).to_string());
         Err(self.no_platform(wanted, available.collect::<Vec<_>>().join(", ")))
     }
 
     fn no_platform(&self, wanted: &Platform, available: String) -> Error {
-        Error::NoPlatform { what: self.documents.name().to_owned(), wanted: wanted.to_string(), available }
+        Error::NoPlatform {
+            what: self.documents.name().to_owned(),
+            wanted: wanted.to_string(),
+            available,
+        }
     }
 
     fn oci_image(&self, descriptor: &Descriptor, depth: usize) -> Result<PlannedImage> {
@@ -186,22 +244,34 @@ impl Planner<'_> {
         let name = &descriptor.digest;
         let bytes = self.blob(descriptor, limits.manifest)?;
         match Document::parse(name, &bytes, &descriptor.media_type)? {
-            Document::Index { .. } if depth >= limits.index_depth => {
-                Err(Error::document(name, format!("indexes nest more than {} deep", limits.index_depth)))
-            }
+            Document::Index { .. } if depth >= limits.index_depth => Err(Error::document(
+                name,
+                format!("indexes nest more than {} deep", limits.index_depth),
+            )),
             Document::Index { manifests } => {
-                let entries: Vec<&Descriptor> = manifests.iter().filter(|d| !d.is_attestation()).collect();
+                let entries: Vec<&Descriptor> =
+                    manifests.iter().filter(|d| !d.is_attestation()).collect();
                 match entries.as_slice() {
                     [] => Err(Error::document(name, "the index lists no image")),
                     entries => self.oci_image(self.for_platform(entries)?[0], depth + 1),
                 }
             }
-            Document::Manifest { config, layers, media_type } => {
+            Document::Manifest {
+                config,
+                layers,
+                media_type,
+            } => {
                 documents::check_image_types(name, &config, &layers)?;
                 let config_bytes = self.blob(&config, limits.config)?;
                 let view = ConfigView::parse(&config.digest, &config_bytes)?;
-                if let Some(wanted) = self.wish.platform.filter(|wanted| !wanted.matches(&view.platform)) {
-                    return Err(self.no_platform(wanted, Platform::from(&view.platform).to_string()));
+                if let Some(wanted) = self
+                    .wish
+                    .platform
+                    .filter(|wanted| !wanted.matches(&view.platform))
+                {
+                    return Err(
+                        self.no_platform(wanted, Platform::from(&view.platform).to_string())
+                    );
                 }
                 check_counts(&config.digest, layers.len(), &view)?;
                 let layers = layers.iter().zip(&view.diff_ids).map(|(layer, diff_id)| {
@@ -247,7 +317,11 @@ pub fn blob_path(digest: &Digest) -> Vec<u8> {
 fn check_digest(what: &str, bytes: &[u8], expected: &Digest) -> Result<()> {
     let actual = Digest::of(bytes);
     if actual != *expected {
-        return Err(Error::DigestMismatch { what: what.to_owned(), expected: *expected, actual });
+        return Err(Error::DigestMismatch {
+            what: what.to_owned(),
+            expected: *expected,
+            actual,
+        });
     }
     Ok(())
 }
@@ -255,7 +329,10 @@ fn check_digest(what: &str, bytes: &[u8], expected: &Digest) -> Result<()> {
 fn check_counts(config: &str, layers: usize, view: &ConfigView) -> Result<()> {
     let diff_ids = view.diff_ids.len();
     if layers != diff_ids {
-        return Err(Error::document(config, format!("it lists {diff_ids} diff IDs for {layers} layers")));
+        return Err(Error::document(
+            config,
+            format!("it lists {diff_ids} diff IDs for {layers} layers"),
+        ));
     }
     Ok(())
 }
@@ -276,12 +353,17 @@ fn same_name(tag: &str, wanted: &str) -> bool {
 
 fn is_selected(descriptor: &Descriptor, wanted: &str) -> bool {
     let names = [REF_NAME, CONTAINERD_NAME].map(|key| descriptor.annotation(key));
-    names.into_iter().flatten().any(|name| name == wanted || same_name(name, wanted))
+    names
+        .into_iter()
+        .flatten()
+        .any(|name| name == wanted || same_name(name, wanted))
 }
 
 /// The canonical name an index entry gives its image. A ref name without `/` and `:` is only a tag, not a name.
 fn name_of(descriptor: &Descriptor) -> Result<Option<String>> {
-    let ref_name = descriptor.annotation(REF_NAME).filter(|name| name.contains(['/', ':']));
+    let ref_name = descriptor
+        .annotation(REF_NAME)
+        .filter(|name| name.contains(['/', ':']));
     let Some(name) = descriptor.annotation(CONTAINERD_NAME).or(ref_name) else {
         return Ok(None);
     };

@@ -25,7 +25,11 @@ impl Platform {
             "loongarch64" => "loong64",
             other => other,
         };
-        Self { os: "linux".to_owned(), architecture: architecture.to_owned(), variant: None }
+        Self {
+            os: "linux".to_owned(),
+            architecture: architecture.to_owned(),
+            variant: None,
+        }
     }
 
     /// Whether an image of `view` is for this platform.
@@ -49,10 +53,18 @@ impl FromStr for Platform {
     fn from_str(text: &str) -> Result<Self, Error> {
         let mut parts = text.split('/').map(str::to_owned);
         match (parts.next(), parts.next(), parts.next(), parts.next()) {
-            (Some(os), Some(architecture), variant, None) if !os.is_empty() && !architecture.is_empty() => {
-                Ok(Self { os, architecture, variant: variant.filter(|v| !v.is_empty()) })
+            (Some(os), Some(architecture), variant, None)
+                if !os.is_empty() && !architecture.is_empty() =>
+            {
+                Ok(Self {
+                    os,
+                    architecture,
+                    variant: variant.filter(|v| !v.is_empty()),
+                })
             }
-            _ => Err(Error::Usage(format!("platform {text:?} is not OS/ARCH or OS/ARCH/VARIANT, such as linux/arm64"))),
+            _ => Err(Error::Usage(format!(
+                "platform {text:?} is not OS/ARCH or OS/ARCH/VARIANT, such as linux/arm64"
+            ))),
         }
     }
 }
@@ -69,8 +81,18 @@ impl fmt::Display for Platform {
 
 impl From<&PlatformView> for Platform {
     fn from(view: &PlatformView) -> Self {
-        let word = |s: &str| if s.is_empty() { "unknown".to_owned() } else { s.to_owned() };
-        Self { os: word(&view.os), architecture: word(&view.architecture), variant: view.variant.clone() }
+        let word = |s: &str| {
+            if s.is_empty() {
+                "unknown".to_owned()
+            } else {
+                s.to_owned()
+            }
+        };
+        Self {
+            os: word(&view.os),
+            architecture: word(&view.architecture),
+            variant: view.variant.clone(),
+        }
     }
 }
 
@@ -93,7 +115,11 @@ mod tests {
             ("linux/arm/v7", view("linux", "arm", Some("v6")), false),
             ("linux/arm/v7", view("linux", "arm", Some("v7")), true),
         ] {
-            assert_eq!(wanted.parse::<Platform>().unwrap().matches(&have), ok, "{wanted} {have:?}");
+            assert_eq!(
+                wanted.parse::<Platform>().unwrap().matches(&have),
+                ok,
+                "{wanted} {have:?}"
+            );
         }
         for bad in ["", "linux", "linux/", "/amd64", "a/b/c/d"] {
             assert!(bad.parse::<Platform>().is_err(), "{bad}");

@@ -31,15 +31,29 @@ pub struct PumpReader {
 pub fn pump() -> (PumpWriter, PumpReader) {
     let (full_in, full_out) = sync_channel(DEPTH);
     let (empty_in, empty_out) = channel();
-    let writer = PumpWriter { full: full_in, empty: empty_out, piece: Vec::with_capacity(PIECE) };
-    let reader = PumpReader { full: full_out, empty: empty_in, piece: Vec::new(), at: 0, ended: false };
+    let writer = PumpWriter {
+        full: full_in,
+        empty: empty_out,
+        piece: Vec::with_capacity(PIECE),
+    };
+    let reader = PumpReader {
+        full: full_out,
+        empty: empty_in,
+        piece: Vec::new(),
+        at: 0,
+        ended: false,
+    };
     (writer, reader)
 }
 
 impl PumpWriter {
     /// Reads one piece from `input`, filling it as far as the input goes; `tap` sees it before it is sent. `Ok(false)` at
     /// the end of the input.
-    pub fn fill_from(&mut self, input: &mut dyn Read, tap: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<bool> {
+    pub fn fill_from(
+        &mut self,
+        input: &mut dyn Read,
+        tap: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+    ) -> io::Result<bool> {
         self.piece.resize(PIECE, 0);
         let mut filled = 0;
         let result = loop {
@@ -71,7 +85,10 @@ impl PumpWriter {
         if self.piece.is_empty() {
             return Ok(());
         }
-        let mut next = self.empty.try_recv().unwrap_or_else(|_| Vec::with_capacity(PIECE));
+        let mut next = self
+            .empty
+            .try_recv()
+            .unwrap_or_else(|_| Vec::with_capacity(PIECE));
         next.clear();
         let piece = std::mem::replace(&mut self.piece, next);
         self.full.send(piece).map_err(|_| reader_gone())
@@ -80,12 +97,18 @@ impl PumpWriter {
 
 /// For a producer: nobody listens any more. The consumer knows why.
 fn reader_gone() -> io::Error {
-    io::Error::new(io::ErrorKind::BrokenPipe, "the reader of the stream stopped")
+    io::Error::new(
+        io::ErrorKind::BrokenPipe,
+        "the reader of the stream stopped",
+    )
 }
 
 /// For a consumer: the stream broke off. The producer knows why.
 fn writer_gone() -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionAborted, "the writer of the stream stopped")
+    io::Error::new(
+        io::ErrorKind::ConnectionAborted,
+        "the writer of the stream stopped",
+    )
 }
 
 impl Write for PumpWriter {

@@ -95,7 +95,10 @@ impl FromStr for Reference {
     type Err = ReferenceError;
 
     fn from_str(text: &str) -> Result<Self, ReferenceError> {
-        parse(text).map_err(|reason| ReferenceError { text: text.chars().take(300).collect(), reason })
+        parse(text).map_err(|reason| ReferenceError {
+            text: text.chars().take(300).collect(),
+            reason,
+        })
     }
 }
 
@@ -108,7 +111,9 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
     }
     let (rest, digest) = match text.split_once('@') {
         Some((rest, digest)) => {
-            let digest = digest.parse().map_err(|_| "after @ must come sha256: and 64 lowercase hex digits")?;
+            let digest = digest
+                .parse()
+                .map_err(|_| "after @ must come sha256: and 64 lowercase hex digits")?;
             (rest, Some(digest))
         }
         None => (text, None),
@@ -119,16 +124,33 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
         _ => (rest, None),
     };
     let (domain, path) = split_domain(name);
-    let domain = if domain == LEGACY_DOMAIN { DEFAULT_DOMAIN } else { domain };
+    let domain = if domain == LEGACY_DOMAIN {
+        DEFAULT_DOMAIN
+    } else {
+        domain
+    };
     check_domain(domain)?;
     check_path(path)?;
     let official = domain == DEFAULT_DOMAIN && !path.contains('/');
-    let path = if official { format!("{OFFICIAL}{path}") } else { path.to_owned() };
+    let path = if official {
+        format!("{OFFICIAL}{path}")
+    } else {
+        path.to_owned()
+    };
     if domain.len() + 1 + path.len() > NAME_MAX {
         return Err("the repository name has more than 255 bytes");
     }
-    let tag = tag.or(if digest.is_none() { Some(DEFAULT_TAG) } else { None });
-    Ok(Reference { domain: domain.to_owned(), path, tag: tag.map(str::to_owned), digest })
+    let tag = tag.or(if digest.is_none() {
+        Some(DEFAULT_TAG)
+    } else {
+        None
+    });
+    Ok(Reference {
+        domain: domain.to_owned(),
+        path,
+        tag: tag.map(str::to_owned),
+        digest,
+    })
 }
 
 /// The first component is a domain if it could not be a path component, or is `localhost`.
@@ -162,7 +184,11 @@ fn check_domain(domain: &str) -> Result<(), &'static str> {
         let inner = l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         !l.is_empty() && inner && !l.starts_with('-') && !l.ends_with('-')
     };
-    if host.split('.').all(label) { Ok(()) } else { Err(BAD) }
+    if host.split('.').all(label) {
+        Ok(())
+    } else {
+        Err(BAD)
+    }
 }
 
 /// Components of lowercase letters and digits, separated inside by `.`, `_`, `__` or any number of `-`.
@@ -174,13 +200,17 @@ fn check_path(path: &str) -> Result<(), &'static str> {
         let alphanumeric = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
         let words = component.split(|c: char| !(c.is_ascii() && alphanumeric(c as u8)));
         // Between two words lie separators only; an empty word means two of them adjoin.
-        let separators: Vec<&str> =
-            component.split(|c: char| c.is_ascii() && alphanumeric(c as u8)).filter(|s| !s.is_empty()).collect();
+        let separators: Vec<&str> = component
+            .split(|c: char| c.is_ascii() && alphanumeric(c as u8))
+            .filter(|s| !s.is_empty())
+            .collect();
         let good = |s: &&str| matches!(*s, "." | "_" | "__") || s.bytes().all(|b| b == b'-');
         let ends = [component.bytes().next(), component.bytes().last()];
         let whole = ends.iter().all(|b| b.is_some_and(alphanumeric));
         if words.count() == 0 || !whole || !separators.iter().all(good) {
-            return Err("the repository name may hold lowercase letters and digits, with single . _ - between them");
+            return Err(
+                "the repository name may hold lowercase letters and digits, with single . _ - between them",
+            );
         }
     }
     Ok(())
@@ -188,9 +218,12 @@ fn check_path(path: &str) -> Result<(), &'static str> {
 
 fn check_tag(tag: &str) -> Result<&str, &'static str> {
     let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
-    let valid = tag.bytes().next().is_some_and(word) && tag.bytes().all(|b| word(b) || matches!(b, b'.' | b'-'));
+    let valid = tag.bytes().next().is_some_and(word)
+        && tag.bytes().all(|b| word(b) || matches!(b, b'.' | b'-'));
     if !valid {
-        return Err("the tag may hold letters, digits, _ . - and must begin with a letter, digit or _");
+        return Err(
+            "the tag may hold letters, digits, _ . - and must begin with a letter, digit or _",
+        );
     }
     if tag.len() > TAG_MAX {
         return Err("the tag has more than 128 bytes");
@@ -209,17 +242,45 @@ mod tests {
         let at = format!("@sha256:{HEX}");
         let cases = [
             ("alpine", "docker.io/library/alpine:latest", "alpine:latest"),
-            ("alpine:3.19", "docker.io/library/alpine:3.19", "alpine:3.19"),
+            (
+                "alpine:3.19",
+                "docker.io/library/alpine:3.19",
+                "alpine:3.19",
+            ),
             ("user/app", "docker.io/user/app:latest", "user/app:latest"),
-            ("docker.io/alpine", "docker.io/library/alpine:latest", "alpine:latest"),
-            ("index.docker.io/alpine", "docker.io/library/alpine:latest", "alpine:latest"),
-            ("docker.io/library/a/b:1", "docker.io/library/a/b:1", "library/a/b:1"),
+            (
+                "docker.io/alpine",
+                "docker.io/library/alpine:latest",
+                "alpine:latest",
+            ),
+            (
+                "index.docker.io/alpine",
+                "docker.io/library/alpine:latest",
+                "alpine:latest",
+            ),
+            (
+                "docker.io/library/a/b:1",
+                "docker.io/library/a/b:1",
+                "library/a/b:1",
+            ),
             ("localhost/a", "localhost/a:latest", "localhost/a:latest"),
-            ("localhost:5000/a", "localhost:5000/a:latest", "localhost:5000/a:latest"),
+            (
+                "localhost:5000/a",
+                "localhost:5000/a:latest",
+                "localhost:5000/a:latest",
+            ),
             ("[::1]:5000/a:t", "[::1]:5000/a:t", "[::1]:5000/a:t"),
-            ("quay.io/a/b/c:v1.0-rc_1", "quay.io/a/b/c:v1.0-rc_1", "quay.io/a/b/c:v1.0-rc_1"),
+            (
+                "quay.io/a/b/c:v1.0-rc_1",
+                "quay.io/a/b/c:v1.0-rc_1",
+                "quay.io/a/b/c:v1.0-rc_1",
+            ),
             ("Foo/bar", "Foo/bar:latest", "Foo/bar:latest"),
-            ("a__b/c---d.e", "docker.io/a__b/c---d.e:latest", "a__b/c---d.e:latest"),
+            (
+                "a__b/c---d.e",
+                "docker.io/a__b/c---d.e:latest",
+                "a__b/c---d.e:latest",
+            ),
         ];
         for (text, canonical, familiar) in cases {
             let reference: Reference = text.parse().unwrap_or_else(|e| panic!("{e}"));
@@ -229,7 +290,10 @@ mod tests {
         }
         let by_digest: Reference = format!("alpine{at}").parse().unwrap();
         assert_eq!(by_digest.tag(), None);
-        assert_eq!(by_digest.to_string(), format!("docker.io/library/alpine{at}"));
+        assert_eq!(
+            by_digest.to_string(),
+            format!("docker.io/library/alpine{at}")
+        );
         let both: Reference = format!("alpine:1{at}").parse().unwrap();
         assert_eq!(both.familiar(), format!("alpine:1{at}"));
     }
@@ -239,9 +303,39 @@ mod tests {
         let long_name = "a/".repeat(130) + "a";
         let long_tag = format!("a:{}", "t".repeat(129));
         for text in [
-            "", ":", "a:", ":t", "/", "a/", "/a", "a//b", "Alpine", "a:b:c", "a b", "a\n", "a@", "a@sha256:12",
-            "a@sha1:da39a3ee5e6b4b0d3255bfef95601890afd80709", "-a", "a-", "a..b", "a.-b", "a___b", "_a", "a:-t", "a:.t",
-            "a:t/../b", "../a", "a/../b", "host:port/a", "ho_st.x/a", "[::g]/a", "é", HEX, &long_name, &long_tag,
+            "",
+            ":",
+            "a:",
+            ":t",
+            "/",
+            "a/",
+            "/a",
+            "a//b",
+            "Alpine",
+            "a:b:c",
+            "a b",
+            "a\n",
+            "a@",
+            "a@sha256:12",
+            "a@sha1:da39a3ee5e6b4b0d3255bfef95601890afd80709",
+            "-a",
+            "a-",
+            "a..b",
+            "a.-b",
+            "a___b",
+            "_a",
+            "a:-t",
+            "a:.t",
+            "a:t/../b",
+            "../a",
+            "a/../b",
+            "host:port/a",
+            "ho_st.x/a",
+            "[::g]/a",
+            "é",
+            HEX,
+            &long_name,
+            &long_tag,
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text:?}");
         }

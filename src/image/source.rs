@@ -51,7 +51,11 @@ impl Source {
             (b"rootfs:", Transport::Rootfs, false),
         ] {
             if let Some(rest) = bytes.strip_prefix(prefix) {
-                let (path, select) = if selectable { split_selector(rest) } else { (rest, None) };
+                let (path, select) = if selectable {
+                    split_selector(rest)
+                } else {
+                    (rest, None)
+                };
                 return Self::new(transport, path, select);
             }
         }
@@ -59,10 +63,17 @@ impl Source {
             if bytes.starts_with(prefix.as_bytes()) {
                 let what = text.to_string_lossy().into_owned();
                 let reason = match prefix {
-                    "dir:" => "a host directory needs no import: mount it as it is, or pipe it in with: tar -C DIR -c . | ovl import -",
-                    _ => "this transport is not read; save the image to an archive first (skopeo copy, docker save)",
+                    "dir:" => {
+                        "a host directory needs no import: mount it as it is, or pipe it in with: tar -C DIR -c . | ovl import -"
+                    }
+                    _ => {
+                        "this transport is not read; save the image to an archive first (skopeo copy, docker save)"
+                    }
                 };
-                return Err(Error::Unsupported { what, reason: reason.to_owned() });
+                return Err(Error::Unsupported {
+                    what,
+                    reason: reason.to_owned(),
+                });
             }
         }
         Self::new(Transport::Auto, bytes, None)
@@ -70,11 +81,19 @@ impl Source {
 
     fn new(transport: Transport, path: &[u8], select: Option<String>) -> Result<Self> {
         let location = match path {
-            b"" => return Err(Error::Usage("the path of the image archive is empty".to_owned())),
+            b"" => {
+                return Err(Error::Usage(
+                    "the path of the image archive is empty".to_owned(),
+                ));
+            }
             b"-" if transport != Transport::OciLayout => Location::Stdin,
             path => Location::Path(OsString::from_vec(path.to_vec()).into()),
         };
-        Ok(Self { transport, location, select })
+        Ok(Self {
+            transport,
+            location,
+            select,
+        })
     }
 
     /// For messages.
@@ -93,9 +112,10 @@ fn split_selector(rest: &[u8]) -> (&[u8], Option<String>) {
         return (rest, None);
     }
     match rest.iter().position(|&b| b == b':') {
-        Some(colon) if colon + 1 < rest.len() => {
-            (&rest[..colon], Some(String::from_utf8_lossy(&rest[colon + 1..]).into_owned()))
-        }
+        Some(colon) if colon + 1 < rest.len() => (
+            &rest[..colon],
+            Some(String::from_utf8_lossy(&rest[colon + 1..]).into_owned()),
+        ),
         _ => (rest, None),
     }
 }
@@ -111,15 +131,38 @@ mod tests {
         for (text, transport, location, select) in [
             ("a.tar", Transport::Auto, path("a.tar"), None),
             ("-", Transport::Auto, Location::Stdin, None),
-            ("docker-archive:-", Transport::DockerArchive, Location::Stdin, None),
-            ("docker-archive:a.tar:app:1", Transport::DockerArchive, path("a.tar"), Some("app:1")),
+            (
+                "docker-archive:-",
+                Transport::DockerArchive,
+                Location::Stdin,
+                None,
+            ),
+            (
+                "docker-archive:a.tar:app:1",
+                Transport::DockerArchive,
+                path("a.tar"),
+                Some("app:1"),
+            ),
             ("oci:dir:v1", Transport::OciLayout, path("dir"), Some("v1")),
-            ("oci-archive:/x/y.tar", Transport::OciArchive, path("/x/y.tar"), None),
+            (
+                "oci-archive:/x/y.tar",
+                Transport::OciArchive,
+                path("/x/y.tar"),
+                None,
+            ),
             ("rootfs:a:b", Transport::Rootfs, path("a:b"), None),
             ("we:ird", Transport::Auto, path("we:ird"), None),
         ] {
             let source = parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));
-            assert_eq!(source, Source { transport, location, select: select.map(str::to_owned) }, "{text}");
+            assert_eq!(
+                source,
+                Source {
+                    transport,
+                    location,
+                    select: select.map(str::to_owned)
+                },
+                "{text}"
+            );
         }
         for text in ["", "oci:", "dir:/x", "docker://alpine"] {
             assert!(parse(text).is_err(), "{text}");

@@ -7,11 +7,11 @@
 use std::collections::HashMap;
 use std::io::Read;
 
-use crate::store::{Digest, Store};
+use crate::store::{Digest, Lease, Store};
 
 use super::archive::{self, Member, Members, symlink_target};
 use super::compress::{self, Sniffed};
-use super::ingest::{self, Expected, Unpublished};
+use super::ingest::{self, Expected, LayerFacts, Unpublished};
 use super::limits::Limits;
 use super::plan::{Documents, digest_in_name};
 use super::progress::{Bar, ImportProgress, LayerOutcome};
@@ -44,11 +44,19 @@ impl Beginning {
         let Some(path) = archive::member_path(&entry.path) else {
             return Self::Rootfs;
         };
-        if archive::is_image_like(&path) || path == b"manifest.json" || path == b"index.json" || path == b"blobs" {
+        if archive::is_image_like(&path)
+            || path == b"manifest.json"
+            || path == b"index.json"
+            || path == b"blobs"
+        {
             return Self::Images;
         }
-        let body = &head[usize::try_from(reader.offset()).unwrap_or(usize::MAX).min(head.len())..];
-        let body = &body[..body.len().min(usize::try_from(entry.stored).unwrap_or(usize::MAX))];
+        let body = &head[usize::try_from(reader.offset())
+            .unwrap_or(usize::MAX)
+            .min(head.len())..];
+        let body = &body[..body
+            .len()
+            .min(usize::try_from(entry.stored).unwrap_or(usize::MAX))];
         match Sniffed::of(body) {
             _ if entry.kind != Kind::Regular || path.contains(&b'/') => Self::Rootfs,
             Sniffed::Json | Sniffed::Tar | Sniffed::Gzip | Sniffed::Zstd => Self::Unclear,
@@ -59,9 +67,12 @@ impl Beginning {
 
 /// A layer that came by.
 pub enum StreamLayer {
-    /// Its name says that the store has it.
-    Present(Digest),
-    Read(Box<Unpublished>),
+    /// Its name says that the store has it; held against `gc`.
+    Present(Digest, Lease),
+    /// Read and already in the store.
+    Published(LayerFacts),
+    /// Read, but it cannot be finished before the layers below it are known.
+    Unpublished(Box<Unpublished>),
     /// It could not be read; that matters only if an image needs it.
     Failed(Error),
 }
@@ -83,7 +94,10 @@ impl StreamArchive {
         limits: &Limits,
         progress: &dyn ImportProgress,
     ) -> Result<Self> {
-        let located = |source| Error::Tar { what: what.to_owned(), source };
+        let located = |source| Error::Tar {
+            what: what.to_owned(),
+            source,
+        };
         let mut this = Self {
             what: what.to_owned(),
             members: Members::default(),
@@ -95,9 +109,10 @@ impl StreamArchive {
         while let Some(entry) = tar.next(&mut |_| Ok(())).map_err(located)? {
             let path = archive::member_path(&entry.path).unwrap_or_default();
             let member = match entry.kind {
-                Kind::Regular if entry.extents.is_none() => {
-                    Some(Member::File { offset: tar.offset(), size: entry.stored })
-                }
+                Kind::Regular if entry.extents.is_none() => Some(Member::File {
+                    offset: tar.offset(),
+                    size: entry.stored,
+                }),
                 Kind::Symlink => symlink_target(&entry.path, &entry.link).map(Member::Link),
                 Kind::HardLink => archive::member_path(&entry.link).map(Member::Link),
                 _ => None,
@@ -107,17 +122,27 @@ impl StreamArchive {
             this.members.insert(&path, member, limits);
             if this.members.overflow() {
                 let max = limits.members as u64;
-                return Err(Error::Limit { what: this.what, max, unit: "members", flag: "--max-members" });
+                return Err(Error::Limit {
+                    what: this.what,
+                    max,
+                    unit: "members",
+                    flag: "--max-members",
+                });
             }
             if is_file {
-                this.take(store, &mut tar, &entry, path, limits, progress, &mut kept, &mut index)?;
+                this.take(
+                    store, &mut tar, &entry, path, limits, progress, &mut kept, &mut index,
+                )?;
             }
         }
         tar.trailer(&mut |_| Ok(())).map_err(located)?;
         Ok(this)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one step of `read`, with its loop variables")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one step of `read`, with its loop variables"
+    )]
     fn take(
         &mut self,
         store: &Store,
@@ -130,7 +155,10 @@ impl StreamArchive {
         index: &mut usize,
     ) -> Result<()> {
         let name = path.escape_ascii().to_string();
-        let reading = |source| Error::Read { what: name.clone(), source };
+        let reading = |source| Error::Read {
+            what: name.clone(),
+            source,
+        };
         let (head, mut body) = compress::peek(tar.body_reader()).map_err(reading)?;
         match Sniffed::of(&head) {
             Sniffed::Json => {
@@ -150,22 +178,35 @@ impl StreamArchive {
                 *index += 1;
                 let named = digest_in_name(&name);
                 if let Some(diff_id) = named
-                    && store.layer(&diff_id)?.is_some()
+                    && let Some(lease) = ingest::hold(store, &diff_id)?
                 {
                     bar.done(LayerOutcome::Present);
-                    self.layers.insert(path, StreamLayer::Present(diff_id));
+                    self.layers
+                        .insert(path, StreamLayer::Present(diff_id, lease));
                     return Ok(());
                 }
-                let expected = Expected { blob_size: Some(entry.stored), ..Expected::default() };
-                let layer = match ingest::ingest(store, &name, body, expected, limits, &|n| bar.bytes(n)) {
-                    Ok(layer) => {
-                        bar.done(LayerOutcome::New { tar_size: layer.facts.tar_size });
-                        StreamLayer::Read(Box::new(layer))
-                    }
-                    // The store's failures are not the member's fault and would only repeat.
-                    Err(error @ (Error::Store(_) | Error::Limit { .. })) => return Err(error),
-                    Err(error) => StreamLayer::Failed(error),
+                let expected = Expected {
+                    blob_size: Some(entry.stored),
+                    ..Expected::default()
                 };
+                let layer =
+                    match ingest::ingest(store, &name, body, expected, limits, &|n| bar.bytes(n)) {
+                        Ok(layer) => {
+                            let outcome = LayerOutcome::New {
+                                tar_size: layer.facts.tar_size,
+                            };
+                            let layer = if layer.needs_lowers() {
+                                StreamLayer::Unpublished(Box::new(layer))
+                            } else {
+                                StreamLayer::Published(layer.publish(store, &[])?)
+                            };
+                            bar.done(outcome);
+                            layer
+                        }
+                        // The store's failures are not the member's fault and would only repeat.
+                        Err(error @ (Error::Store(_) | Error::Limit { .. })) => return Err(error),
+                        Err(error) => StreamLayer::Failed(error),
+                    };
                 self.layers.insert(path, layer);
             }
             Sniffed::Empty | Sniffed::Other(_) => {}

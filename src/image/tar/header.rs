@@ -58,7 +58,13 @@ impl Header {
         // Some V7 writers leave rubbish where later formats keep device numbers.
         let typeflag = block[156];
         let device = format != Format::V7 && matches!(typeflag, b'3' | b'4');
-        let dev = |range, field| if device { number(&block[range], field) } else { Ok(0) };
+        let dev = |range, field| {
+            if device {
+                number(&block[range], field)
+            } else {
+                Ok(0)
+            }
+        };
         Ok(Self {
             format,
             name,
@@ -112,7 +118,10 @@ pub(super) fn number(field: &[u8], name: &'static str) -> Result<i64, Fault> {
         return base256(field).ok_or(Fault::Range(name));
     }
     let padding = |b: &u8| matches!(b, b' ' | 0);
-    let start = field.iter().position(|b| !padding(b)).unwrap_or(field.len());
+    let start = field
+        .iter()
+        .position(|b| !padding(b))
+        .unwrap_or(field.len());
     let digits = &field[start..];
     let end = digits.iter().position(padding).unwrap_or(digits.len());
     if !digits[end..].iter().all(|b| padding(b)) {
@@ -159,10 +168,19 @@ mod tests {
             (b"\xff\xff\xff\xff\xff\xff\xff\xff", Ok(-1)),
             (b"\xff\xff\xff\xff\xff\xff\xff\x00", Ok(-256)),
             (b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff", Ok(i64::MAX)),
-            (b"\x80\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff", Err(Fault::Range("f"))),
+            (
+                b"\x80\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff",
+                Err(Fault::Range("f")),
+            ),
             (b"\xff\xff\xff\xff\x80\0\0\0\0\0\0\0", Ok(i64::MIN)),
-            (b"\xff\xff\xff\xff\x7f\0\0\0\0\0\0\0", Err(Fault::Range("f"))),
-            (b"\xbf\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", Err(Fault::Range("f"))),
+            (
+                b"\xff\xff\xff\xff\x7f\0\0\0\0\0\0\0",
+                Err(Fault::Range("f")),
+            ),
+            (
+                b"\xbf\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+                Err(Fault::Range("f")),
+            ),
         ];
         for (field, want) in cases {
             assert_eq!(number(field, "f"), *want, "{}", field.escape_ascii());

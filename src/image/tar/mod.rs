@@ -47,7 +47,11 @@ pub enum Fault {
     #[error("extension header without an entry after it")]
     OrphanExtension,
     #[error("{what} has {len} bytes, more than the limit of {max}")]
-    TooLarge { what: &'static str, len: u64, max: u64 },
+    TooLarge {
+        what: &'static str,
+        len: u64,
+        max: u64,
+    },
     #[error("a single zero block in the middle of the archive")]
     LoneZeroBlock,
     #[error("the archive is cut off here")]

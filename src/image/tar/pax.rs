@@ -171,8 +171,12 @@ fn split_record(body: &[u8]) -> Result<Record<'_>, Fault> {
     let len = decimal(&body[..space]).ok_or(Fault::Pax("the length is not a number"))?;
     let len = usize::try_from(len).ok().filter(|&len| len <= body.len());
     let len = len.ok_or(Fault::Pax("the length runs past the header"))?;
-    let record = body.get(space + 1..len).ok_or(Fault::Pax("the length is too small"))?;
-    let record = record.strip_suffix(b"\n").ok_or(Fault::Pax("no newline at its end"))?;
+    let record = body
+        .get(space + 1..len)
+        .ok_or(Fault::Pax("the length is too small"))?;
+    let record = record
+        .strip_suffix(b"\n")
+        .ok_or(Fault::Pax("no newline at its end"))?;
     let equals = record.iter().position(|&b| b == b'=');
     let equals = equals.ok_or(Fault::Pax("no equals sign"))?;
     let key = &record[..equals];
@@ -224,7 +228,10 @@ fn time(value: &[u8]) -> Option<Timestamp> {
     let rest = fraction.iter().skip(9).any(|&b| b != b'0');
     match nanos + u32::from(rest) {
         0 => Some(Timestamp::new(-secs, 0)),
-        back => Some(Timestamp::new((-secs).checked_sub(1)?, 1_000_000_000 - back)),
+        back => Some(Timestamp::new(
+            (-secs).checked_sub(1)?,
+            1_000_000_000 - back,
+        )),
     }
 }
 
@@ -279,9 +286,16 @@ mod tests {
         let body = b"30 mtime=1350244992.023960108\n11 path=a/\n20 SCHILY.xattr.u=a\nb\n18 GNU.sparse.x=\0\n";
         // The third record's value holds a newline: only the length counts.
         let body = [&body[..41], b"21 SCHILY.xattr.u=a\nb\n".as_slice()].concat();
-        let body = [&body[..41], format!("{} SCHILY.xattr.u=a\nb\n", 22).as_bytes()].concat();
+        let body = [
+            &body[..41],
+            format!("{} SCHILY.xattr.u=a\nb\n", 22).as_bytes(),
+        ]
+        .concat();
         let header = PaxHeader::parse(&body).unwrap();
-        assert_eq!(header.mtime, Some(Timestamp::new(1_350_244_992, 23_960_108)));
+        assert_eq!(
+            header.mtime,
+            Some(Timestamp::new(1_350_244_992, 23_960_108))
+        );
         assert_eq!(header.path.as_deref(), Some(b"a/".as_slice()));
         assert_eq!(header.xattrs, [(b"u".to_vec(), b"a\nb".to_vec())]);
     }

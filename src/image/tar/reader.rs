@@ -95,7 +95,16 @@ pub struct TarReader<R> {
 
 impl<R: BufRead> TarReader<R> {
     pub fn new(input: R, limits: TarLimits) -> Self {
-        Self { input, limits, offset: 0, body_left: 0, padding: 0, header_at: 0, name: None, ended: false }
+        Self {
+            input,
+            limits,
+            offset: 0,
+            body_left: 0,
+            padding: 0,
+            header_at: 0,
+            name: None,
+            ended: false,
+        }
     }
 
     /// Bytes read so far; right after `next`: where the body begins.
@@ -129,7 +138,9 @@ impl<R: BufRead> TarReader<R> {
             let header = Header::parse(&block).map_err(|fault| self.fault(fault))?;
             self.name = Some(header.name.clone());
             match header.typeflag {
-                flag @ (b'x' | b'L' | b'K') => self.extension(flag, &header, &mut extensions, tap)?,
+                flag @ (b'x' | b'L' | b'K') => {
+                    self.extension(flag, &header, &mut extensions, tap)?
+                }
                 b'g' => {
                     let body = self.small_body(&header, tap)?;
                     pax::parse_global(&body).map_err(|fault| self.fault(fault))?;
@@ -158,7 +169,10 @@ impl<R: BufRead> TarReader<R> {
     }
 
     /// Goes over the rest of the current entry with `skip`, which moves the input on by so many bytes without reading.
-    pub fn skip_body(&mut self, skip: impl FnOnce(&mut R, u64) -> io::Result<()>) -> Result<(), TarError> {
+    pub fn skip_body(
+        &mut self,
+        skip: impl FnOnce(&mut R, u64) -> io::Result<()>,
+    ) -> Result<(), TarError> {
         let len = self.body_left + self.padding;
         (self.body_left, self.padding) = (0, 0);
         self.offset += len;
@@ -174,7 +188,10 @@ impl<R: BufRead> TarReader<R> {
     }
 
     /// Taps everything after the end of the archive, to the end of the stream.
-    pub fn trailer<E: From<TarError>>(&mut self, tap: &mut impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+    pub fn trailer<E: From<TarError>>(
+        &mut self,
+        tap: &mut impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
         loop {
             let bytes = fill(&mut self.input).map_err(TarError::Read)?;
             if bytes.is_empty() {
@@ -187,7 +204,10 @@ impl<R: BufRead> TarReader<R> {
         }
     }
 
-    fn finish_body<E: From<TarError>>(&mut self, tap: &mut impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+    fn finish_body<E: From<TarError>>(
+        &mut self,
+        tap: &mut impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
         let len = self.body_left + self.padding;
         (self.body_left, self.padding) = (0, 0);
         self.pass(len, tap)
@@ -239,7 +259,10 @@ impl<R: BufRead> TarReader<R> {
     }
 
     /// After a zero block: another one, or the end of the stream.
-    fn end_marker<E: From<TarError>>(&mut self, tap: &mut impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+    fn end_marker<E: From<TarError>>(
+        &mut self,
+        tap: &mut impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
         self.ended = true;
         if let Some(block) = self.block()? {
             if block != [0; BLOCK] {
@@ -267,7 +290,11 @@ impl<R: BufRead> TarReader<R> {
                 // The name ends at its NUL; GNU tar counts that byte in the size, others do not write it.
                 let end = body.iter().position(|&b| b == 0).unwrap_or(body.len());
                 body.truncate(end);
-                let slot = if flag == b'L' { &mut extensions.long_name } else { &mut extensions.long_link };
+                let slot = if flag == b'L' {
+                    &mut extensions.long_name
+                } else {
+                    &mut extensions.long_link
+                };
                 slot.replace(body).is_some()
             }
         };
@@ -286,7 +313,13 @@ impl<R: BufRead> TarReader<R> {
         let len = u64::try_from(header.size).map_err(|_| self.fault(Fault::Range("size")))?;
         let max = self.limits.extension;
         if len > max {
-            return Err(self.fault(Fault::TooLarge { what: "an extension header", len, max }).into());
+            return Err(self
+                .fault(Fault::TooLarge {
+                    what: "an extension header",
+                    len,
+                    max,
+                })
+                .into());
         }
         let mut body = Vec::new();
         self.pass(len, &mut |bytes: &[u8]| {
@@ -305,7 +338,9 @@ impl<R: BufRead> TarReader<R> {
         tap: &mut impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<Entry, E> {
         let pax = extensions.pax.unwrap_or_default();
-        let stored = pax.size.map_or_else(|| u64::try_from(header.size).ok(), Some);
+        let stored = pax
+            .size
+            .map_or_else(|| u64::try_from(header.size).ok(), Some);
         let stored = stored.ok_or_else(|| self.fault(Fault::Range("size")))?;
         let mut entry = Entry {
             path: extensions.long_name.or(pax.path).unwrap_or(header.name),
@@ -326,7 +361,8 @@ impl<R: BufRead> TarReader<R> {
         self.name = Some(entry.path.clone());
         entry.kind = kind(header.typeflag, &entry.path).map_err(|fault| self.fault(fault))?;
         if matches!(entry.kind, Kind::CharDevice | Kind::BlockDevice) {
-            let number = |n| u32::try_from(n).map_err(|_| self.fault(Fault::Range("device number")));
+            let number =
+                |n| u32::try_from(n).map_err(|_| self.fault(Fault::Range("device number")));
             entry.device = (number(header.dev_major)?, number(header.dev_minor)?);
         }
         // A body belongs to files only, whatever the size field of others says; and to incremental GNU directories.
@@ -348,7 +384,8 @@ impl<R: BufRead> TarReader<R> {
     }
 
     fn id(&self, pax: Option<u32>, header: i64, what: &'static str) -> Result<u32, TarError> {
-        pax.map_or_else(|| u32::try_from(header), Ok).map_err(|_| self.fault(Fault::Range(what)))
+        pax.map_or_else(|| u32::try_from(header), Ok)
+            .map_err(|_| self.fault(Fault::Range(what)))
     }
 
     fn check_sizes(&self, entry: &Entry) -> Result<(), TarError> {
@@ -393,19 +430,25 @@ impl<R: BufRead> TarReader<R> {
         tap: &mut impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         if entry.kind != Kind::Regular {
-            return Err(self.fault(Fault::Sparse("only regular files can be sparse")).into());
+            return Err(self
+                .fault(Fault::Sparse("only regular files can be sparse"))
+                .into());
         }
         if let Some(name) = keys.name {
             entry.path = name;
             self.name = Some(entry.path.clone());
         }
-        let real_size = keys.real_size.ok_or_else(|| self.fault(Fault::Sparse("the file's size is missing")))?;
+        let real_size = keys
+            .real_size
+            .ok_or_else(|| self.fault(Fault::Sparse("the file's size is missing")))?;
         let extents = match (keys.major, keys.minor, keys.map) {
             (Some(1), Some(0), None) => {
                 let mut map = Map10::default();
                 loop {
                     if entry.stored < BLOCK as u64 {
-                        return Err(self.fault(Fault::Sparse("the map does not fit the body")).into());
+                        return Err(self
+                            .fault(Fault::Sparse("the map does not fit the body"))
+                            .into());
                     }
                     let block = self.inner_block()?;
                     tap(&block)?;
@@ -417,13 +460,22 @@ impl<R: BufRead> TarReader<R> {
                 }
             }
             (None | Some(0), _, Some(map)) => map,
-            _ => return Err(self.fault(Fault::Sparse("unknown version, or no map")).into()),
+            _ => {
+                return Err(self
+                    .fault(Fault::Sparse("unknown version, or no map"))
+                    .into());
+            }
         };
         self.set_sparse(entry, extents, real_size)?;
         Ok(())
     }
 
-    fn set_sparse(&mut self, entry: &mut Entry, extents: Vec<Extent>, real_size: u64) -> Result<(), TarError> {
+    fn set_sparse(
+        &mut self,
+        entry: &mut Entry,
+        extents: Vec<Extent>,
+        real_size: u64,
+    ) -> Result<(), TarError> {
         sparse::validate(&extents, real_size, entry.stored).map_err(|fault| self.fault(fault))?;
         entry.size = real_size;
         entry.extents = Some(extents);
@@ -431,7 +483,11 @@ impl<R: BufRead> TarReader<R> {
     }
 
     fn fault(&self, fault: Fault) -> TarError {
-        TarError::Format { offset: self.header_at, entry: self.name.clone(), fault }
+        TarError::Format {
+            offset: self.header_at,
+            entry: self.name.clone(),
+            fault,
+        }
     }
 }
 
@@ -457,10 +513,15 @@ impl<R: BufRead> BufRead for BodyReader<'_, R> {
             return Ok(&[]);
         }
         if fill(&mut tar.input)?.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, tar.fault(Fault::Truncated)));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                tar.fault(Fault::Truncated),
+            ));
         }
         let bytes = tar.input.fill_buf()?;
-        let take = bytes.len().min(usize::try_from(tar.body_left).unwrap_or(usize::MAX));
+        let take = bytes
+            .len()
+            .min(usize::try_from(tar.body_left).unwrap_or(usize::MAX));
         Ok(&bytes[..take])
     }
 

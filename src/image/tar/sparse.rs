@@ -22,12 +22,16 @@ pub fn validate(extents: &[Extent], real_size: u64, stored: u64) -> Result<(), F
             return Err(Fault::Sparse("extents overlap or are out of order"));
         }
         let next = extent.offset.checked_add(extent.len);
-        end = next.filter(|&next| next <= real_size).ok_or(Fault::Sparse("an extent ends beyond the file"))?;
+        end = next
+            .filter(|&next| next <= real_size)
+            .ok_or(Fault::Sparse("an extent ends beyond the file"))?;
         // No overflow: the extents lie apart inside real_size.
         sum += extent.len;
     }
     if sum != stored {
-        return Err(Fault::Sparse("the extents do not add up to the stored size"));
+        return Err(Fault::Sparse(
+            "the extents do not add up to the stored size",
+        ));
     }
     Ok(())
 }
@@ -105,7 +109,9 @@ impl Map10 {
                 return Err(Fault::Sparse("a number is too long"));
             }
         }
-        Ok(self.is_complete().then(|| std::mem::take(&mut self.extents)))
+        Ok(self
+            .is_complete()
+            .then(|| std::mem::take(&mut self.extents)))
     }
 
     fn is_complete(&self) -> bool {
@@ -124,7 +130,10 @@ impl Map10 {
                 Ok(())
             }
             (Some(_), Some(offset)) => {
-                self.extents.push(Extent { offset, len: number });
+                self.extents.push(Extent {
+                    offset,
+                    len: number,
+                });
                 Ok(())
             }
         }
@@ -136,7 +145,9 @@ mod tests {
     use super::*;
 
     fn extents(list: &[(u64, u64)]) -> Vec<Extent> {
-        list.iter().map(|&(offset, len)| Extent { offset, len }).collect()
+        list.iter()
+            .map(|&(offset, len)| Extent { offset, len })
+            .collect()
     }
 
     #[test]
@@ -153,7 +164,11 @@ mod tests {
             (&[(u64::MAX, 2)], u64::MAX, 2, false),
         ];
         for &(map, real, stored, ok) in cases {
-            assert_eq!(validate(&extents(map), real, stored).is_ok(), ok, "{map:?} {real} {stored}");
+            assert_eq!(
+                validate(&extents(map), real, stored).is_ok(),
+                ok,
+                "{map:?} {real} {stored}"
+            );
         }
     }
 
@@ -172,14 +187,27 @@ mod tests {
             assert_eq!(done.is_some(), i + 1 == blocks.len());
             if let Some(extents) = done {
                 assert_eq!(extents.len(), 100);
-                assert_eq!(extents[99], Extent { offset: 99_000_000, len: 512 });
+                assert_eq!(
+                    extents[99],
+                    Extent {
+                        offset: 99_000_000,
+                        len: 512
+                    }
+                );
             }
         }
     }
 
     #[test]
     fn hostile_1_0_maps() {
-        for text in ["1000000000\n", "-1\n", "\n", "1\nx\n", "99999999999999999999999\n", "1\n18446744073709551616\n1\n"] {
+        for text in [
+            "1000000000\n",
+            "-1\n",
+            "\n",
+            "1\nx\n",
+            "99999999999999999999999\n",
+            "1\n18446744073709551616\n1\n",
+        ] {
             let mut block = [0; BLOCK];
             block[..text.len()].copy_from_slice(text.as_bytes());
             assert!(Map10::default().take(&block).is_err(), "{text:?}");
