@@ -1,7 +1,6 @@
 //! `ovl diff`: what a mount changed.
 
 use std::ffi::OsStr;
-use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 

@@ -13,7 +13,7 @@
 use std::fmt;
 use std::io;
 
-use ovl::{image, store};
+use ovl::{image, mount, store};
 
 /// An error with the exit code it stands for, made by the command line itself.
 #[derive(Debug)]
@@ -91,6 +91,9 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
             image::Error::Store(error) => error.exit_code(),
             error => error.exit_code().try_into().unwrap_or(1),
         });
+    }
+    if let Some(error) = cause.downcast_ref::<mount::Error>() {
+        return Some(error.exit_code());
     }
     if cause.is::<image::ReferenceError>() {
         return Some(2);

@@ -4,14 +4,19 @@
 
 mod completion;
 mod df;
+mod diff;
 mod error;
 mod find;
 mod gc;
 mod history;
 mod images;
 mod import;
+mod info;
 mod inspect;
 mod limits;
+mod live;
+mod mount;
+mod mounts;
 mod output;
 mod progress;
 mod tag;
@@ -87,8 +92,13 @@ enum Verb {
     Tag(tag::Tag),
     Untag(tag::Untag),
     Rmi(tag::Rmi),
+    Mount(mount::Mount),
+    Umount(mounts::Umount),
+    Mounts(mounts::Mounts),
+    Diff(diff::Diff),
     Gc(gc::Gc),
     Df(df::Df),
+    Info(info::Info),
     Completion(completion::Completion),
     #[command(hide = true)]
     Man(completion::Man),
@@ -105,8 +115,13 @@ impl Verb {
             Self::Tag(verb) => verb.run(context),
             Self::Untag(verb) => verb.run(context),
             Self::Rmi(verb) => verb.run(context),
+            Self::Mount(verb) => verb.run(context),
+            Self::Umount(verb) => verb.run(),
+            Self::Mounts(verb) => verb.run(),
+            Self::Diff(verb) => verb.run(context),
             Self::Gc(verb) => verb.run(context),
             Self::Df(verb) => verb.run(context),
+            Self::Info(verb) => verb.run(context),
             Self::Completion(verb) => verb.run(),
             Self::Man(verb) => verb.run(),
             Self::Version(verb) => verb.run(),

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
-use ovl::mount::{self, Flags, Lower, MountSpec, RunDir, UpperSpec};
+use ovl::mount::{self, Flags, Lower, MountSpec, UpperSpec};
 use ovl::{fuse, overlay};
 
 use super::error::Failure;
@@ -33,9 +33,6 @@ pub struct Mount {
     /// Stay in the foreground, until unmounted or SIGTERM
     #[arg(short, long)]
     foreground: bool,
-    /// Options as for mount(8), joined by commas: ro, nosuid, nodev, noexec, allow_other, timeout=SECONDS, …
-    #[arg(short, long, value_name = "OPTION,…")]
-    options: Vec<String>,
 }
 
 impl Mount {

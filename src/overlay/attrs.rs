@@ -68,7 +68,7 @@ impl Overlay {
             node,
             rustix::fs::OFlags::PATH | rustix::fs::OFlags::NOFOLLOW,
         )?;
-        let mark = self.writable()?.mark_of(fd.as_fd(), NLINK_MARK)?;
+        let mark = self.some_upper()?.mark_of(fd.as_fd(), NLINK_MARK)?;
         let Some((base, offset)) = mark.as_deref().and_then(parse_nlink) else {
             return Ok(stat.attr.nlink);
         };

@@ -179,6 +179,11 @@ impl Overlay {
         self.table.len()
     }
 
+    /// The upper, to read from.
+    pub(super) fn some_upper(&self) -> Result<&Upper> {
+        self.upper.as_ref().ok_or(Errno::STALE)
+    }
+
     /// The writable part, or EROFS.
     pub(super) fn writable(&self) -> Result<&Upper> {
         self.upper.as_ref().filter(|upper| !upper.inspect).ok_or(Errno::ROFS)
@@ -215,7 +220,7 @@ impl Overlay {
         let Some(stat) = host::stat_at(fd.as_fd(), name)? else {
             return Ok(UpperName::Absent);
         };
-        let upper = self.writable()?;
+        let upper = self.some_upper()?;
         let whiteout = (stat.is_whiteout() && !whiteout::is_device(fd.as_fd(), name)?)
             || (stat.attr.kind == FileKind::Regular
                 && stat.attr.size == 0
@@ -337,7 +342,7 @@ impl Overlay {
         below: &[LowerRef],
         lower_path: Option<Arc<OsStr>>,
     ) -> Result<Found> {
-        let upper = self.writable()?;
+        let upper = self.some_upper()?;
         let fd = self.upper_dir(dir)?;
         let mut found = Found {
             id: self.lowers.host_ino(stat.key),
@@ -393,7 +398,7 @@ impl Overlay {
         if !self.own_origins {
             return Ok(None);
         }
-        let upper = self.writable()?;
+        let upper = self.some_upper()?;
         for mark in [origin::KERNEL_MARK, origin::OWN_MARK] {
             if let Some(value) = upper.mark_at(dir, name, mark)?
                 && let Some(id) = origin::decode(&self.lowers, mark, &value)
@@ -415,7 +420,7 @@ impl Overlay {
         if !self.own_origins {
             return Ok((own, None));
         }
-        let upper = self.writable()?;
+        let upper = self.some_upper()?;
         for mark in [origin::KERNEL_MARK, origin::OWN_MARK] {
             let Some(value) = upper.mark_at(dir, name, mark)? else {
                 continue;
@@ -507,7 +512,7 @@ impl Overlay {
     /// Descriptor (`O_PATH`) of a directory in the upper.
     pub(super) fn upper_dir(&self, node: &Arc<Node>) -> Result<Arc<OwnedFd>> {
         if node.id == NodeId::ROOT {
-            return Ok(Arc::clone(self.writable()?.root()));
+            return Ok(Arc::clone(self.some_upper()?.root()));
         }
         if let Some(fd) = self.dirs.get(&node.id.0) {
             return Ok(fd);
@@ -528,7 +533,7 @@ impl Overlay {
             Index(OsString),
         }
         if node.id == NodeId::ROOT {
-            let fd = host::open_at(self.writable()?.root().as_fd(), OsStr::new("."), flags)?;
+            let fd = host::open_at(self.some_upper()?.root().as_fd(), OsStr::new("."), flags)?;
             let stat = host::stat_fd(fd.as_fd())?;
             return Ok((fd, stat));
         }
@@ -555,7 +560,7 @@ impl Overlay {
                 Place::Name(parent, name) => {
                     host::open_at(self.upper_dir(&parent)?.as_fd(), &name, flags)
                 }
-                Place::Index(name) => host::open_at(self.writable()?.index(), &name, flags),
+                Place::Index(name) => host::open_at(self.some_upper()?.index(), &name, flags),
             };
             match opened {
                 Ok(fd) => {
