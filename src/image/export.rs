@@ -1,7 +1,7 @@
 //! Export: images from the store as archives that other tools load.
 //!
 //! The store keeps layers as tars, not as the compressed blobs they may have come in. So:
-//! - `docker-archive` carries the configuration verbatim (the image ID stays) and plain layers; it has no manifest.
+//! - `docker-archive` carries the configuration verbatim (the image ID stays); it has no OCI manifest.
 //! - OCI forms carry the image's manifest verbatim, so that its digest stays, if every blob it names can be given as it
 //!   was: layers wanted uncompressed, and plain in the manifest too. Otherwise the manifest is made anew from the
 //!   same configuration with descriptors of the blobs written here; its digest changes, the image ID does not.
@@ -39,7 +39,7 @@ pub enum ExportFormat {
 #[derive(Clone, Copy, Debug)]
 pub struct ExportOptions {
     pub format: ExportFormat,
-    /// OCI forms: of each layer. docker-archive: of the whole file, as its layers must be plain.
+    /// Of each layer within the archive. (podman and skopeo do not read a docker-archive compressed as a whole.)
     pub compression: Compression,
 }
 
@@ -134,25 +134,16 @@ impl<'a> Exporter<'a> {
 
     /// One of the two archive formats to a stream.
     fn archive(&self, out: &mut dyn Write) -> Result<()> {
-        let out = BufWriter::with_capacity(256 << 10, out);
-        if self.options.format == ExportFormat::OciArchive {
-            let mut out = out;
-            let mut sink = TarSink {
-                tar: LayerTarWriter::new(&mut out),
-            };
-            self.oci(&mut sink)?;
-            return sink.tar.finish().map_err(Error::Output);
-        }
-        let mut encoder = Encoder::new(out, self.options.compression).map_err(Error::Output)?;
+        let mut out = BufWriter::with_capacity(256 << 10, out);
         let mut sink = TarSink {
-            tar: LayerTarWriter::new(&mut encoder),
+            tar: LayerTarWriter::new(&mut out),
         };
-        self.docker(&mut sink)?;
-        sink.tar.finish().map_err(Error::Output)?;
-        encoder
-            .finish()
-            .and_then(|mut out| out.flush())
-            .map_err(Error::Output)
+        if self.options.format == ExportFormat::OciArchive {
+            self.oci(&mut sink)?;
+        } else {
+            self.docker(&mut sink)?;
+        }
+        sink.tar.finish().map_err(Error::Output)
     }
 
     fn docker(&self, sink: &mut dyn Sink) -> Result<()> {
@@ -167,7 +158,7 @@ impl<'a> Exporter<'a> {
             for diff_id in &record.layers {
                 let path = format!("{}.tar", diff_id.hex());
                 if written.first_time(&path) {
-                    self.plain_layer(sink, &path, diff_id)?;
+                    self.layer(sink, diff_id, |_| path.clone())?;
                 }
                 layers.push(path);
             }
@@ -246,28 +237,21 @@ impl<'a> Exporter<'a> {
         Ok((manifest.to_string().into_bytes(), OCI_MANIFEST.to_owned()))
     }
 
-    fn plain_layer(&self, sink: &mut dyn Sink, path: &str, diff_id: &Digest) -> Result<()> {
-        sink.stream(path, self.tar_size(diff_id)?, &mut |out| {
-            self.store.write_layer_tar(diff_id, out)?;
-            Ok(())
-        })
-    }
-
-    /// Writes a layer's blob and gives its descriptor.
-    fn oci_layer(&self, sink: &mut dyn Sink, diff_id: &Digest) -> Result<Value> {
-        let suffix = match self.options.compression {
-            Compression::None => {
-                let path = format!("blobs/sha256/{}", diff_id.hex());
-                self.plain_layer(sink, &path, diff_id)?;
-                return Ok(documents::descriptor(
-                    OCI_LAYER,
-                    diff_id,
-                    self.tar_size(diff_id)?,
-                ));
-            }
-            Compression::Gzip => "+gzip",
-            Compression::Zstd => "+zstd",
-        };
+    /// Writes a layer at the path that `path` makes of its blob's digest, and gives that digest and the blob's size.
+    fn layer(
+        &self,
+        sink: &mut dyn Sink,
+        diff_id: &Digest,
+        path: impl Fn(&Digest) -> String,
+    ) -> Result<(Digest, u64)> {
+        if self.options.compression == Compression::None {
+            let size = self.tar_size(diff_id)?;
+            sink.stream(&path(diff_id), size, &mut |out| {
+                self.store.write_layer_tar(diff_id, out)?;
+                Ok(())
+            })?;
+            return Ok((*diff_id, size));
+        }
         // A tar member's size comes before its bytes, so what is compressed must be complete first.
         let (dir, spool) = super::spool_file()?;
         let out = Hashing {
@@ -283,14 +267,22 @@ impl<'a> Exporter<'a> {
             .map_err(|error| Error::io(&dir)(error.into_error()))?;
         spool.seek(SeekFrom::Start(0)).map_err(Error::io(&dir))?;
         let digest = Digest::from_bytes(hasher.finalize().into());
-        sink.stream(
-            &format!("blobs/sha256/{}", digest.hex()),
-            size,
-            &mut |out| {
-                io::copy(&mut spool, out).map_err(Error::Output)?;
-                Ok(())
-            },
-        )?;
+        sink.stream(&path(&digest), size, &mut |out| {
+            io::copy(&mut spool, out).map_err(Error::Output)?;
+            Ok(())
+        })?;
+        Ok((digest, size))
+    }
+
+    /// Writes a layer's blob and gives its descriptor.
+    fn oci_layer(&self, sink: &mut dyn Sink, diff_id: &Digest) -> Result<Value> {
+        let (digest, size) =
+            self.layer(sink, diff_id, |blob| format!("blobs/sha256/{}", blob.hex()))?;
+        let suffix = match self.options.compression {
+            Compression::None => "",
+            Compression::Gzip => "+gzip",
+            Compression::Zstd => "+zstd",
+        };
         Ok(documents::descriptor(
             &format!("{OCI_LAYER}{suffix}"),
             &digest,
