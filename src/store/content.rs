@@ -76,7 +76,7 @@ impl ContentReader {
         let size = match kind {
             ContentKind::Empty => 0,
             ContentKind::Chunk(chunk) => {
-                let len = shared.database.read(|conn| Location::find(conn, chunk))?.len;
+                let len = shared.database.read(|conn| Location::must_find(conn, chunk))?.len;
                 let extents = vec![(0, Extent::Data { chunk, len })];
                 recent = Some(Arc::new(Segment { start: 0, end: u64::from(len), extents }));
                 u64::from(len)

@@ -166,6 +166,8 @@ impl Database {
     /// Adds to an error what the store knows: its place, and who holds it.
     pub(super) fn explain(&self, error: Error) -> Error {
         match error {
+            // Said by us, with the reason.
+            Error::Busy(reason) if reason != super::error::BUSY => Error::Busy(reason),
             Error::Busy(_) => {
                 let holders = self.reader().and_then(|reader| super::leases::describe_imports(&reader));
                 let who = match holders {

@@ -47,6 +47,9 @@ pub enum Error {
     Misuse(&'static str),
 }
 
+/// What SQLite's own refusal says before [`super::db::Database::explain`] tells who is in the way.
+pub(super) const BUSY: &str = "another process is writing to the store; try again";
+
 /// Result of every call of this room.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -106,7 +109,7 @@ impl From<rusqlite::Error> for Error {
             rusqlite::Error::SqliteFailure(code, _) => match code.code {
                 ErrorCode::DiskFull => Self::NoSpace { root: PathBuf::new() },
                 ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => {
-                    Self::Busy("another process is writing to the store; try again".to_owned())
+                    Self::Busy(BUSY.to_owned())
                 }
                 ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => Self::Corrupt(message),
                 // -shm could not be extended: SQLite has no other code for a full file system there.

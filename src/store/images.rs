@@ -153,6 +153,10 @@ pub(super) fn all(conn: &Connection) -> Result<Vec<ImageRecord>> {
     ids.into_iter().map(|id| record(conn, id)).collect()
 }
 
+pub(super) fn count(conn: &Connection) -> Result<u64> {
+    Ok(conn.query_row("SELECT count(*) FROM image", [], |row| row.get::<_, i64>(0))?.max(0) as u64)
+}
+
 pub(super) fn resolve(conn: &Connection, name: &str) -> Result<Option<Digest>> {
     Ok(conn
         .prepare_cached("SELECT i.manifest FROM name AS n JOIN image AS i ON i.id = n.image WHERE n.name = ?1")?

@@ -19,6 +19,8 @@ mod digest;
 mod error;
 mod export;
 mod extents;
+mod gc;
+mod idset;
 mod images;
 mod kind;
 mod layers;
@@ -31,7 +33,9 @@ mod publish;
 mod reader;
 mod recipe;
 mod schema;
+mod space;
 mod tree;
+mod usage;
 mod varint;
 mod writer;
 mod xattrs;
@@ -39,10 +43,12 @@ mod xattrs;
 pub use content::{ContentReader, ContentRef};
 pub use digest::{Digest, ParseDigestError};
 pub use error::{Error, Result};
+pub use gc::GcReport;
 pub use images::{ImageRecord, NewImage};
 pub use layers::LayerInfo;
 pub use leases::Lease;
 pub use reader::{Dirent, Inode, LayerReader, ROOT_INODE};
+pub use usage::Usage;
 pub use writer::{ContentToken, LayerWriter, NewNode, NodeMeta};
 
 use std::io::Write;
@@ -187,5 +193,17 @@ impl Store {
     /// lease is dropped. [`Error::NotFound`] if a layer is not there.
     pub fn lease(&self, layers: &[Digest], purpose: &str) -> Result<Lease> {
         Lease::take(&self.shared.database, layers, purpose)
+    }
+
+    // --- space
+
+    /// How much the store holds.
+    pub fn usage(&self) -> Result<Usage> {
+        usage::measure(&self.shared.database)
+    }
+
+    /// Removes what nothing needs and gives the space back to the file system. [`Error::Busy`] while an import runs.
+    pub fn gc(&self) -> Result<GcReport> {
+        gc::collect(&self.shared.database).map_err(|error| self.shared.database.explain(error))
     }
 }

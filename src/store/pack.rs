@@ -13,6 +13,7 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::chunker;
 use super::db::Database;
+use super::schema;
 use super::{Digest, Error, Result};
 
 /// A pack is closed when it holds this many raw bytes.
@@ -80,6 +81,11 @@ impl StoredPack {
 
     pub(super) fn raw_len(&self) -> usize {
         self.raw_len
+    }
+
+    /// Room that pack and chunk rows take, bytes, generously.
+    pub(super) fn disk_bytes(&self) -> u64 {
+        (self.data.len() + schema::PAGE_SIZE as usize + self.chunks.len() * 150) as u64
     }
 
     pub(super) fn insert(&self, conn: &Connection, id: i64) -> Result<()> {
@@ -185,20 +191,26 @@ impl Location {
         self.offset as usize..self.offset as usize + self.len as usize
     }
 
-    pub(super) fn find(conn: &Connection, chunk: i64) -> Result<Self> {
-        let damaged = || Error::Corrupt(format!("the place of chunk {chunk} is not known"));
-        let (digest, pack, offset, len): ([u8; 32], i64, i64, i64) = conn
+    /// `Ok(None)`: there is no such chunk.
+    pub(super) fn find(conn: &Connection, chunk: i64) -> Result<Option<Self>> {
+        let damaged = || Error::Corrupt(format!("chunk {chunk} has an impossible place"));
+        let row: Option<([u8; 32], i64, i64, i64)> = conn
             .prepare_cached("SELECT sha256, pack, offset, len FROM chunk WHERE id = ?1")?
             .query_row([chunk], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
-            .optional()?
-            .ok_or_else(damaged)?;
+            .optional()?;
+        let Some((digest, pack, offset, len)) = row else { return Ok(None) };
         let len = u32::try_from(len).ok().filter(|len| (1..=chunker::MAX).contains(&(*len as usize)));
-        Ok(Self {
+        Ok(Some(Self {
             pack,
             offset: u32::try_from(offset).map_err(|_| damaged())?,
             len: len.ok_or_else(damaged)?,
             digest: Digest::from_bytes(digest),
-        })
+        }))
+    }
+
+    /// The place of a chunk that something refers to.
+    pub(super) fn must_find(conn: &Connection, chunk: i64) -> Result<Self> {
+        Self::find(conn, chunk)?.ok_or_else(|| Error::Corrupt(format!("chunk {chunk} is missing")))
     }
 }
 
@@ -237,7 +249,7 @@ impl PackCache {
     pub(super) fn chunk(&self, database: &Database, chunk: i64) -> Result<ChunkBytes> {
         // `gc` may move a chunk to another pack between the two look-ups; its new place is found the second time.
         for _ in 0..2 {
-            let at = database.read(|conn| Location::find(conn, chunk))?;
+            let at = database.read(|conn| Location::must_find(conn, chunk))?;
             let pack = self.0.get_or_insert_with(&at.pack, || {
                 database.read(|conn| Pack::load(conn, at.pack)).map_err(Some)?.map(Arc::new).ok_or(None)
             });
