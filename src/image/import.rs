@@ -439,9 +439,9 @@ impl Importer<'_> {
             // Another image of this archive has taken it already; or it is no layer at all.
             None => match ingest::hold(self.store, &layer.diff_id)? {
                 Some(lease) => Ok(Some(lease)),
-                None => Err(Error::Unsupported {
+                None => Err(Error::NotALayer {
                     what: name,
-                    reason: "it is not a tar archive".to_owned(),
+                    hint: "it is neither a tar archive nor gzip or zstd data".to_owned(),
                 }),
             },
         }
