@@ -15,6 +15,10 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum Error {
     #[error(transparent)]
     Store(#[from] store::Error),
+    #[error("writing the output: {0}")]
+    Output(std::io::Error),
+    #[error("reading the changes: {0}")]
+    Changes(std::io::Error),
     #[error("{}: {source}", path.display())]
     Io {
         path: PathBuf,
@@ -120,7 +124,9 @@ impl Error {
             Self::Conflict { .. } | Self::Exists { .. } => 3,
             Self::NoSuchImage { .. } | Self::NoPlatform { .. } => 4,
             Self::Reference(_) | Self::Usage(_) | Self::SeveralImages { .. } => 2,
-            Self::Io { .. }
+            Self::Output(_)
+            | Self::Changes(_)
+            | Self::Io { .. }
             | Self::Read { .. }
             | Self::Tar { .. }
             | Self::Entry { .. }

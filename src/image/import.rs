@@ -383,8 +383,7 @@ impl Importer<'_> {
 
     /// The stream as an unnamed file.
     fn spool(&self, mut from: PumpReader) -> Result<File> {
-        let dir = std::env::temp_dir();
-        let mut file = super::unnamed_file(&dir).map_err(Error::io(&dir))?;
+        let (dir, mut file) = super::spool_file()?;
         let max = self.limits().layer_bytes;
         let copied =
             io::copy(&mut from.by_ref().take(max + 1), &mut file).map_err(Error::io(&dir))?;

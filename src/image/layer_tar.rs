@@ -47,14 +47,14 @@ pub enum NodeContent<'a> {
 }
 
 /// Writes entries to `out`.
-pub struct LayerTarWriter<W> {
-    out: W,
+pub struct LayerTarWriter<'o> {
+    out: &'o mut dyn Write,
     entries: u64,
     buffer: Vec<u8>,
 }
 
-impl<W: Write> LayerTarWriter<W> {
-    pub fn new(out: W) -> Self {
+impl<'o> LayerTarWriter<'o> {
+    pub fn new(out: &'o mut dyn Write) -> Self {
         Self {
             out,
             entries: 0,
@@ -95,11 +95,31 @@ impl<W: Write> LayerTarWriter<W> {
         Ok(())
     }
 
-    /// Writes the end of the archive and gives the output back.
-    pub fn finish(mut self) -> io::Result<W> {
+    /// Writes the end of the archive.
+    pub fn finish(self) -> io::Result<()> {
         self.out.write_all(&[0; 2 * BLOCK])?;
-        self.out.flush()?;
-        Ok(self.out)
+        self.out.flush()
+    }
+
+    /// Writes a member of an archive of images: a file of `size` bytes that `write` produces.
+    pub(super) fn member<E: From<io::Error>>(
+        &mut self,
+        path: &str,
+        size: u64,
+        write: impl FnOnce(&mut dyn Write) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut header = Fields::new(path.as_bytes().to_vec(), b'0');
+        header.size = size;
+        self.header(&header)?;
+        let mut exact = Exactly {
+            out: &mut *self.out,
+            left: size,
+        };
+        write(&mut exact)?;
+        if exact.left > 0 {
+            return Err(misuse("a member became shorter than announced").into());
+        }
+        Ok(self.pad(size)?)
     }
 
     /// An empty file whose name is what matters.
@@ -196,6 +216,27 @@ impl<W: Write> LayerTarWriter<W> {
             self.pad(records.len() as u64)?;
         }
         self.out.write_all(&fields.block())
+    }
+}
+
+/// Takes no more bytes than were announced.
+struct Exactly<'o> {
+    out: &'o mut dyn Write,
+    left: u64,
+}
+
+impl Write for Exactly<'_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        if buf.len() as u64 > self.left {
+            return Err(misuse("a member became longer than announced"));
+        }
+        let n = self.out.write(buf)?;
+        self.left -= n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }
 
