@@ -51,7 +51,7 @@ impl Origin {
             }
             Identity::Host { uuid, .. } => match layer.file_handle(&lower.node) {
                 Some(handle)
-                    if uuid != [0; 16]
+                    if lowers.device_of(&uuid).is_some()
                         && handle_ino(handle.kind, &handle.bytes) == Some(lower.node.key.ino) =>
                 {
                     Self::Kernel(encode_kernel(&uuid, &handle))
@@ -152,10 +152,6 @@ pub(super) fn decode(lowers: &Lowers, mark: &str, value: &[u8]) -> Option<NodeId
         return None;
     }
     let uuid: [u8; 16] = head[5..].try_into().ok()?;
-    // Without a UUID the origin says too little: any file system might be meant.
-    if uuid == [0; 16] {
-        return None;
-    }
     lowers.host_origin(&uuid, handle_ino(i32::from(head[4]), &value[FB_HEAD..])?)
 }
 

@@ -128,14 +128,24 @@ impl Lowers {
         found.map(|(index, _)| number(self.stored_space(index), ino))
     }
 
+    /// The device of the one lower file system with this UUID. As in the kernel, a zero UUID will do, but a UUID that
+    /// two of them share says nothing.
+    pub fn device_of(&self, uuid: &[u8; 16]) -> Option<u64> {
+        let mut found = None;
+        for lower in &self.layers {
+            if let Identity::Host { dev, uuid: u } = lower.identity
+                && u == *uuid
+                && found.replace(dev).is_some_and(|d| d != dev)
+            {
+                return None;
+            }
+        }
+        found
+    }
+
     /// Number of an origin on the host file system of that UUID, if a lower is on it.
     pub fn host_origin(&self, uuid: &[u8; 16], ino: u64) -> Option<NodeId> {
-        self.layers.iter().find_map(|l| match l.identity {
-            Identity::Host { dev, uuid: u } if u == *uuid => {
-                Some(self.host_ino(ObjectKey { dev, ino }))
-            }
-            _ => None,
-        })
+        Some(self.host_ino(ObjectKey { dev: self.device_of(uuid)?, ino }))
     }
 
     /// Looks `name` up in each of `dirs`, topmost first: a file ends the search, directories are gathered until one is

@@ -268,6 +268,17 @@ pub fn choose(rng: &mut Rng, plain: &Path, hands: usize) -> Op {
 /// The visible result: what was read, or the error.
 pub type Answer = Result<Vec<u8>, Errno>;
 
+/// Long answers are compared by hash, for the reader's sake.
+fn brief(bytes: Vec<u8>) -> Vec<u8> {
+    if bytes.len() <= 200 {
+        return bytes;
+    }
+    use std::hash::{DefaultHasher, Hasher};
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&bytes);
+    format!("{} bytes, hash {:x}", bytes.len(), hasher.finish()).into_bytes()
+}
+
 fn io<T>(r: std::io::Result<T>) -> Result<T, Errno> {
     r.map_err(|e| Errno::from_io_error(&e).unwrap_or_else(|| panic!("no errno in {e}")))
 }
@@ -451,7 +462,11 @@ pub fn apply(op: &Op, system: &mut System) -> Answer {
             // Where data lies differs from one file system's blocks to another's; that a hole-only file has none, or
             // that the end is ENXIO, does not.
             let file = open(&at(path), OFlags::RDONLY)?;
-            let size = io(file.metadata())?.len();
+            let meta = io(file.metadata())?;
+            if !meta.is_file() {
+                return NOTHING;
+            }
+            let size = meta.len();
             match rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(size)) {
                 Err(e) => Err(e),
                 Ok(at) => Ok(at.to_string().into_bytes()),
@@ -474,7 +489,7 @@ pub fn apply(op: &Op, system: &mut System) -> Answer {
             }
             let mut buf = vec![0; meta.len() as usize];
             io(file.read_exact_at(&mut buf, 0))?;
-            Ok(buf)
+            Ok(brief(buf))
         }
         Op::HandOpen { path } => {
             let meta = io(fs::symlink_metadata(at(path)))?;
@@ -495,7 +510,7 @@ pub fn apply(op: &Op, system: &mut System) -> Answer {
             };
             let mut buf = vec![0; io(file.metadata())?.len() as usize];
             io(file.read_exact_at(&mut buf, 0))?;
-            Ok(buf)
+            Ok(brief(buf))
         }
         Op::HandWrite { hand, offset, len } => {
             let Some(Hand(file)) = system.hands.get(*hand) else {

@@ -44,6 +44,15 @@ impl System {
             std::fs::create_dir(under(base, name, "upper")).unwrap();
             std::fs::create_dir(under(base, name, "work")).unwrap();
         }
+        if by != By::Nobody {
+            // A fresh upper's root is of now; the plain copy's is the lower's.
+            let like = std::fs::metadata(base.join("lower2"))
+                .and_then(|m| m.modified())
+                .unwrap();
+            std::fs::File::open(under(base, name, "upper"))
+                .and_then(|d| d.set_modified(like))
+                .unwrap();
+        }
         Self {
             name,
             base: base.to_path_buf(),
