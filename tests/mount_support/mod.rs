@@ -137,6 +137,9 @@ impl Drop for Site {
         }
         for record in self.run_dir().all().unwrap_or_default() {
             let pid = record.daemon.pid;
+            if pid == std::process::id() {
+                continue;
+            }
             if record.daemon.is_alive() == Some(true) && !wait_gone(pid, Duration::from_secs(5)) {
                 kill(pid, rustix::process::Signal::KILL);
             }
