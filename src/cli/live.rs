@@ -16,8 +16,6 @@ use super::{Context, mounts};
 pub struct Live {
     pub record: Record,
     pub engine: Overlay,
-    /// Diff IDs of all its layers that are stored, bottom first.
-    pub stored: Vec<Digest>,
 }
 
 impl Live {
@@ -25,7 +23,7 @@ impl Live {
     pub fn open(context: &Context, name: &Path) -> anyhow::Result<Self> {
         let record = mounts::find(name)?;
         flush(&record.mount_point.0)?;
-        let (lowers, stored) = lowers(context, &record)?;
+        let lowers = lowers(context, &record)?;
         let (Some(upper), Some(work)) = (&record.upper, &record.work) else {
             return Err(Failure::usage(format!("{} is mounted read-only: nothing can have changed", name.display())));
         };
@@ -36,7 +34,7 @@ impl Live {
             ..Options::default()
         };
         let engine = Overlay::new(Stack { lowers, upper }, &options)?;
-        Ok(Self { record, engine, stored })
+        Ok(Self { record, engine })
     }
 }
 
@@ -46,10 +44,9 @@ fn flush(mount_point: &Path) -> anyhow::Result<()> {
     flushed.with_context(|| format!("flushing {}", mount_point.display()))
 }
 
-/// The lowers of a mount, topmost first, and which of them are stored.
-fn lowers(context: &Context, record: &Record) -> anyhow::Result<(Vec<Arc<dyn Layer>>, Vec<Digest>)> {
+/// The lowers of a mount, topmost first.
+fn lowers(context: &Context, record: &Record) -> anyhow::Result<Vec<Arc<dyn Layer>>> {
     let mut layers: Vec<Arc<dyn Layer>> = Vec::new();
-    let mut stored = Vec::new();
     for lower in &record.lowers {
         match lower {
             RecordedLower::Dir(path) => {
@@ -63,11 +60,9 @@ fn lowers(context: &Context, record: &Record) -> anyhow::Result<(Vec<Arc<dyn Lay
                     let diff_id: Digest = diff_id.parse()?;
                     let layer = store.open_layer(&diff_id).with_context(|| format!("opening image {reference}"))?;
                     layers.push(Arc::new(StoredLayer::new(layer)));
-                    stored.push(diff_id);
                 }
             }
         }
     }
-    stored.reverse();
-    Ok((layers, stored))
+    Ok(layers)
 }
