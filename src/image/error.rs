@@ -45,6 +45,8 @@ pub enum Error {
     },
     #[error("{what}: {hint}")]
     UnknownFormat { what: String, hint: String },
+    #[error("{what} is damaged or no layer: {hint}")]
+    NotALayer { what: String, hint: String },
     #[error("{what} holds no image: {reason}")]
     MissingManifest { what: String, reason: &'static str },
     #[error("{document}: {reason}")]
@@ -119,6 +121,7 @@ impl Error {
                 ..
             }
             | Self::Decompress { .. }
+            | Self::NotALayer { .. }
             | Self::DigestMismatch { .. }
             | Self::SizeMismatch { .. } => 5,
             Self::Conflict { .. } | Self::Exists { .. } => 3,
