@@ -142,6 +142,64 @@ fn tars_of_a_root_file_system_are_what_tar_unpacks() {
     }
 }
 
+/// Changes of every kind to the small image; run by its own busybox.
+const CHANGES: &str = "
+    cd /
+    # A link from a moved directory to an unchanged file elsewhere becomes a file of its own in a layer.
+    rm /odd/links/deep
+    mv /odd/links /odd/renamed                       # a directory of the image under another name
+    mv /odd/names/'two words' /odd/words
+    echo more >> /odd/renamed/second                 # a file with several names in the image
+    ln /odd/renamed/second /odd/another
+    ln /bin/busybox /usr/bin/tool                    # a new name of an unchanged file
+    rm -r /etc/motd && echo file > /etc/motd         # a directory becomes a file
+    rm /home && mkdir -p /home/user && chmod 2750 /home/user
+    rm -r /etc/old.d && mkdir /etc/old.d && echo again > /etc/old.d/new
+    rm -r /odd/kinds && mkdir /odd/kinds && mknod /odd/kinds/null c 1 3 && mknod /odd/kinds/pipe p
+    chmod 4711 /bin/busybox
+    chown 1234:4321 /odd/moved && touch -d '1999-12-31 23:59:59' /odd/moved
+    dd if=/etc/passwd of=/odd/holes/middle bs=1 seek=500000 conv=notrunc 2> /odd/log; rm /odd/log
+    mkdir -p /deep/er/and/deeper && ln -s deeper /deep/er/and/link
+";
+
+/// A commit keeps what the mount showed: seen through the new image, and by podman through its export.
+#[test]
+fn a_committed_image_is_what_the_mount_showed() {
+    require_mounting();
+    let sandbox = Sandbox::new();
+    let (mnt, second) = (sandbox.mkdir("mnt"), sandbox.mkdir("second"));
+    sandbox.run(["import".as_ref(), images("small").join("podman.oci.tar").as_os_str()]);
+    sandbox.run(["mount", "localhost/small:1", "upper", "mnt"]);
+    command("chroot", [mnt.to_str().unwrap(), "/bin/sh", "-euc", CHANGES]);
+    let shown = tree(&mnt);
+    sandbox.run(["commit", "mnt", "changed"]);
+    sandbox.run(["mount", "--read-only", "changed", "second"]);
+    assert_same("the new image", &tree(&second), &shown);
+    sandbox.run(["export", "changed", "oci-archive:changed.tar"]);
+    assert_same("its export", &shown, &by_podman(&sandbox, &sandbox.path("changed.tar")));
+}
+
+/// A mount that is not of one image is committed whole.
+#[test]
+fn directories_are_committed_whole() {
+    require_mounting();
+    let sandbox = Sandbox::new();
+    let (lower, mnt) = (sandbox.mkdir("lower"), sandbox.mkdir("mnt"));
+    let archive = images("small").join("rootfs.xattrs.tar");
+    let (to, from) = (lower.to_str().unwrap(), archive.to_str().unwrap());
+    command("tar", ["--numeric-owner", "--xattrs", "--xattrs-include=*", "--acls", "-xpf", from, "-C", to]);
+    sandbox.run(["mount", "./lower", "upper", "mnt"]);
+    std::fs::remove_dir_all(mnt.join("kinds")).unwrap();
+    // With a time of our own: that of a write still held back is the kernel's until it is flushed.
+    std::fs::write(mnt.join("added"), "new").unwrap();
+    std::fs::File::open(mnt.join("added")).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+    let shown = tree(&mnt);
+    sandbox.run(["commit", "mnt", "whole"]);
+    sandbox.run(["umount", "mnt"]);
+    sandbox.run(["mount", "--read-only", "whole", "mnt"]);
+    assert_same("the new image", &tree(&mnt), &shown);
+}
+
 /// Reading at random places, over holes and past the end, gives what reading from front to back gives.
 #[test]
 fn random_reads_of_a_stored_file_are_right() {

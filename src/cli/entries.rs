@@ -79,15 +79,14 @@ impl<'a, 'w> LayerFrom<'a, 'w> {
 
     fn node(&mut self, path: &OsStr, entry: &Entry) -> io::Result<()> {
         let Entry { node, attr } = entry;
+        let engine = self.engine;
+        let xattrs = xattrs(engine, *node)?;
         if !attr.kind.is_dir() && attr.nlink > 1 {
-            if let Some(target) = self.seen.get(node) {
-                let target = target.clone();
-                return self.append(path, EntryKind::HardLink { target: &target });
+            if let Some(target) = self.seen.get(node).cloned() {
+                return self.append(path, EntryKind::HardLink { target: &target, attr, xattrs: &xattrs });
             }
             self.seen.insert(*node, path.to_owned());
         }
-        let engine = self.engine;
-        let xattrs = xattrs(engine, *node)?;
         let target;
         let mut data = Contents { engine, node: *node, offset: 0 };
         let content = match attr.kind {
