@@ -11,11 +11,17 @@ pub fn parse(instructions: &[String]) -> anyhow::Result<ConfigChanges> {
         let (word, rest) = instruction.split_once(' ').unwrap_or((instruction, ""));
         let rest = rest.trim();
         if rest.is_empty() {
-            return Err(Failure::usage(format!("--change {instruction:?}: want an instruction and its argument")));
+            return Err(Failure::usage(format!(
+                "--change {instruction:?}: want an instruction and its argument"
+            )));
         }
         let pair = || match rest.split_once('=') {
-            Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), unquoted(value).to_owned())),
-            _ => Err(Failure::usage(format!("--change {instruction:?}: want KEY=VALUE"))),
+            Some((key, value)) if !key.is_empty() => {
+                Ok((key.to_owned(), unquoted(value).to_owned()))
+            }
+            _ => Err(Failure::usage(format!(
+                "--change {instruction:?}: want KEY=VALUE"
+            ))),
         };
         match word.to_ascii_uppercase().as_str() {
             "CMD" => changes.cmd = Some(command(rest, instruction)?),
@@ -25,7 +31,9 @@ pub fn parse(instructions: &[String]) -> anyhow::Result<ConfigChanges> {
             "WORKDIR" => changes.workdir = Some(rest.to_owned()),
             "USER" => changes.user = Some(rest.to_owned()),
             "EXPOSE" => changes.exposed.extend(rest.split_whitespace().map(port)),
-            "VOLUME" => changes.volumes.extend(rest.split_whitespace().map(str::to_owned)),
+            "VOLUME" => changes
+                .volumes
+                .extend(rest.split_whitespace().map(str::to_owned)),
             "STOPSIGNAL" => changes.stop_signal = Some(rest.to_owned()),
             _ => {
                 return Err(Failure::usage(format!(
@@ -43,16 +51,26 @@ fn command(text: &str, instruction: &str) -> anyhow::Result<Vec<String>> {
     if !text.starts_with('[') {
         return Ok(["/bin/sh", "-c", text].map(str::to_owned).to_vec());
     }
-    serde_json::from_str(text)
-        .map_err(|error| Failure::usage(format!("--change {instruction:?}: not a list of words: {error}")))
+    serde_json::from_str(text).map_err(|error| {
+        Failure::usage(format!(
+            "--change {instruction:?}: not a list of words: {error}"
+        ))
+    })
 }
 
 fn unquoted(value: &str) -> &str {
-    value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value)
+    value
+        .strip_prefix('"')
+        .and_then(|value| value.strip_suffix('"'))
+        .unwrap_or(value)
 }
 
 fn port(word: &str) -> String {
-    if word.contains('/') { word.to_owned() } else { format!("{word}/tcp") }
+    if word.contains('/') {
+        word.to_owned()
+    } else {
+        format!("{word}/tcp")
+    }
 }
 
 #[cfg(test)]
@@ -75,9 +93,15 @@ mod tests {
         ]))
         .unwrap();
         assert_eq!(changes.cmd, Some(strings(&["run", "it"])));
-        assert_eq!(changes.entrypoint, Some(strings(&["/bin/sh", "-c", "exec server"])));
+        assert_eq!(
+            changes.entrypoint,
+            Some(strings(&["/bin/sh", "-c", "exec server"]))
+        );
         assert_eq!(changes.env, [("A".to_owned(), "b=c".to_owned())]);
-        assert_eq!(changes.labels, [("note".to_owned(), "two words".to_owned())]);
+        assert_eq!(
+            changes.labels,
+            [("note".to_owned(), "two words".to_owned())]
+        );
         assert_eq!(changes.exposed, strings(&["80/tcp", "53/udp"]));
         assert_eq!(changes.user.as_deref(), Some("app"));
     }

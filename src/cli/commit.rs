@@ -52,7 +52,11 @@ impl Commit {
             parent.as_ref(),
             |out| {
                 let layer = LayerFrom::new(&live.engine, out);
-                if parent.is_some() { layer.changes() } else { layer.whole() }
+                if parent.is_some() {
+                    layer.changes()
+                } else {
+                    layer.whole()
+                }
             },
             &options,
         )?;
@@ -61,7 +65,11 @@ impl Commit {
 
     fn options(&self) -> anyhow::Result<CommitOptions> {
         Ok(CommitOptions {
-            names: self.name.iter().map(|name| new_name(name)).collect::<anyhow::Result<Vec<Reference>>>()?,
+            names: self
+                .name
+                .iter()
+                .map(|name| new_name(name))
+                .collect::<anyhow::Result<Vec<Reference>>>()?,
             replace_names: self.replace,
             author: self.author.clone(),
             message: self.message.clone(),
@@ -74,17 +82,35 @@ impl Commit {
 
 /// The image that the mount is of, if it is of one and nothing else.
 fn parent(live: &Live, store: &ovl::store::Store) -> anyhow::Result<Option<ImageRecord>> {
-    let [RecordedLower::Image { reference, manifest, .. }] = live.record.lowers.as_slice() else {
+    let [
+        RecordedLower::Image {
+            reference,
+            manifest,
+            ..
+        },
+    ] = live.record.lowers.as_slice()
+    else {
         return Ok(None);
     };
-    let gone = || Failure::not_found(format!("the mounted image {reference} ({manifest}) was removed from the store meanwhile"));
+    let gone = || {
+        Failure::not_found(format!(
+            "the mounted image {reference} ({manifest}) was removed from the store meanwhile"
+        ))
+    };
     Ok(Some(store.image(&manifest.parse()?)?.ok_or_else(gone)?))
 }
 
 /// The time that reproducible builds ask for.
 fn created() -> anyhow::Result<Option<Timestamp>> {
-    let Some(value) = std::env::var_os("SOURCE_DATE_EPOCH") else { return Ok(None) };
+    let Some(value) = std::env::var_os("SOURCE_DATE_EPOCH") else {
+        return Ok(None);
+    };
     let seconds = value.to_str().and_then(|text| text.parse().ok());
-    let wrong = || Failure::usage(format!("SOURCE_DATE_EPOCH is {}, not a number of seconds", value.display()));
+    let wrong = || {
+        Failure::usage(format!(
+            "SOURCE_DATE_EPOCH is {}, not a number of seconds",
+            value.display()
+        ))
+    };
     Ok(Some(Timestamp::new(seconds.ok_or_else(wrong)?, 0)))
 }

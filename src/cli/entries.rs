@@ -21,7 +21,11 @@ pub struct LayerFrom<'a, 'w> {
 
 impl<'a, 'w> LayerFrom<'a, 'w> {
     pub fn new(engine: &'a Overlay, out: &'a mut LayerTarWriter<'w>) -> Self {
-        Self { engine, out, seen: HashMap::new() }
+        Self {
+            engine,
+            out,
+            seen: HashMap::new(),
+        }
     }
 
     /// What the upper changed. Below an opaque directory there are no whiteouts: it hides what they would, and the
@@ -40,7 +44,11 @@ impl<'a, 'w> LayerFrom<'a, 'w> {
                     if change.opaque && !hidden {
                         opaque = Some(path.to_owned());
                     }
-                    if change.opaque { self.append(path, EntryKind::Opaque) } else { Ok(()) }
+                    if change.opaque {
+                        self.append(path, EntryKind::Opaque)
+                    } else {
+                        Ok(())
+                    }
                 }
             }
         })
@@ -66,7 +74,9 @@ impl<'a, 'w> LayerFrom<'a, 'w> {
                 at.push("/");
             }
             at.push(&name);
-            let Some(entry) = self.engine.lookup(dir, &name)? else { continue };
+            let Some(entry) = self.engine.lookup(dir, &name)? else {
+                continue;
+            };
             let written = self.node(&at, &entry).and_then(|()| match entry.attr.kind {
                 FileKind::Directory => self.directory(entry.node, &at),
                 _ => Ok(()),
@@ -83,12 +93,23 @@ impl<'a, 'w> LayerFrom<'a, 'w> {
         let xattrs = xattrs(engine, *node)?;
         if !attr.kind.is_dir() && attr.nlink > 1 {
             if let Some(target) = self.seen.get(node).cloned() {
-                return self.append(path, EntryKind::HardLink { target: &target, attr, xattrs: &xattrs });
+                return self.append(
+                    path,
+                    EntryKind::HardLink {
+                        target: &target,
+                        attr,
+                        xattrs: &xattrs,
+                    },
+                );
             }
             self.seen.insert(*node, path.to_owned());
         }
         let target;
-        let mut data = Contents { engine, node: *node, offset: 0 };
+        let mut data = Contents {
+            engine,
+            node: *node,
+            offset: 0,
+        };
         let content = match attr.kind {
             FileKind::Symlink => {
                 target = engine.readlink(*node)?;
@@ -97,23 +118,39 @@ impl<'a, 'w> LayerFrom<'a, 'w> {
             FileKind::Regular if attr.size > 0 => NodeContent::Data(&mut data),
             _ => NodeContent::None,
         };
-        self.append(path, EntryKind::Node { attr, xattrs: &xattrs, content })
+        self.append(
+            path,
+            EntryKind::Node {
+                attr,
+                xattrs: &xattrs,
+                content,
+            },
+        )
     }
 
     fn append<'e>(&mut self, path: &'e OsStr, kind: EntryKind<'e>) -> io::Result<()> {
-        let named = |error: io::Error| io::Error::new(error.kind(), format!("/{}: {error}", path.display()));
+        let named = |error: io::Error| {
+            io::Error::new(error.kind(), format!("/{}: {error}", path.display()))
+        };
         self.out.append(LayerEntry { path, kind }).map_err(named)
     }
 }
 
 fn is_below(path: &OsStr, dir: &OsStr) -> bool {
-    path.as_bytes().strip_prefix(dir.as_bytes()).is_some_and(|rest| rest.starts_with(b"/"))
+    path.as_bytes()
+        .strip_prefix(dir.as_bytes())
+        .is_some_and(|rest| rest.starts_with(b"/"))
 }
 
 fn xattrs(engine: &Overlay, node: NodeId) -> io::Result<Vec<(OsString, Vec<u8>)>> {
     let names = engine.listxattr(node)?;
-    let names = names.split(|byte| *byte == 0).filter(|name| !name.is_empty()).map(OsStr::from_bytes);
-    names.map(|name| Ok((name.to_owned(), engine.getxattr(node, name)?))).collect()
+    let names = names
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty())
+        .map(OsStr::from_bytes);
+    names
+        .map(|name| Ok((name.to_owned(), engine.getxattr(node, name)?)))
+        .collect()
 }
 
 /// A file's bytes from front to back.

@@ -47,42 +47,79 @@ enum Compress {
 impl Export {
     pub fn run(mut self, context: &Context) -> anyhow::Result<()> {
         let Some(target) = self.words.pop() else {
-            return Err(Failure::usage("export wants an image and where to write it"));
+            return Err(Failure::usage(
+                "export wants an image and where to write it",
+            ));
         };
         let (kind, path) = self.target(&target)?;
         let mut images = Vec::new();
         let mut store = None;
         for words in &self.words {
-            let words = words.to_str().ok_or_else(|| Failure::usage(format!("not an image name: {}", words.display())))?;
+            let words = words
+                .to_str()
+                .ok_or_else(|| Failure::usage(format!("not an image name: {}", words.display())))?;
             let found = context.find(words)?;
-            let names = found.name.into_iter().filter(|name| name.digest().is_none()).collect();
-            images.push(ExportImage { manifest: found.record.manifest, names });
+            let names = found
+                .name
+                .into_iter()
+                .filter(|name| name.digest().is_none())
+                .collect();
+            images.push(ExportImage {
+                manifest: found.record.manifest,
+                names,
+            });
             store = Some(found.store);
         }
         let Some(store) = store else {
-            return Err(Failure::usage("export wants an image and where to write it"));
+            return Err(Failure::usage(
+                "export wants an image and where to write it",
+            ));
         };
-        let options = ExportOptions { format: kind.into(), compression: self.compress.into() };
+        let options = ExportOptions {
+            format: kind.into(),
+            compression: self.compress.into(),
+        };
         if path != "-" {
-            return Ok(ovl::image::export(&store, &images, options, ExportTarget::Path(Path::new(path)))?);
+            return Ok(ovl::image::export(
+                &store,
+                &images,
+                options,
+                ExportTarget::Path(Path::new(path)),
+            )?);
         }
         let stdout = std::io::stdout();
         if stdout.is_terminal() {
-            return Err(Failure::usage("an archive is nothing for a terminal; send it to a file or a pipe"));
+            return Err(Failure::usage(
+                "an archive is nothing for a terminal; send it to a file or a pipe",
+            ));
         }
-        ovl::image::export(&store, &images, options, ExportTarget::Stream(&mut stdout.lock()))?;
+        ovl::image::export(
+            &store,
+            &images,
+            options,
+            ExportTarget::Stream(&mut stdout.lock()),
+        )?;
         Ok(())
     }
 
     fn target<'a>(&self, target: &'a OsStr) -> anyhow::Result<(Kind, &'a OsStr)> {
-        let prefixes =
-            [(Kind::DockerArchive, "docker-archive:"), (Kind::OciArchive, "oci-archive:"), (Kind::Oci, "oci:")];
+        let prefixes = [
+            (Kind::DockerArchive, "docker-archive:"),
+            (Kind::OciArchive, "oci-archive:"),
+            (Kind::Oci, "oci:"),
+        ];
         let prefixed = prefixes.iter().find_map(|(kind, prefix)| {
-            Some((*kind, OsStr::from_bytes(target.as_bytes().strip_prefix(prefix.as_bytes())?)))
+            Some((
+                *kind,
+                OsStr::from_bytes(target.as_bytes().strip_prefix(prefix.as_bytes())?),
+            ))
         });
         match prefixed {
             Some((kind, _)) if self.format.is_some_and(|format| format != kind) => {
-                Err(Failure::usage(format!("--format and {} contradict each other", target.display())))
+                Err(Failure::usage(format!(
+                    "--format and {} contradict each other",
+                    target.display()
+                )))
             }
             Some((_, path)) if path.is_empty() => {
                 Err(Failure::usage(format!("{} lacks a path", target.display())))

@@ -25,11 +25,21 @@ impl Live {
         flush(&record.mount_point.0)?;
         let lowers = lowers(context, &record)?;
         let (Some(upper), Some(work)) = (&record.upper, &record.work) else {
-            return Err(Failure::usage(format!("{} is mounted read-only: nothing can have changed", name.display())));
+            return Err(Failure::usage(format!(
+                "{} is mounted read-only: nothing can have changed",
+                name.display()
+            )));
         };
-        let upper = Some(UpperDirs { upper: upper.0.clone(), work: work.0.clone() });
+        let upper = Some(UpperDirs {
+            upper: upper.0.clone(),
+            work: work.0.clone(),
+        });
         let options = Options {
-            userxattr: record.options.iter().any(|word| word == "userxattr").then_some(true),
+            userxattr: record
+                .options
+                .iter()
+                .any(|word| word == "userxattr")
+                .then_some(true),
             inspect: true,
             ..Options::default()
         };
@@ -50,15 +60,27 @@ fn lowers(context: &Context, record: &Record) -> anyhow::Result<Vec<Arc<dyn Laye
     for lower in &record.lowers {
         match lower {
             RecordedLower::Dir(path) => {
-                let layer = DirLayer::open(&path.0).with_context(|| format!("opening lower {}", path.0.display()))?;
+                let layer = DirLayer::open(&path.0)
+                    .with_context(|| format!("opening lower {}", path.0.display()))?;
                 layers.push(Arc::new(layer));
             }
-            RecordedLower::Image { reference, layers: diff_ids, .. } => {
-                let no_store = || Failure::not_found(format!("no store in {}; --root can name it", context.root.display()));
+            RecordedLower::Image {
+                reference,
+                layers: diff_ids,
+                ..
+            } => {
+                let no_store = || {
+                    Failure::not_found(format!(
+                        "no store in {}; --root can name it",
+                        context.root.display()
+                    ))
+                };
                 let store: Store = context.existing_store()?.ok_or_else(no_store)?;
                 for diff_id in diff_ids.iter().rev() {
                     let diff_id: Digest = diff_id.parse()?;
-                    let layer = store.open_layer(&diff_id).with_context(|| format!("opening image {reference}"))?;
+                    let layer = store
+                        .open_layer(&diff_id)
+                        .with_context(|| format!("opening image {reference}"))?;
                     layers.push(Arc::new(StoredLayer::new(layer)));
                 }
             }
