@@ -27,13 +27,28 @@ fn tree(root: &Path) -> BTreeMap<PathBuf, String> {
 
 fn describe(path: &Path) -> std::io::Result<String> {
     let meta = path.symlink_metadata()?;
-    let mut line = format!("{:o} {}:{} {}.{:09}", meta.mode(), meta.uid(), meta.gid(), meta.mtime(), meta.mtime_nsec());
+    let mut line = format!(
+        "{:o} {}:{} {}.{:09}",
+        meta.mode(),
+        meta.uid(),
+        meta.gid(),
+        meta.mtime(),
+        meta.mtime_nsec()
+    );
     let kind = meta.file_type();
     if !kind.is_dir() {
         write!(line, " links={} size={}", meta.nlink(), meta.size()).unwrap();
     }
     if kind.is_symlink() {
-        write!(line, " -> {}", std::fs::read_link(path)?.as_os_str().as_bytes().escape_ascii()).unwrap();
+        write!(
+            line,
+            " -> {}",
+            std::fs::read_link(path)?
+                .as_os_str()
+                .as_bytes()
+                .escape_ascii()
+        )
+        .unwrap();
     } else if kind.is_block_device() || kind.is_char_device() {
         write!(line, " device={:x}", meta.rdev()).unwrap();
     } else if kind.is_file() {
@@ -43,7 +58,11 @@ fn describe(path: &Path) -> std::io::Result<String> {
     for name in list_xattrs(path)? {
         let mut value = vec![0; 65536];
         let length = rustix::fs::lgetxattr(path, OsStr::from_bytes(&name), &mut value)?;
-        xattrs.push(format!(" {}={}", name.escape_ascii(), value[..length].escape_ascii()));
+        xattrs.push(format!(
+            " {}={}",
+            name.escape_ascii(),
+            value[..length].escape_ascii()
+        ));
     }
     xattrs.sort();
     line.extend(xattrs);
@@ -53,7 +72,11 @@ fn describe(path: &Path) -> std::io::Result<String> {
 fn list_xattrs(path: &Path) -> std::io::Result<Vec<Vec<u8>>> {
     let mut names = vec![0; 65536];
     let length = rustix::fs::llistxattr(path, &mut names)?;
-    Ok(names[..length].split(|b| *b == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect())
+    Ok(names[..length]
+        .split(|b| *b == 0)
+        .filter(|name| !name.is_empty())
+        .map(<[u8]>::to_vec)
+        .collect())
 }
 
 /// Asserts that two trees are the same, and shows the first few paths where they are not.
@@ -65,12 +88,22 @@ fn assert_same(what: &str, ours: &BTreeMap<PathBuf, String>, theirs: &BTreeMap<P
         if ours.get(path) != theirs.get(path) {
             count += 1;
             if count <= 10 {
-                writeln!(differences, "{}\n  ovl:       {:?}\n  reference: {:?}", path.display(), ours.get(path), theirs.get(path))
-                    .unwrap();
+                writeln!(
+                    differences,
+                    "{}\n  ovl:       {:?}\n  reference: {:?}",
+                    path.display(),
+                    ours.get(path),
+                    theirs.get(path)
+                )
+                .unwrap();
             }
         }
     }
-    assert!(count == 0, "{what}: {count} of {} paths differ:\n{differences}", ours.len());
+    assert!(
+        count == 0,
+        "{what}: {count} of {} paths differ:\n{differences}",
+        ours.len()
+    );
 }
 
 /// podman's storage in a sandbox, unmounted when dropped.
@@ -79,8 +112,16 @@ struct Podman<'a>(&'a Sandbox);
 impl Podman<'_> {
     fn run(&self, args: &[&str]) -> String {
         let (storage, run) = (self.0.path("podman"), self.0.path("pr"));
-        let global = ["--root", storage.to_str().unwrap(), "--runroot", run.to_str().unwrap()];
-        String::from_utf8(command("podman", global.iter().chain(args)).stdout).unwrap().trim().to_owned()
+        let global = [
+            "--root",
+            storage.to_str().unwrap(),
+            "--runroot",
+            run.to_str().unwrap(),
+        ];
+        String::from_utf8(command("podman", global.iter().chain(args)).stdout)
+            .unwrap()
+            .trim()
+            .to_owned()
     }
 }
 
@@ -107,10 +148,18 @@ fn by_ovl(sandbox: &Sandbox, archive: &Path) -> BTreeMap<PathBuf, String> {
 #[test]
 fn a_small_image_of_hard_cases_is_what_podman_shows() {
     require_mounting();
-    for archive in ["buildah.docker.tar", "podman.oci.tar", "skopeo-zstd.oci.tar"] {
+    for archive in [
+        "buildah.docker.tar",
+        "podman.oci.tar",
+        "skopeo-zstd.oci.tar",
+    ] {
         let sandbox = Sandbox::new();
         let archive = images("small").join(archive);
-        assert_same(archive.to_str().unwrap(), &by_ovl(&sandbox, &archive), &by_podman(&sandbox, &archive));
+        assert_same(
+            archive.to_str().unwrap(),
+            &by_ovl(&sandbox, &archive),
+            &by_podman(&sandbox, &archive),
+        );
     }
 }
 
@@ -122,7 +171,9 @@ fn the_five_layer_image_is_what_podman_shows() {
     let mut ours = by_ovl(&sandbox, &archive);
     assert!(ours.len() > 10_000, "{} paths", ours.len());
     // The one file from before 1970: podman moves such times to 0.
-    let old = ours.get_mut(Path::new("etc/app.conf")).expect("a file of the configuration layer");
+    let old = ours
+        .get_mut(Path::new("etc/app.conf"))
+        .expect("a file of the configuration layer");
     assert!(old.contains(" -2.000000000 "), "{old}");
     *old = old.replace(" -2.000000000 ", " 0.000000000 ");
     assert_same("v1.docker.tar", &ours, &by_podman(&sandbox, &archive));
@@ -131,13 +182,33 @@ fn the_five_layer_image_is_what_podman_shows() {
 #[test]
 fn tars_of_a_root_file_system_are_what_tar_unpacks() {
     require_mounting();
-    let names = ["gnu", "pax", "xattrs", "sparse-0.0", "sparse-0.1", "sparse-gnu", "ustar"];
+    let names = [
+        "gnu",
+        "pax",
+        "xattrs",
+        "sparse-0.0",
+        "sparse-0.1",
+        "sparse-gnu",
+        "ustar",
+    ];
     for name in names {
         let sandbox = Sandbox::new();
         let archive = images("small").join(format!("rootfs.{name}.tar"));
         let unpacked = sandbox.mkdir("unpacked");
         let (to, from) = (unpacked.to_str().unwrap(), archive.to_str().unwrap());
-        command("tar", ["--numeric-owner", "--xattrs", "--xattrs-include=*", "--acls", "-xpf", from, "-C", to]);
+        command(
+            "tar",
+            [
+                "--numeric-owner",
+                "--xattrs",
+                "--xattrs-include=*",
+                "--acls",
+                "-xpf",
+                from,
+                "-C",
+                to,
+            ],
+        );
         assert_same(name, &by_ovl(&sandbox, &archive), &tree(&unpacked));
     }
 }
@@ -168,15 +239,25 @@ fn a_committed_image_is_what_the_mount_showed() {
     require_mounting();
     let sandbox = Sandbox::new();
     let (mnt, second) = (sandbox.mkdir("mnt"), sandbox.mkdir("second"));
-    sandbox.run(["import".as_ref(), images("small").join("podman.oci.tar").as_os_str()]);
+    sandbox.run([
+        "import".as_ref(),
+        images("small").join("podman.oci.tar").as_os_str(),
+    ]);
     sandbox.run(["mount", "localhost/small:1", "upper", "mnt"]);
-    command("chroot", [mnt.to_str().unwrap(), "/bin/sh", "-euc", CHANGES]);
+    command(
+        "chroot",
+        [mnt.to_str().unwrap(), "/bin/sh", "-euc", CHANGES],
+    );
     let shown = tree(&mnt);
     sandbox.run(["commit", "mnt", "changed"]);
     sandbox.run(["mount", "--read-only", "changed", "second"]);
     assert_same("the new image", &tree(&second), &shown);
     sandbox.run(["export", "changed", "oci-archive:changed.tar"]);
-    assert_same("its export", &shown, &by_podman(&sandbox, &sandbox.path("changed.tar")));
+    assert_same(
+        "its export",
+        &shown,
+        &by_podman(&sandbox, &sandbox.path("changed.tar")),
+    );
 }
 
 /// A mount that is not of one image is committed whole.
@@ -187,12 +268,27 @@ fn directories_are_committed_whole() {
     let (lower, mnt) = (sandbox.mkdir("lower"), sandbox.mkdir("mnt"));
     let archive = images("small").join("rootfs.xattrs.tar");
     let (to, from) = (lower.to_str().unwrap(), archive.to_str().unwrap());
-    command("tar", ["--numeric-owner", "--xattrs", "--xattrs-include=*", "--acls", "-xpf", from, "-C", to]);
+    command(
+        "tar",
+        [
+            "--numeric-owner",
+            "--xattrs",
+            "--xattrs-include=*",
+            "--acls",
+            "-xpf",
+            from,
+            "-C",
+            to,
+        ],
+    );
     sandbox.run(["mount", "./lower", "upper", "mnt"]);
     std::fs::remove_dir_all(mnt.join("kinds")).unwrap();
     // With a time of our own: that of a write still held back is the kernel's until it is flushed.
     std::fs::write(mnt.join("added"), "new").unwrap();
-    std::fs::File::open(mnt.join("added")).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+    std::fs::File::open(mnt.join("added"))
+        .unwrap()
+        .set_modified(std::time::UNIX_EPOCH)
+        .unwrap();
     let shown = tree(&mnt);
     sandbox.run(["commit", "mnt", "whole"]);
     sandbox.run(["umount", "mnt"]);
@@ -206,7 +302,10 @@ fn random_reads_of_a_stored_file_are_right() {
     require_mounting();
     let sandbox = Sandbox::new();
     let mnt = sandbox.mkdir("mnt");
-    let id = sandbox.run(["import".as_ref(), images("small").join("rootfs.xattrs.tar").as_os_str()]);
+    let id = sandbox.run([
+        "import".as_ref(),
+        images("small").join("rootfs.xattrs.tar").as_os_str(),
+    ]);
     sandbox.run(["mount", "--read-only", id.trim(), "mnt"]);
     for name in ["holes/many", "holes/middle", "holes/all"] {
         let whole = std::fs::read(mnt.join(name)).unwrap();
@@ -225,7 +324,11 @@ fn random_reads_of_a_stored_file_are_right() {
                 }
             }
             let want = &whole[at.min(whole.len())..(at + piece.len()).min(whole.len())];
-            assert!(piece[..got] == *want, "{name}: {} bytes at {at}", want.len());
+            assert!(
+                piece[..got] == *want,
+                "{name}: {} bytes at {at}",
+                want.len()
+            );
         }
     }
 }
