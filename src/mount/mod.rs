@@ -145,7 +145,9 @@ pub fn run(spec: &MountSpec, visible: impl FnOnce(&Record)) -> Result<()> {
         None => spec.run_dir.log_file(&id),
     };
     let own_log = spec.log_file.is_none().then_some(log.as_path());
-    let launched = daemon::launch(&log, |ready| serve::serve(&spec, &id, Some(&log), |record| ready.announce(record)));
+    let launched = daemon::launch(&log, |ready| {
+        serve::serve(&spec, &id, Some(&log), |record| ready.announce(record))
+    });
     match launched {
         Ok(record) => {
             visible(&record);

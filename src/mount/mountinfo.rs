@@ -66,8 +66,9 @@ fn unescape(text: &[u8]) -> OsString {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;
     while let Some((&first, tail)) = rest.split_first() {
-        let octal =
-            tail.get(..3).filter(|d| first == b'\\' && d[0] <= b'3' && d.iter().all(|c| (b'0'..=b'7').contains(c)));
+        let octal = tail.get(..3).filter(|d| {
+            first == b'\\' && d[0] <= b'3' && d.iter().all(|c| (b'0'..=b'7').contains(c))
+        });
         match octal {
             Some(d) => {
                 out.push((d[0] - b'0') << 6 | (d[1] - b'0') << 3 | (d[2] - b'0'));
@@ -84,7 +85,11 @@ fn unescape(text: &[u8]) -> OsString {
 
 /// Opens a path (following symlinks) only to name it: works on dead and hung mounts, too.
 pub fn open_path(path: &Path) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
+    Ok(rustix::fs::open(
+        path,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
 }
 
 /// The mount an open file is on.
@@ -162,9 +167,14 @@ mod tests {
 
     #[test]
     fn the_root_is_mounted() {
-        let root = mounted_at(Path::new("/")).expect("mountinfo").expect("a root mount");
+        let root = mounted_at(Path::new("/"))
+            .expect("mountinfo")
+            .expect("a root mount");
         assert_eq!(root.mount_point, Path::new("/"));
-        assert_eq!(mounted_at(Path::new("/proc/self/")).expect("mountinfo"), None);
+        assert_eq!(
+            mounted_at(Path::new("/proc/self/")).expect("mountinfo"),
+            None
+        );
         let missing = mounted_at(Path::new("/nowhere/at/all")).expect_err("no such path");
         assert_eq!(missing.kind(), io::ErrorKind::NotFound);
     }

@@ -70,7 +70,8 @@ impl Serialize for EscapedPath {
 impl<'de> Deserialize<'de> for EscapedPath {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let bytes = unescape(&text).ok_or_else(|| serde::de::Error::custom("a backslash that escapes nothing"))?;
+        let bytes = unescape(&text)
+            .ok_or_else(|| serde::de::Error::custom("a backslash that escapes nothing"))?;
         Ok(Self(OsString::from_vec(bytes).into()))
     }
 }
@@ -134,7 +135,10 @@ impl RunDir {
             }
             let meta = fs::symlink_metadata(&dir).map_err(|e| named(e, &dir))?;
             if !meta.is_dir() || meta.uid() != rustix::process::geteuid().as_raw() {
-                let why = io::Error::new(io::ErrorKind::PermissionDenied, "not a directory of this user");
+                let why = io::Error::new(
+                    io::ErrorKind::PermissionDenied,
+                    "not a directory of this user",
+                );
                 return Err(named(why, &dir));
             }
         }
@@ -158,7 +162,12 @@ impl RunDir {
     pub fn write(&self, record: &Record) -> io::Result<()> {
         let file = self.file(&record.id);
         let temporary = file.with_extension("new");
-        let mut out = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut out = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
         serde_json::to_writer_pretty(&mut out, record)?;
         out.write_all(b"\n")?;
         fs::rename(&temporary, &file)
