@@ -144,7 +144,7 @@ fn the_main_job() {
 /// podman takes the exported image and unpacks it itself: the reference for what a layer means.
 fn podman_shows_the_same(sandbox: &Sandbox) {
     let podman = |args: &[&str]| {
-        let (storage, run) = (sandbox.path("podman"), sandbox.path("podman-run"));
+        let (storage, run) = (sandbox.path("podman"), sandbox.path("pr"));
         let global = [
             "--root",
             storage.to_str().unwrap(),

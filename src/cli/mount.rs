@@ -16,7 +16,9 @@ use super::{Context, find};
 /// doubt. Several LOWERs are stacked, the first on top. Changes go to the directory UPPER, which is made if its parent is
 /// there. The mount is a process of its own; `ovl umount` ends it.
 #[derive(Args)]
-#[command(override_usage = "ovl mount [OPTIONS] LOWER... UPPER MOUNTPOINT\n       ovl mount [OPTIONS] --read-only LOWER... MOUNTPOINT")]
+#[command(
+    override_usage = "ovl mount [OPTIONS] LOWER... UPPER MOUNTPOINT\n       ovl mount [OPTIONS] --read-only LOWER... MOUNTPOINT"
+)]
 pub struct Mount {
     /// LOWER... UPPER MOUNTPOINT, without UPPER if read-only
     #[arg(required = true, num_args = 2.., value_name = "LOWER UPPER MOUNTPOINT")]
@@ -43,7 +45,9 @@ impl Mount {
 
     fn spec(mut self, context: &Context) -> anyhow::Result<MountSpec> {
         let missing = || {
-            Failure::usage("mount wants LOWER, UPPER and a mount point, or --read-only with LOWER and a mount point")
+            Failure::usage(
+                "mount wants LOWER, UPPER and a mount point, or --read-only with LOWER and a mount point",
+            )
         };
         let mount_point = self.words.pop().ok_or_else(missing)?;
         let upper = match self.read_only {
@@ -70,7 +74,10 @@ impl Mount {
             run_dir: super::mounts::run_dir()?,
             flags: Flags::default(),
             fuse: fuse::Config::default(),
-            overlay: overlay::Options { volatile: self.volatile, ..overlay::Options::default() },
+            overlay: overlay::Options {
+                volatile: self.volatile,
+                ..overlay::Options::default()
+            },
             foreground: self.foreground,
             log_file: None,
         })

@@ -59,8 +59,7 @@ impl Members {
             .into_iter()
             .find(|name| name.as_bytes() == path);
         self.image_like |= is_image_like(&path);
-        let top = path.split(|&b| b == b'/').next().unwrap_or_default();
-        self.system_like |= [&b"bin"[..], b"etc", b"lib", b"usr", b"sbin", b"var"].contains(&top);
+        self.system_like |= is_system_like(&path);
         if decisive.is_none() && self.by_path.len() >= limits.members {
             self.overflow = true;
             return;
@@ -146,6 +145,36 @@ pub fn is_image_like(path: &[u8]) -> bool {
         .next()
         .unwrap_or_default();
     path == b"oci-layout" || path.starts_with(b"blobs/sha256") || hex(stem)
+}
+
+/// Whether a member's name begins like those of root file systems do.
+pub fn is_system_like(path: &[u8]) -> bool {
+    const TOP: [&str; 22] = [
+        "bin",
+        "boot",
+        "dev",
+        "etc",
+        "home",
+        "lib",
+        "lib32",
+        "lib64",
+        "media",
+        "mnt",
+        "opt",
+        "proc",
+        "root",
+        "run",
+        "sbin",
+        "srv",
+        "sys",
+        "tmp",
+        "usr",
+        "var",
+        "nix",
+        ".dockerenv",
+    ];
+    let top = path.split(|&b| b == b'/').next().unwrap_or_default();
+    TOP.iter().any(|name| name.as_bytes() == top)
 }
 
 /// A seekable tar file.

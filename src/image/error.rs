@@ -15,6 +15,10 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum Error {
     #[error(transparent)]
     Store(#[from] store::Error),
+    #[error("writing the output: {0}")]
+    Output(std::io::Error),
+    #[error("reading the changes: {0}")]
+    Changes(std::io::Error),
     #[error("{}: {source}", path.display())]
     Io {
         path: PathBuf,
@@ -41,6 +45,8 @@ pub enum Error {
     },
     #[error("{what}: {hint}")]
     UnknownFormat { what: String, hint: String },
+    #[error("{what} is damaged or no layer: {hint}")]
+    NotALayer { what: String, hint: String },
     #[error("{what} holds no image: {reason}")]
     MissingManifest { what: String, reason: &'static str },
     #[error("{document}: {reason}")]
@@ -115,12 +121,15 @@ impl Error {
                 ..
             }
             | Self::Decompress { .. }
+            | Self::NotALayer { .. }
             | Self::DigestMismatch { .. }
             | Self::SizeMismatch { .. } => 5,
             Self::Conflict { .. } | Self::Exists { .. } => 3,
             Self::NoSuchImage { .. } | Self::NoPlatform { .. } => 4,
             Self::Reference(_) | Self::Usage(_) | Self::SeveralImages { .. } => 2,
-            Self::Io { .. }
+            Self::Output(_)
+            | Self::Changes(_)
+            | Self::Io { .. }
             | Self::Read { .. }
             | Self::Tar { .. }
             | Self::Entry { .. }

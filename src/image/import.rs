@@ -282,16 +282,15 @@ impl Importer<'_> {
         of: usize,
     ) -> Result<Option<Lease>> {
         let name = format!("layer {}", layer.path.escape_ascii());
-        if let Some(lease) = ingest::hold(self.store, &layer.diff_id)? {
-            let bar = Bar::start(self.progress, index, Some(of), &name, layer.blob_size);
-            bar.done(LayerOutcome::Present);
-            return Ok(Some(lease));
-        }
         let (blob, size) = archive
             .open(&layer.path)?
             .ok_or_else(|| Error::MissingMember { what: name.clone() })?;
         check_size(&name, layer, size)?;
         let bar = Bar::start(self.progress, index, Some(of), &name, Some(size));
+        if let Some(lease) = ingest::hold(self.store, &layer.diff_id)? {
+            bar.done(LayerOutcome::Present);
+            return Ok(Some(lease));
+        }
         let expected = Expected {
             diff_id: Some(layer.diff_id),
             blob: layer.blob,
@@ -383,8 +382,7 @@ impl Importer<'_> {
 
     /// The stream as an unnamed file.
     fn spool(&self, mut from: PumpReader) -> Result<File> {
-        let dir = std::env::temp_dir();
-        let mut file = super::unnamed_file(&dir).map_err(Error::io(&dir))?;
+        let (dir, mut file) = super::spool_file()?;
         let max = self.limits().layer_bytes;
         let copied =
             io::copy(&mut from.by_ref().take(max + 1), &mut file).map_err(Error::io(&dir))?;
@@ -392,7 +390,7 @@ impl Importer<'_> {
             return Err(Error::Limit {
                 what: self.what.clone(),
                 max,
-                unit: "bytes",
+                unit: "bytes uncompressed",
                 flag: "--max-layer-size",
             });
         }
@@ -423,7 +421,10 @@ impl Importer<'_> {
         lowers: &[Digest],
     ) -> Result<Option<Lease>> {
         let name = format!("layer {}", layer.path.escape_ascii());
-        match archive.take_layer(&layer.path)? {
+        let found = archive.take_layer(&layer.path)?;
+        let (size, found) = found.ok_or_else(|| Error::MissingMember { what: name.clone() })?;
+        check_size(&name, layer, size)?;
+        match found {
             Some(StreamLayer::Failed(error)) => Err(error),
             Some(StreamLayer::Present(diff_id, lease)) => {
                 check_digest(name, layer.diff_id, diff_id)?;
@@ -435,10 +436,13 @@ impl Importer<'_> {
                 read.publish(self.store, lowers)?;
                 Ok(None)
             }
-            // Another image of this archive has taken it already, or it never was in the archive.
+            // Another image of this archive has taken it already; or it is no layer at all.
             None => match ingest::hold(self.store, &layer.diff_id)? {
                 Some(lease) => Ok(Some(lease)),
-                None => Err(Error::MissingMember { what: name }),
+                None => Err(Error::NotALayer {
+                    what: name,
+                    hint: "it is neither a tar archive nor gzip or zstd data".to_owned(),
+                }),
             },
         }
     }

@@ -171,11 +171,13 @@ fn feed(
     let (head, blob) = compress::peek(blob).map_err(reading)?;
     let sniffed = Sniffed::of(&head);
     let Some(compression) = sniffed.compression() else {
-        return Err(Error::UnknownFormat {
-            what: what.to_owned(),
-            hint: sniffed.complaint(),
-        }
-        .into());
+        let (what, hint) = (what.to_owned(), sniffed.complaint());
+        // A member of an archive was said to be a layer; a file of its own may be anything.
+        let error = match expected.blob_size {
+            Some(_) => Error::NotALayer { what, hint },
+            None => Error::UnknownFormat { what, hint },
+        };
+        return Err(error.into());
     };
     // A plain tar is its own blob: one hash serves both.
     let hasher = (compression != Compression::None).then(Sha256::new);

@@ -258,10 +258,11 @@ fn xattrs(entry: &Entry, limits: &Limits) -> Result<Vec<(OsString, Vec<u8>)>, En
 /// Attributes by which overlay file systems mark whiteouts, opaque directories, redirects and faked owners. From a layer
 /// they would let an image hide, move or re-own files, so they never reach the tree (HOSTILE T19).
 fn steers_an_overlay(name: &[u8]) -> bool {
-    const PREFIXES: [&[u8]; 4] = [
+    const PREFIXES: [&[u8]; 5] = [
         b"trusted.overlay.",
         b"user.overlay.",
         b"user.fuseoverlayfs.",
+        b"security.fuseoverlayfs.",
         b"user.containers.override_",
     ];
     PREFIXES.iter().any(|prefix| name.starts_with(prefix))

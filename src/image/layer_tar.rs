@@ -29,8 +29,13 @@ pub enum EntryKind<'a> {
         xattrs: &'a [(OsString, Vec<u8>)],
         content: NodeContent<'a>,
     },
-    /// Another name of an entry written before.
-    HardLink { target: &'a OsStr },
+    /// Another name of an entry written before. Attributes and xattrs are written again: some programs (podman's storage)
+    /// apply those of the last name to the inode.
+    HardLink {
+        target: &'a OsStr,
+        attr: &'a Attr,
+        xattrs: &'a [(OsString, Vec<u8>)],
+    },
     /// The name is absent from here down.
     Whiteout,
     /// The directory at `path` hides what lower layers have below it.
@@ -47,14 +52,14 @@ pub enum NodeContent<'a> {
 }
 
 /// Writes entries to `out`.
-pub struct LayerTarWriter<W> {
-    out: W,
+pub struct LayerTarWriter<'o> {
+    out: &'o mut dyn Write,
     entries: u64,
     buffer: Vec<u8>,
 }
 
-impl<W: Write> LayerTarWriter<W> {
-    pub fn new(out: W) -> Self {
+impl<'o> LayerTarWriter<'o> {
+    pub fn new(out: &'o mut dyn Write) -> Self {
         Self {
             out,
             entries: 0,
@@ -80,8 +85,9 @@ impl<W: Write> LayerTarWriter<W> {
                 xattrs,
                 content,
             } => self.node(entry.path, attr, xattrs, content)?,
-            EntryKind::HardLink { target } => {
+            EntryKind::HardLink { target, attr, xattrs } => {
                 let mut header = Fields::new(entry.path.as_bytes().to_vec(), b'1');
+                header.describe(attr, xattrs);
                 header.link = target.as_bytes().to_vec();
                 self.header(&header)?;
             }
@@ -95,11 +101,31 @@ impl<W: Write> LayerTarWriter<W> {
         Ok(())
     }
 
-    /// Writes the end of the archive and gives the output back.
-    pub fn finish(mut self) -> io::Result<W> {
+    /// Writes the end of the archive.
+    pub fn finish(self) -> io::Result<()> {
         self.out.write_all(&[0; 2 * BLOCK])?;
-        self.out.flush()?;
-        Ok(self.out)
+        self.out.flush()
+    }
+
+    /// Writes a member of an archive of images: a file of `size` bytes that `write` produces.
+    pub(super) fn member<E: From<io::Error>>(
+        &mut self,
+        path: &str,
+        size: u64,
+        write: impl FnOnce(&mut dyn Write) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut header = Fields::new(path.as_bytes().to_vec(), b'0');
+        header.size = size;
+        self.header(&header)?;
+        let mut exact = Exactly {
+            out: &mut *self.out,
+            left: size,
+        };
+        write(&mut exact)?;
+        if exact.left > 0 {
+            return Err(misuse("a member became shorter than announced").into());
+        }
+        Ok(self.pad(size)?)
     }
 
     /// An empty file whose name is what matters.
@@ -128,13 +154,7 @@ impl<W: Write> LayerTarWriter<W> {
             FileKind::Fifo | FileKind::Socket => b'6',
         };
         let mut header = Fields::new(name, typeflag);
-        (header.perm, header.uid, header.gid) = (attr.perm & 0o7777, attr.uid, attr.gid);
-        header.mtime = attr.mtime;
-        header.xattrs = xattrs
-            .iter()
-            .map(|(name, value)| (name.as_bytes(), value.as_slice()))
-            .collect();
-        header.xattrs.sort();
+        header.describe(attr, xattrs);
         if attr.kind.is_device() {
             header.device = (libc::major(attr.rdev), libc::minor(attr.rdev));
         }
@@ -199,6 +219,27 @@ impl<W: Write> LayerTarWriter<W> {
     }
 }
 
+/// Takes no more bytes than were announced.
+struct Exactly<'o> {
+    out: &'o mut dyn Write,
+    left: u64,
+}
+
+impl Write for Exactly<'_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        if buf.len() as u64 > self.left {
+            return Err(misuse("a member became longer than announced"));
+        }
+        let n = self.out.write(buf)?;
+        self.left -= n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
 fn misuse(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, what.to_owned())
 }
@@ -232,7 +273,18 @@ struct Fields<'a> {
     xattrs: Vec<(&'a [u8], &'a [u8])>,
 }
 
-impl Fields<'_> {
+impl<'a> Fields<'a> {
+    /// Takes over what is said of a node beside its kind and size.
+    fn describe(&mut self, attr: &Attr, xattrs: &'a [(OsString, Vec<u8>)]) {
+        (self.perm, self.uid, self.gid) = (attr.perm & 0o7777, attr.uid, attr.gid);
+        self.mtime = attr.mtime;
+        self.xattrs = xattrs
+            .iter()
+            .map(|(name, value)| (name.as_bytes(), value.as_slice()))
+            .collect();
+        self.xattrs.sort();
+    }
+
     fn new(name: Vec<u8>, typeflag: u8) -> Self {
         Self {
             name,

@@ -9,15 +9,18 @@
 
 mod acl;
 mod archive;
+mod commit;
 mod compress;
 mod documents;
 mod error;
+mod export;
 mod import;
 mod ingest;
 mod layer_entry;
 mod layer_tar;
 mod limits;
 mod links;
+mod output;
 mod plan;
 mod platform;
 mod progress;
@@ -28,8 +31,10 @@ mod stream;
 pub mod tar;
 mod timestamp;
 
+pub use commit::{CommitOptions, CommittedImage, ConfigChanges, commit};
 pub use compress::Compression;
 pub use error::{Error, Result};
+pub use export::{ExportFormat, ExportImage, ExportOptions, ExportTarget, export};
 pub use import::{ImportOptions, ImportedImage, import, import_stream};
 pub use layer_entry::EntryFault;
 pub use layer_tar::{EntryKind, LayerEntry, LayerTarWriter, NodeContent};
@@ -40,12 +45,19 @@ pub use reference::{Reference, ReferenceError};
 pub use source::{Location, Source, Transport};
 
 use std::fs::File;
-use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// A new file in `dir` that has no name and goes when it is closed.
-fn unnamed_file(dir: &Path) -> io::Result<File> {
+/// A new file without a name, gone when closed, in `$TMPDIR` or `/var/tmp` (which is on a disk where `/tmp` may be
+/// memory), and the directory it is in, for messages.
+fn spool_file() -> Result<(PathBuf, File)> {
     use rustix::fs::{Mode, OFlags};
+    let dir = match std::env::var_os("TMPDIR") {
+        Some(dir) if !dir.is_empty() => PathBuf::from(dir),
+        _ if Path::new("/var/tmp").is_dir() => PathBuf::from("/var/tmp"),
+        _ => std::env::temp_dir(),
+    };
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR)?.into())
+    let opened = rustix::fs::open(&dir, flags, Mode::RUSR | Mode::WUSR);
+    let file = opened.map_err(|error| Error::io(&dir)(error.into()))?;
+    Ok((dir, file.into()))
 }

@@ -16,7 +16,7 @@ use super::limits::Limits;
 use super::plan::{Documents, digest_in_name};
 use super::progress::{Bar, ImportProgress, LayerOutcome};
 use super::pump::PumpReader;
-use super::tar::{Entry, Kind, TarReader};
+use super::tar::{Entry, Kind, TarError, TarReader};
 use super::{Error, Result};
 
 /// Documents kept of one stream, bytes in all.
@@ -34,34 +34,20 @@ pub enum Beginning {
 }
 
 impl Beginning {
-    /// Judges by the first member, as far as `head` (the first piece of the stream) shows it.
+    /// Judges by the first member whose name tells, as far as `head` (the first piece of the stream) shows members.
     pub fn of(head: &[u8], limits: &Limits) -> Self {
         let mut reader = TarReader::new(head, limits.tar());
-        // What is wrong with the first member is better told by those who read the whole.
-        let Ok(Some(entry)) = reader.next::<super::tar::TarError>(&mut |_| Ok(())) else {
-            return Self::Rootfs;
-        };
-        let Some(path) = archive::member_path(&entry.path) else {
-            return Self::Rootfs;
-        };
-        if archive::is_image_like(&path)
-            || path == b"manifest.json"
-            || path == b"index.json"
-            || path == b"blobs"
-        {
-            return Self::Images;
+        // What is wrong with a member is better told by those who read the whole.
+        while let Ok(Some(entry)) = reader.next::<TarError>(&mut |_| Ok(())) {
+            let path = archive::member_path(&entry.path).unwrap_or_default();
+            if archive::is_image_like(&path) || path == b"manifest.json" || path == b"index.json" {
+                return Self::Images;
+            }
+            if archive::is_system_like(&path) {
+                return Self::Rootfs;
+            }
         }
-        let body = &head[usize::try_from(reader.offset())
-            .unwrap_or(usize::MAX)
-            .min(head.len())..];
-        let body = &body[..body
-            .len()
-            .min(usize::try_from(entry.stored).unwrap_or(usize::MAX))];
-        match Sniffed::of(body) {
-            _ if entry.kind != Kind::Regular || path.contains(&b'/') => Self::Rootfs,
-            Sniffed::Json | Sniffed::Tar | Sniffed::Gzip | Sniffed::Zstd => Self::Unclear,
-            Sniffed::Empty | Sniffed::Other(_) => Self::Rootfs,
-        }
+        Self::Unclear
     }
 }
 
@@ -218,10 +204,10 @@ impl StreamArchive {
         &self.members
     }
 
-    /// Takes the layer at `path` out; links are followed.
-    pub fn take_layer(&mut self, path: &[u8]) -> Result<Option<StreamLayer>> {
+    /// Takes the layer at `path` out; links are followed. The size of the member is given, too; the layer only once.
+    pub fn take_layer(&mut self, path: &[u8]) -> Result<Option<(u64, Option<StreamLayer>)>> {
         match self.members.resolve(path)? {
-            Some((path, ..)) => Ok(self.layers.remove(&path)),
+            Some((path, _, size)) => Ok(Some((size, self.layers.remove(&path)))),
             None => Ok(None),
         }
     }

@@ -61,9 +61,19 @@ fn take_down(run: &RunDir, mount: &MountInfo, record: Option<&Record>, how: How)
         Some(record) => record.daemon.is_alive() == Some(false),
         None => is_dead(&path),
     };
-    match kernel::unmount(&MountKey::of(mount), how.lazy || dead) {
+    let key = MountKey::of(mount);
+    let busy = |e: &io::Error| e.raw_os_error() == Some(Errno::BUSY.raw_os_error());
+    let mut done = kernel::unmount(&key, how.lazy || dead);
+    for _ in 0..BUSY_TRIES {
+        if !done.as_ref().is_err_and(busy) {
+            break;
+        }
+        std::thread::sleep(BUSY_PAUSE);
+        done = kernel::unmount(&key, how.lazy || dead);
+    }
+    match done {
         Ok(_) => {}
-        Err(e) if e.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {
+        Err(e) if busy(&e) => {
             return Err(Error::Busy { holders: holders::of(mount), path });
         }
         Err(e) => return Err(Error::io("unmounting", &path, e)),
@@ -83,6 +93,10 @@ fn take_down(run: &RunDir, mount: &MountInfo, record: Option<&Record>, how: How)
     }
     Ok(path)
 }
+
+/// A process that somebody is just starting holds copies of its parent's files until exec closes them.
+const BUSY_TRIES: u32 = 15;
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
 /// A lazily unmounted mount that nobody uses ends at once; one in use is not waited for.
 const LAZY_WAIT: Duration = Duration::from_millis(500);

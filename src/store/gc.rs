@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
+use rusqlite::{Connection, TransactionBehavior};
 
 use super::content::{ContentKind, ContentRef};
 use super::db::{Database, Durability};
@@ -19,14 +19,16 @@ use super::idset::IdSet;
 use super::pack::{self, Location, Pack, RawPack, StoredPack};
 use super::recipe::{self, Op};
 use super::schema::Sequence;
-use super::{Error, Result, layers, leases};
+use super::{Error, Result, layers, leases, space};
 
 /// Rows looked at, or removed, by one statement.
 const PAGE: i64 = 4096;
 /// Raw bytes rewritten in one transaction.
 const REWRITE_BATCH: u64 = 32 << 20;
-/// Pages given back in one transaction.
+/// Pages given back in one transaction, and so written to the log; fewer where there is little room for that.
 const VACUUM_PAGES: i64 = 4096;
+const VACUUM_PAGES_TIGHT: i64 = 32;
+const TIGHT: u64 = 128 << 20;
 
 /// What a garbage collection did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,7 +70,7 @@ pub(super) fn collect(database: &Database) -> Result<GcReport> {
     transaction.commit()?;
 
     rewrite(&mut conn, &sparse)?;
-    give_back(&conn)?;
+    give_back(database, &conn)?;
     report.freed_bytes = before.saturating_sub(database.place.disk_bytes()?);
     Ok(report)
 }
@@ -266,13 +268,20 @@ fn store(conn: &Connection, raw: RawPack, compressor: &mut zstd::bulk::Compresso
 }
 
 /// Shrinks the files.
-fn give_back(conn: &Connection) -> Result<()> {
+fn give_back(database: &Database, conn: &Connection) -> Result<()> {
     let free = || Ok::<i64, Error>(conn.pragma_query_value(None, "freelist_count", |row| row.get(0))?);
     let mut left = free()?;
     while left > 0 {
-        let mut statement = conn.prepare(&format!("PRAGMA incremental_vacuum({VACUUM_PAGES})"))?;
+        let tight = space::free(&database.place.root)? < TIGHT;
+        let pages = if tight { VACUUM_PAGES_TIGHT } else { VACUUM_PAGES };
+        let mut statement = conn.prepare(&format!("PRAGMA incremental_vacuum({pages})"))?;
         let mut rows = statement.query([])?;
         while rows.next()?.is_some() {}
+        drop(rows);
+        drop(statement);
+        if tight {
+            space::empty_log(conn)?;
+        }
         let now = free()?;
         if now >= left {
             break;
@@ -280,6 +289,5 @@ fn give_back(conn: &Connection) -> Result<()> {
         left = now;
     }
     // Busy readers may keep the log from being emptied; the next writer does it then.
-    conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)).optional()?;
-    Ok(())
+    space::empty_log(conn)
 }

@@ -33,6 +33,7 @@ mod publish;
 mod reader;
 mod recipe;
 mod schema;
+mod space;
 mod tree;
 mod usage;
 mod varint;

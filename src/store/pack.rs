@@ -13,6 +13,7 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::chunker;
 use super::db::Database;
+use super::schema;
 use super::{Digest, Error, Result};
 
 /// A pack is closed when it holds this many raw bytes.
@@ -80,6 +81,11 @@ impl StoredPack {
 
     pub(super) fn raw_len(&self) -> usize {
         self.raw_len
+    }
+
+    /// Room that pack and chunk rows take, bytes, generously.
+    pub(super) fn disk_bytes(&self) -> u64 {
+        (self.data.len() + schema::PAGE_SIZE as usize + self.chunks.len() * 150) as u64
     }
 
     pub(super) fn insert(&self, conn: &Connection, id: i64) -> Result<()> {

@@ -19,7 +19,7 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 use super::db::{Database, Durability};
 use super::pack::{self, RawPack, StoredPack};
 use super::schema::Sequence;
-use super::{Error, Result};
+use super::{Error, Result, space};
 
 const COMPRESSORS: usize = 2;
 /// Packs waiting for a compressor, and for the writer.
@@ -69,9 +69,15 @@ impl Pipeline {
         let conn = database.writer(Durability::Ordered)?;
         let abandoned = Arc::clone(&pipeline.abandoned);
         let writer = spawned("ovl-store").spawn(move || {
-            Writer { conn, batch: Vec::new(), raw: 0, aliases: Aliases::new(), abandoned }
-                .run(&message_queue)
-                .map_err(|error| database.explain(error))
+            let run = Writer {
+                database: &database,
+                conn,
+                batch: Vec::new(),
+                raw: 0,
+                aliases: Aliases::new(),
+                abandoned,
+            };
+            run.run(&message_queue).map_err(|error| database.explain(error))
         });
         pipeline.writer = Some(writer.map_err(failed)?);
         Ok(pipeline)
@@ -150,7 +156,8 @@ fn compress(queue: &Mutex<Receiver<RawPack>>, messages: &SyncSender<Message>) {
     }
 }
 
-struct Writer {
+struct Writer<'a> {
+    database: &'a Database,
     conn: Connection,
     batch: Vec<StoredPack>,
     raw: usize,
@@ -158,7 +165,7 @@ struct Writer {
     abandoned: Arc<AtomicBool>,
 }
 
-impl Writer {
+impl Writer<'_> {
     fn run(mut self, messages: &Receiver<Message>) -> Result<Aliases> {
         let (mut arrived, mut flush) = (0, None);
         while let Ok(message) = messages.recv() {
@@ -193,6 +200,8 @@ impl Writer {
         if self.batch.is_empty() {
             return Ok(());
         }
+        let bytes = self.batch.iter().map(StoredPack::disk_bytes).sum();
+        space::ensure(&self.database.place, &self.conn, bytes)?;
         let transaction = self.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut pack_id = Sequence::Pack.take(&transaction, self.batch.len() as i64)?;
         for pack in self.batch.drain(..) {

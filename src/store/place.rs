@@ -78,17 +78,22 @@ impl Place {
 
     /// Database, write-ahead log and its index, bytes.
     pub(super) fn disk_bytes(&self) -> Result<u64> {
-        let mut total = 0;
-        for suffix in ["", "-wal", "-shm"] {
-            let mut path = self.database.clone().into_os_string();
-            path.push(suffix);
-            match fs::metadata(&path) {
-                Ok(meta) => total += meta.len(),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(Error::io(Path::new(&path))(error)),
-            }
+        Ok(self.file_bytes("")? + self.log_bytes()? + self.file_bytes("-shm")?)
+    }
+
+    /// The write-ahead log, bytes.
+    pub(super) fn log_bytes(&self) -> Result<u64> {
+        self.file_bytes("-wal")
+    }
+
+    fn file_bytes(&self, suffix: &str) -> Result<u64> {
+        let mut path = self.database.clone().into_os_string();
+        path.push(suffix);
+        match fs::metadata(&path) {
+            Ok(meta) => Ok(meta.len()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(Error::io(Path::new(&path))(error)),
         }
-        Ok(total)
     }
 }
 

@@ -10,9 +10,10 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 use super::extents::{self, Extent};
 use super::layers;
 use super::pipeline::Aliases;
+use super::place::Place;
 use super::recipe::{self, Op};
-use super::schema::Sequence;
-use super::{ContentRef, Digest, LayerInfo, Result, kind, leases};
+use super::schema::{PAGE_SIZE, Sequence};
+use super::{ContentRef, Digest, LayerInfo, Result, kind, leases, space};
 use crate::meta::{FileKind, Timestamp};
 
 /// Where contents and recipe wait for the end of the import.
@@ -25,8 +26,16 @@ pub(super) const TABLES: &str = "
 ";
 
 /// Moves the layer out of the temporary tables of `conn` (in whose open transaction they were filled).
-pub(super) fn publish(conn: &Connection, diff_id: &Digest, tar_size: u64, aliases: &Aliases) -> Result<LayerInfo> {
+pub(super) fn publish(
+    place: &Place,
+    conn: &Connection,
+    diff_id: &Digest,
+    tar_size: u64,
+    aliases: &Aliases,
+) -> Result<LayerInfo> {
     conn.execute_batch("COMMIT")?;
+    let pages: i64 = conn.pragma_query_value(Some("temp"), "page_count", |row| row.get(0))?;
+    space::ensure(place, conn, (pages * PAGE_SIZE) as u64)?;
     let transaction = Transaction::new_unchecked(conn, TransactionBehavior::Immediate)?;
     if let Some((_, info)) = layers::find(&transaction, diff_id)? {
         return Ok(info);

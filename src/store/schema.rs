@@ -151,7 +151,13 @@ fn pragma(conn: &Connection, name: &str) -> Result<i64> {
 /// Tells what `conn` has open, refusing what is no store of ours.
 pub(super) fn identify(conn: &Connection, path: &Path) -> Result<Found> {
     let not_ours = |reason: &str| Error::NotAStore { path: path.to_owned(), reason: reason.to_owned() };
+    // Before SQLite looks: another process may be making the tables just now.
+    let len = std::fs::metadata(path).map_or(0, |meta| meta.len());
     let (application, version) = (pragma(conn, "application_id")?, pragma(conn, "user_version")?);
+    if len > 0 && pragma(conn, "page_count")? == 0 {
+        // SQLite takes less than a page for an empty database, and would write over it.
+        return Err(not_ours("it is no database, or was cut short"));
+    }
     if application == 0 && version == 0 {
         let objects: i64 = conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
         return if objects == 0 { Ok(Found::Empty) } else { Err(not_ours("it is some other program's database")) };

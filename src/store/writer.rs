@@ -293,7 +293,7 @@ impl LayerWriter {
                 keep_segment(&self.tree, &mut self.segments, &segment)?;
             }
             let aliases = self.chunks.finish()?;
-            super::publish::publish(self.tree.connection(), diff_id, self.tar_size, &aliases)
+            super::publish::publish(&database.place, self.tree.connection(), diff_id, self.tar_size, &aliases)
         };
         let info = run().map_err(|error| database.explain(error))?;
         drop(self.lease);

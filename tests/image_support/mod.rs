@@ -225,3 +225,157 @@ pub fn assert_same(want: &Tree, got: &Tree, what: &str) {
         .collect();
     assert!(extra.is_empty(), "{what}: {extra:?} should not be there");
 }
+
+/// Builds tars byte by byte, well-formed or not.
+#[derive(Clone, Default)]
+pub struct RawTar {
+    pub bytes: Vec<u8>,
+}
+
+impl RawTar {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A ustar header with a right checksum. `size` is what the size field says, whatever follows.
+    pub fn header(mut self, name: &[u8], typeflag: u8, size: u64, link: &[u8]) -> Self {
+        let block = header(name, typeflag, size, link);
+        self.bytes.extend_from_slice(&block);
+        self
+    }
+
+    /// Body bytes and padding.
+    pub fn body(mut self, data: &[u8]) -> Self {
+        self.bytes.extend_from_slice(data);
+        self.bytes.resize(self.bytes.len().next_multiple_of(512), 0);
+        self
+    }
+
+    pub fn raw(mut self, data: &[u8]) -> Self {
+        self.bytes.extend_from_slice(data);
+        self
+    }
+
+    pub fn file(self, name: &str, data: &[u8]) -> Self {
+        self.header(name.as_bytes(), b'0', data.len() as u64, b"")
+            .body(data)
+    }
+
+    pub fn dir(self, name: &str) -> Self {
+        self.header(name.as_bytes(), b'5', 0, b"")
+    }
+
+    pub fn symlink(self, name: &str, target: &str) -> Self {
+        self.header(name.as_bytes(), b'2', 0, target.as_bytes())
+    }
+
+    pub fn hard_link(self, name: &str, target: &str) -> Self {
+        self.header(name.as_bytes(), b'1', 0, target.as_bytes())
+    }
+
+    /// A PAX header of these records (`key=value`, lengths are added).
+    pub fn pax(self, records: &[(&str, &[u8])]) -> Self {
+        let body: Vec<u8> = records
+            .iter()
+            .flat_map(|(key, value)| pax_record(key, value))
+            .collect();
+        self.extension(b'x', &body)
+    }
+
+    /// An extension header with this body.
+    pub fn extension(self, typeflag: u8, body: &[u8]) -> Self {
+        self.header(b"extension", typeflag, body.len() as u64, b"")
+            .body(body)
+    }
+
+    /// Two zero blocks.
+    pub fn end(self) -> Vec<u8> {
+        self.raw(&[0; 1024]).bytes
+    }
+}
+
+pub fn header(name: &[u8], typeflag: u8, size: u64, link: &[u8]) -> [u8; 512] {
+    let mut block = [0; 512];
+    block[..name.len()].copy_from_slice(name);
+    block[100..108].copy_from_slice(b"0000755\0");
+    block[108..116].copy_from_slice(b"0000000\0");
+    block[116..124].copy_from_slice(b"0000000\0");
+    block[124..136].copy_from_slice(format!("{size:011o}\0").as_bytes());
+    block[136..148].copy_from_slice(b"00000000017\0");
+    block[156] = typeflag;
+    block[157..157 + link.len()].copy_from_slice(link);
+    block[257..265].copy_from_slice(b"ustar\x0000");
+    checksum(&mut block);
+    block
+}
+
+pub fn checksum(block: &mut [u8; 512]) {
+    block[148..156].fill(b' ');
+    let sum: u32 = block.iter().map(|&b| u32::from(b)).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+}
+
+pub fn pax_record(key: &str, value: &[u8]) -> Vec<u8> {
+    let rest = key.len() + value.len() + 3;
+    let len = (rest + 1..)
+        .find(|len| rest + len.to_string().len() == *len)
+        .unwrap();
+    [format!("{len} {key}=").as_bytes(), value, b"\n"].concat()
+}
+
+/// A docker-archive of these layers, named `localhost/test:1`.
+pub fn docker_archive(layers: &[Vec<u8>]) -> Vec<u8> {
+    let ids: Vec<String> = layers
+        .iter()
+        .map(|layer| Digest::of(layer).to_string())
+        .collect();
+    let config = serde_json::json!({
+        "architecture": "amd64", "os": "linux", "config": {},
+        "rootfs": { "type": "layers", "diff_ids": ids },
+    })
+    .to_string();
+    docker_archive_with(layers, &config)
+}
+
+pub fn docker_archive_with(layers: &[Vec<u8>], config: &str) -> Vec<u8> {
+    let config_name = format!("{}.json", Digest::of(config.as_bytes()).hex());
+    let mut tar = RawTar::new().file(&config_name, config.as_bytes());
+    let mut names = Vec::new();
+    for (i, layer) in layers.iter().enumerate() {
+        let name = format!("{i}/layer.tar");
+        tar = tar.file(&name, layer);
+        names.push(name);
+    }
+    let manifest = serde_json::json!([
+        { "Config": config_name, "RepoTags": ["localhost/test:1"], "Layers": names }
+    ]);
+    tar.file("manifest.json", manifest.to_string().as_bytes())
+        .end()
+}
+
+/// Blobs of an OCI archive by hand: documents and layers, and an index over `entries`.
+pub struct OciBlobs {
+    pub tar: RawTar,
+}
+
+impl OciBlobs {
+    pub fn new() -> Self {
+        Self {
+            tar: RawTar::new().file("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#),
+        }
+    }
+
+    /// Adds a blob and gives its descriptor.
+    pub fn add(&mut self, media_type: &str, bytes: &[u8]) -> serde_json::Value {
+        let digest = Digest::of(bytes);
+        let tar = std::mem::take(&mut self.tar);
+        self.tar = tar.file(&format!("blobs/sha256/{}", digest.hex()), bytes);
+        serde_json::json!({ "mediaType": media_type, "digest": digest.to_string(), "size": bytes.len() })
+    }
+
+    pub fn finish(self, index: &serde_json::Value) -> Vec<u8> {
+        self.tar
+            .file("index.json", index.to_string().as_bytes())
+            .end()
+    }
+}

@@ -179,8 +179,8 @@ fn step(rng: &mut Rng, systems: &mut [System; 3], trace: &mut Vec<String>) {
 }
 
 fn compare_trees(systems: &[System; 3], when: &str) {
-    let plain = tree::snapshot(&systems[2].root);
-    let ovl = tree::snapshot(&systems[0].root);
+    let plain = tree::snapshot(&systems[2].root, true);
+    let ovl = tree::snapshot(&systems[0].root, systems[0].by == By::Ovl);
     tree::assert_same(
         &ovl,
         &plain,

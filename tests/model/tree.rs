@@ -182,8 +182,9 @@ pub struct Seen {
 
 pub type Snapshot = BTreeMap<PathBuf, Seen>;
 
-/// Everything below `root`. Also checks that `d_ino` and `d_type` of each entry agree with `stat`.
-pub fn snapshot(root: &Path) -> Snapshot {
+/// Everything below `root`. With `strict`, `d_ino` and `d_type` of each entry must agree with `stat` (the kernel's
+/// overlayfs does not always manage that).
+pub fn snapshot(root: &Path, strict: bool) -> Snapshot {
     let mut out = BTreeMap::new();
     let mut first = BTreeMap::new();
     let mut all = vec![PathBuf::new()];
@@ -204,7 +205,7 @@ pub fn snapshot(root: &Path) -> Snapshot {
                 None
             }
         };
-        if dir {
+        if dir && strict {
             check_dirents(&at);
         }
         let mtime = (meta.mtime() < NOW_BEGINS).then(|| (meta.mtime(), meta.mtime_nsec()));
