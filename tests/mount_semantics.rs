@@ -93,12 +93,7 @@ fn times_of_all_ages() {
 #[test]
 fn data_just_written_is_no_hole() {
     on_each_setting(|_, mnt| {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(mnt.join("sparse"))
-            .expect("create");
+        let file = File::options().read(true).write(true).create_new(true).open(mnt.join("sparse")).expect("create");
         let at = |pos| rustix::fs::seek(&file, pos);
         file.set_len(8 << 20).expect("truncate");
         file.write_all_at(&[7; 4096], 4 << 20).expect("write");
@@ -110,11 +105,8 @@ fn data_just_written_is_no_hole() {
         assert_eq!(at(rustix::fs::SeekFrom::Data(5 << 20)), Ok(9 << 20));
         assert_eq!(errno(at(rustix::fs::SeekFrom::Data(10 << 20))), Some(Errno::NXIO));
         drop(file);
-        let copied = Command::new("cp")
-            .args(["--sparse=always", "sparse", "copy"])
-            .current_dir(mnt)
-            .status()
-            .expect("cp");
+        let copied =
+            Command::new("cp").args(["--sparse=always", "sparse", "copy"]).current_dir(mnt).status().expect("cp");
         assert!(copied.success());
         assert!(fs::read(mnt.join("copy")).expect("read") == fs::read(mnt.join("sparse")).expect("read"));
     });
@@ -124,13 +116,8 @@ fn data_just_written_is_no_hole() {
 fn set_id_bits_go_when_an_ordinary_user_writes() {
     on_each_setting(|site, mnt| {
         let as_user = |script: &str| {
-            let status = Command::new("sh")
-                .args(["-c", script])
-                .current_dir(mnt)
-                .uid(1234)
-                .gid(1234)
-                .status()
-                .expect("sh");
+            let status =
+                Command::new("sh").args(["-c", script]).current_dir(mnt).uid(1234).gid(1234).status().expect("sh");
             assert!(status.success(), "{script}");
         };
         let mode = |name: &str| {
@@ -266,9 +253,8 @@ fn absent_names_are_found_once_made() {
 fn renames_with_flags() {
     on_each_setting(|_, mnt| {
         fs::write(mnt.join("new"), "new").expect("write");
-        let rename = |from: &str, to: &str, flags| {
-            rustix::fs::renameat_with(CWD, mnt.join(from), CWD, mnt.join(to), flags)
-        };
+        let rename =
+            |from: &str, to: &str, flags| rustix::fs::renameat_with(CWD, mnt.join(from), CWD, mnt.join(to), flags);
         assert_eq!(errno(rename("new", "hello", RenameFlags::NOREPLACE)), Some(Errno::EXIST));
         rename("new", "hello", RenameFlags::EXCHANGE).expect("exchange");
         assert_eq!(fs::read(mnt.join("hello")).expect("read"), b"new");

@@ -30,12 +30,7 @@ pub struct MountKey {
 
 impl MountKey {
     pub fn of(mount: &MountInfo) -> Self {
-        Self {
-            id: mount.id,
-            major: mount.major,
-            minor: mount.minor,
-            unique: unique_id(mount),
-        }
+        Self { id: mount.id, major: mount.major, minor: mount.minor, unique: unique_id(mount) }
     }
 
     /// Where the mount is now; `None` if it is gone, or not in this namespace.

@@ -105,11 +105,10 @@ pub fn serve(
             }
         }
     };
-    let outcome =
-        signals::watch(signals, key, cleanup.clone()).and_then(|()| ready(&record)).and_then(|()| {
-            mount.keep();
-            session.run()
-        });
+    let outcome = signals::watch(signals, key, cleanup.clone()).and_then(|()| ready(&record)).and_then(|()| {
+        mount.keep();
+        session.run()
+    });
     cleanup();
     drop((lock, opened.lease));
     outcome.map_err(|e| Error::io("serving the mount on", &mount_point, e))
