@@ -569,15 +569,24 @@ impl fuser::Filesystem for Transport {
     fn ioctl(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         _fh: FileHandle,
         _flags: IoctlFlags,
-        _cmd: u32,
-        _in_data: &[u8],
+        cmd: u32,
+        in_data: &[u8],
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        reply.error(fuser::Errno::ENOTTY);
+        // lsattr and chattr. The numbers tell a long, the data is an int (linux/fs.h).
+        const GET_FLAGS: u32 = 0x8008_6601;
+        const SET_FLAGS: u32 = 0x4008_6602;
+        let answer = self.call("ioctl", |e| match (cmd, in_data.first_chunk()) {
+            (GET_FLAGS, _) => e.flags(node(ino)).map(|flags| flags.to_ne_bytes().to_vec()),
+            (SET_FLAGS, Some(flags)) => e.set_flags(node(ino), u32::from_ne_bytes(*flags)).map(|()| Vec::new()),
+            (SET_FLAGS, None) => Err(rustix::io::Errno::INVAL),
+            _ => Err(rustix::io::Errno::NOTTY),
+        });
+        reply.ioctl(0, &ok_or_reply!(answer, reply));
     }
 
     fn fallocate(
