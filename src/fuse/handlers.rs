@@ -586,7 +586,8 @@ impl fuser::Filesystem for Transport {
             (SET_FLAGS, None) => Err(rustix::io::Errno::INVAL),
             _ => Err(rustix::io::Errno::NOTTY),
         });
-        reply.ioctl(0, &ok_or_reply!(answer, reply));
+        let data = ok_or_reply!(answer, reply);
+        reply.ioctl(0, &data);
     }
 
     fn fallocate(
