@@ -1,0 +1,671 @@
+//! Import: from a source to images in the store.
+//!
+//! Order of events: documents first where the source allows it, then layers bottom up, then names and images in the
+//! store's own transactions. Until those, a failed import has left nothing but unreferenced layers and chunks, which no
+//! listing of images shows and `gc` takes.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+
+use crate::meta::Timestamp;
+use crate::store::{Digest, Lease, NewImage, Store};
+
+use super::archive::{Archive, LayoutDir, Members, TarFile};
+use super::compress::{self, Compression, Sniffed};
+use super::documents::{self, OCI_LAYER, OCI_MANIFEST};
+use super::ingest::{self, Expected, LayerFacts};
+use super::limits::Limits;
+use super::plan::{Dialect, Documents, PlannedImage, PlannedLayer, Wish, plan};
+use super::platform::Platform;
+use super::progress::{Bar, ImportProgress, LayerOutcome};
+use super::pump::{PIECE, PumpReader, pump};
+use super::reference::Reference;
+use super::source::{Location, Source, Transport};
+use super::stream::{Beginning, StreamArchive, StreamLayer};
+use super::tar::TarReader;
+use super::timestamp;
+use super::{Error, Result};
+
+#[derive(Clone, Debug, Default)]
+pub struct ImportOptions {
+    /// Names for the image, instead of the archive's own.
+    pub tags: Vec<Reference>,
+    /// `None`: this machine's, or the only one there is.
+    pub platform: Option<Platform>,
+    /// Move names that point to other images; without it that is a conflict.
+    pub replace_names: bool,
+    pub limits: Limits,
+}
+
+/// An image that is now in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImportedImage {
+    pub manifest: Digest,
+    /// The image ID.
+    pub config: Digest,
+    /// Diff IDs, bottom first.
+    pub layers: Vec<Digest>,
+    /// Canonical names it was given.
+    pub names: Vec<String>,
+}
+
+/// Imports every image of `source` (or the one it selects).
+///
+/// # Errors
+/// Anything wrong with the source or the store. No image is recorded and no name moved then.
+pub fn import(
+    store: &Store,
+    source: &Source,
+    options: &ImportOptions,
+    progress: &dyn ImportProgress,
+) -> Result<Vec<ImportedImage>> {
+    let importer = Importer {
+        store,
+        source,
+        options,
+        progress,
+        what: source.display(),
+    };
+    match &source.location {
+        Location::Stdin => importer.stream(Box::new(io::stdin())),
+        Location::Path(path) => {
+            let file = File::open(path).map_err(Error::io(path))?;
+            let meta = file.metadata().map_err(Error::io(path))?;
+            if meta.is_dir() {
+                importer.directory(LayoutDir::open(path)?)
+            } else if meta.is_file() {
+                importer.file(file)
+            } else {
+                importer.stream(Box::new(file))
+            }
+        }
+    }
+}
+
+/// Imports an archive of images, or the tar of a root file system, from a stream that is read once.
+pub fn import_stream(
+    store: &Store,
+    stream: Box<dyn Read + Send>,
+    options: &ImportOptions,
+    progress: &dyn ImportProgress,
+) -> Result<Vec<ImportedImage>> {
+    let source = Source {
+        transport: Transport::Auto,
+        location: Location::Stdin,
+        select: None,
+    };
+    Importer {
+        store,
+        source: &source,
+        options,
+        progress,
+        what: "the stream".to_owned(),
+    }
+    .stream(stream)
+}
+
+struct Importer<'a> {
+    store: &'a Store,
+    source: &'a Source,
+    options: &'a ImportOptions,
+    progress: &'a dyn ImportProgress,
+    what: String,
+}
+
+/// An image whose layers are all in the store.
+struct Ready {
+    manifest: Vec<u8>,
+    media_type: String,
+    config: Vec<u8>,
+    layers: Vec<Digest>,
+    names: Vec<String>,
+}
+
+impl Importer<'_> {
+    fn limits(&self) -> &Limits {
+        &self.options.limits
+    }
+
+    fn directory(&self, dir: LayoutDir) -> Result<Vec<ImportedImage>> {
+        if !matches!(
+            self.source.transport,
+            Transport::Auto | Transport::OciLayout
+        ) {
+            return Err(self.unlike("it is a directory"));
+        }
+        if !dir.has("index.json") || !dir.has("oci-layout") {
+            let reason = "a directory must be an OCI layout, with oci-layout and index.json";
+            return Err(Error::MissingManifest {
+                what: self.what.clone(),
+                reason,
+            });
+        }
+        self.random_access(&Archive::Dir(dir), Dialect::Oci)
+    }
+
+    fn file(&self, mut file: File) -> Result<Vec<ImportedImage>> {
+        let reading = |source| Error::Read {
+            what: self.what.clone(),
+            source,
+        };
+        let (head, _) = compress::peek(&mut file).map_err(reading)?;
+        file.seek(SeekFrom::Start(0)).map_err(reading)?;
+        match Sniffed::of(&head) {
+            Sniffed::Tar if self.source.transport == Transport::Rootfs => self.rootfs(file),
+            Sniffed::Tar => self.seekable(file),
+            _ => self.stream(Box::new(file)),
+        }
+    }
+
+    fn seekable(&self, file: File) -> Result<Vec<ImportedImage>> {
+        let again = file.try_clone().map_err(|source| Error::Read {
+            what: self.what.clone(),
+            source,
+        })?;
+        let tar = TarFile::index(file, &self.what, self.limits())?;
+        match self.dialect(&tar.members)? {
+            Some(dialect) => self.random_access(&Archive::Tar(tar), dialect),
+            None => {
+                let mut file = again;
+                file.seek(SeekFrom::Start(0))
+                    .map_err(|source| Error::Read {
+                        what: self.what.clone(),
+                        source,
+                    })?;
+                self.rootfs(file)
+            }
+        }
+    }
+
+    /// What the members make of a tar: a set of documents, or (`None`) a root file system.
+    fn dialect(&self, members: &Members) -> Result<Option<Dialect>> {
+        if let Some(name) = members.twice {
+            return Err(Error::document(
+                name,
+                "the archive has two members of this name",
+            ));
+        }
+        let has = |name: &str| matches!(members.resolve(name.as_bytes()), Ok(Some(_)));
+        let docker = has("manifest.json");
+        let oci = has("oci-layout") && has("index.json");
+        let missing = |reason| {
+            Err(Error::MissingManifest {
+                what: self.what.clone(),
+                reason,
+            })
+        };
+        let dialect = match self.source.transport {
+            Transport::Rootfs => None,
+            Transport::DockerArchive if docker => Some(Dialect::DockerSave),
+            Transport::DockerArchive => return missing("it has no manifest.json"),
+            Transport::OciArchive | Transport::OciLayout if oci => Some(Dialect::Oci),
+            Transport::OciArchive | Transport::OciLayout => {
+                return missing("it has no oci-layout and index.json");
+            }
+            // Newer `docker save` writes both; what `docker load` reads is the manifest.json.
+            Transport::Auto
+                if docker && (members.image_like || !members.has_directories_of_a_system()) =>
+            {
+                Some(Dialect::DockerSave)
+            }
+            Transport::Auto if oci => Some(Dialect::Oci),
+            Transport::Auto if members.image_like => {
+                return missing(
+                    "it looks like an archive of images, but has neither manifest.json nor index.json",
+                );
+            }
+            Transport::Auto if !members.any => return missing("the tar archive is empty"),
+            Transport::Auto => None,
+        };
+        if dialect.is_some() && members.overflow() {
+            let max = self.limits().members as u64;
+            return Err(Error::Limit {
+                what: self.what.clone(),
+                max,
+                unit: "members",
+                flag: "--max-members",
+            });
+        }
+        Ok(dialect)
+    }
+
+    fn unlike(&self, reason: &str) -> Error {
+        Error::UnknownFormat {
+            what: self.what.clone(),
+            hint: reason.to_owned(),
+        }
+    }
+
+    fn wish(&self) -> Wish<'_> {
+        Wish {
+            select: self.source.select.as_deref(),
+            platform: self.options.platform.as_ref(),
+            limits: self.limits(),
+        }
+    }
+
+    // --- sources that can be read at any place
+
+    fn random_access(&self, archive: &Archive, dialect: Dialect) -> Result<Vec<ImportedImage>> {
+        let images = plan(
+            &Named {
+                archive,
+                what: &self.what,
+            },
+            dialect,
+            &self.wish(),
+        )?;
+        let images = self.name(images)?;
+        let of = images.iter().map(|image| image.layers.len()).sum();
+        let mut index = 0;
+        let mut ready = Vec::new();
+        // What was there before stays there until the images need it.
+        let mut held = Vec::new();
+        for image in images {
+            let mut lowers = Vec::new();
+            for layer in &image.layers {
+                held.extend(self.read_layer(archive, layer, &lowers, index, of)?);
+                lowers.push(layer.diff_id);
+                index += 1;
+            }
+            ready.push(self.ready(image)?);
+        }
+        self.record(ready)
+    }
+
+    fn read_layer(
+        &self,
+        archive: &Archive,
+        layer: &PlannedLayer,
+        lowers: &[Digest],
+        index: usize,
+        of: usize,
+    ) -> Result<Option<Lease>> {
+        let name = format!("layer {}", layer.path.escape_ascii());
+        let (blob, size) = archive
+            .open(&layer.path)?
+            .ok_or_else(|| Error::MissingMember { what: name.clone() })?;
+        check_size(&name, layer, size)?;
+        let bar = Bar::start(self.progress, index, Some(of), &name, Some(size));
+        if let Some(lease) = ingest::hold(self.store, &layer.diff_id)? {
+            bar.done(LayerOutcome::Present);
+            return Ok(Some(lease));
+        }
+        let expected = Expected {
+            diff_id: Some(layer.diff_id),
+            blob: layer.blob,
+            blob_size: Some(size),
+        };
+        let unpublished = ingest::ingest(self.store, &name, blob, expected, self.limits(), &|n| {
+            bar.bytes(n)
+        })?;
+        let facts = unpublished.publish(self.store, lowers)?;
+        bar.done(LayerOutcome::New {
+            tar_size: facts.tar_size,
+        });
+        Ok(None)
+    }
+
+    // --- sources that are read once
+
+    fn stream(&self, stream: Box<dyn Read + Send>) -> Result<Vec<ImportedImage>> {
+        let reading = |source| Error::Read {
+            what: self.what.clone(),
+            source,
+        };
+        let (head, stream) = compress::peek(stream).map_err(reading)?;
+        let sniffed = Sniffed::of(&head);
+        let compression = sniffed
+            .compression()
+            .ok_or_else(|| self.unlike(&sniffed.complaint()))?;
+        std::thread::scope(|scope| {
+            let (mut to, from) = pump();
+            let limits = self.limits();
+            let feeder = scope.spawn(move || {
+                let input = BufReader::with_capacity(PIECE, stream);
+                let mut input = compress::decoder(input, compression, limits)?;
+                while to.fill_from(&mut input, &mut |_| Ok(()))? {}
+                to.finish()
+            });
+            let result = self.plain_stream(from);
+            match feeder
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            {
+                // The consumer stopped first, and knows why.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe && result.is_err() => {
+                    result
+                }
+                Err(source) if compression == Compression::None => Err(reading(source)),
+                Err(source) => Err(Error::Decompress {
+                    what: self.what.clone(),
+                    format: compression.name(),
+                    source,
+                }),
+                Ok(()) => result,
+            }
+        })
+    }
+
+    fn plain_stream(&self, mut from: PumpReader) -> Result<Vec<ImportedImage>> {
+        let reading = |source| Error::Read {
+            what: self.what.clone(),
+            source,
+        };
+        let head = from.fill_buf().map_err(reading)?;
+        if Sniffed::of(&head[..head.len().min(512)]) != Sniffed::Tar {
+            return Err(
+                self.unlike("unknown format: what is compressed in it is not a tar archive")
+            );
+        }
+        let beginning = match self.source.transport {
+            Transport::Rootfs => Beginning::Rootfs,
+            Transport::Auto => Beginning::of(head, self.limits()),
+            Transport::DockerArchive | Transport::OciArchive | Transport::OciLayout => {
+                Beginning::Images
+            }
+        };
+        match beginning {
+            Beginning::Rootfs => self.rootfs(from),
+            Beginning::Images => {
+                let tar = TarReader::new(from, self.limits().tar());
+                let archive =
+                    StreamArchive::read(self.store, &self.what, tar, self.limits(), self.progress)?;
+                match self.dialect(archive.members())? {
+                    Some(dialect) => self.streamed(archive, dialect),
+                    None => Err(self.unlike("it begins like an archive of images, but is none")),
+                }
+            }
+            Beginning::Unclear => self.seekable(self.spool(from)?),
+        }
+    }
+
+    /// The stream as an unnamed file.
+    fn spool(&self, mut from: PumpReader) -> Result<File> {
+        let (dir, mut file) = super::spool_file()?;
+        let max = self.limits().layer_bytes;
+        let copied =
+            io::copy(&mut from.by_ref().take(max + 1), &mut file).map_err(Error::io(&dir))?;
+        if copied > max {
+            return Err(Error::Limit {
+                what: self.what.clone(),
+                max,
+                unit: "bytes uncompressed",
+                flag: "--max-layer-size",
+            });
+        }
+        file.seek(SeekFrom::Start(0)).map_err(Error::io(&dir))?;
+        Ok(file)
+    }
+
+    fn streamed(&self, mut archive: StreamArchive, dialect: Dialect) -> Result<Vec<ImportedImage>> {
+        let images = self.name(plan(&archive, dialect, &self.wish())?)?;
+        let mut ready = Vec::new();
+        let mut held = Vec::new();
+        for image in images {
+            let mut lowers = Vec::new();
+            for layer in &image.layers {
+                held.extend(self.settle(&mut archive, layer, &lowers)?);
+                lowers.push(layer.diff_id);
+            }
+            ready.push(self.ready(image)?);
+        }
+        self.record(ready)
+    }
+
+    /// Compares a layer that came by with what the documents say of it, and finishes it where that waited.
+    fn settle(
+        &self,
+        archive: &mut StreamArchive,
+        layer: &PlannedLayer,
+        lowers: &[Digest],
+    ) -> Result<Option<Lease>> {
+        let name = format!("layer {}", layer.path.escape_ascii());
+        let found = archive.take_layer(&layer.path)?;
+        let (size, found) = found.ok_or_else(|| Error::MissingMember { what: name.clone() })?;
+        check_size(&name, layer, size)?;
+        match found {
+            Some(StreamLayer::Failed(error)) => Err(error),
+            Some(StreamLayer::Present(diff_id, lease)) => {
+                check_digest(name, layer.diff_id, diff_id)?;
+                Ok(Some(lease))
+            }
+            Some(StreamLayer::Published(facts)) => check_facts(&name, layer, &facts).map(|()| None),
+            Some(StreamLayer::Unpublished(read)) => {
+                check_facts(&name, layer, &read.facts)?;
+                read.publish(self.store, lowers)?;
+                Ok(None)
+            }
+            // Another image of this archive has taken it already; or it is no layer at all.
+            None => match ingest::hold(self.store, &layer.diff_id)? {
+                Some(lease) => Ok(Some(lease)),
+                None => Err(Error::NotALayer {
+                    what: name,
+                    hint: "it is neither a tar archive nor gzip or zstd data".to_owned(),
+                }),
+            },
+        }
+    }
+
+    // --- a root file system
+
+    fn rootfs(&self, tar: impl Read + Send) -> Result<Vec<ImportedImage>> {
+        if self.source.select.is_some() {
+            return Err(
+                self.unlike("the tar of a root file system holds no named images to select from")
+            );
+        }
+        let bar = Bar::start(self.progress, 0, Some(1), &self.what, None);
+        let read = ingest::ingest(
+            self.store,
+            &self.what,
+            tar,
+            Expected::default(),
+            self.limits(),
+            &|n| bar.bytes(n),
+        )?;
+        if read.facts.entries == 0 {
+            let reason = "the tar archive is empty";
+            return Err(Error::MissingManifest {
+                what: self.what.clone(),
+                reason,
+            });
+        }
+        let config = rootfs_config(&read.facts, self.options.platform.as_ref());
+        let diff_id = read.facts.diff_id;
+        let image = PlannedImage {
+            manifest: None,
+            config,
+            layers: vec![PlannedLayer {
+                path: Vec::new(),
+                diff_id,
+                blob: None,
+                blob_size: None,
+            }],
+            names: Vec::new(),
+        };
+        let mut images = self.name(vec![image])?;
+        let present = self.store.layer(&diff_id)?.is_some();
+        let facts = read.publish(self.store, &[])?;
+        let new = LayerOutcome::New {
+            tar_size: facts.tar_size,
+        };
+        bar.done(if present { LayerOutcome::Present } else { new });
+        self.record(vec![self.ready(images.remove(0))?])
+    }
+
+    // --- the end
+
+    /// Gives the images the names they shall have, and refuses at once what would be refused at the end.
+    fn name(&self, mut images: Vec<PlannedImage>) -> Result<Vec<PlannedImage>> {
+        let tags = &self.options.tags;
+        if !tags.is_empty() {
+            let [image] = images.as_mut_slice() else {
+                return Err(Error::SeveralImages {
+                    what: self.what.clone(),
+                    count: images.len(),
+                });
+            };
+            image.names = tags.iter().map(Reference::to_string).collect();
+        }
+        let mut seen = std::collections::HashMap::new();
+        for image in &mut images {
+            let config = Digest::of(&image.config);
+            image.names.sort();
+            image.names.dedup();
+            for name in &image.names {
+                if *seen.entry(name.clone()).or_insert(config) != config {
+                    return Err(Error::document(
+                        name,
+                        "two different images of the archive have this name",
+                    ));
+                }
+                self.check_name(name, &config)?;
+            }
+        }
+        Ok(images)
+    }
+
+    /// A name may be new, or already point to an image of the same configuration.
+    fn check_name(&self, name: &str, config: &Digest) -> Result<()> {
+        let Some(present) = self
+            .store
+            .resolve_name(name)?
+            .filter(|_| !self.options.replace_names)
+        else {
+            return Ok(());
+        };
+        match self.store.image(&present)? {
+            Some(image) if image.config != *config => Err(Error::Conflict {
+                name: name.to_owned(),
+                present: image.config,
+                new: *config,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn ready(&self, image: PlannedImage) -> Result<Ready> {
+        let layers: Vec<Digest> = image.layers.iter().map(|layer| layer.diff_id).collect();
+        let (manifest, media_type) = match image.manifest {
+            Some(own) => own,
+            None => (
+                plain_manifest(self.store, &image.config, &layers)?,
+                OCI_MANIFEST.to_owned(),
+            ),
+        };
+        Ok(Ready {
+            manifest,
+            media_type,
+            config: image.config,
+            layers,
+            names: image.names,
+        })
+    }
+
+    fn record(&self, images: Vec<Ready>) -> Result<Vec<ImportedImage>> {
+        let mut imported = Vec::new();
+        for image in images {
+            for name in &image.names {
+                self.check_name(name, &Digest::of(&image.config))?;
+            }
+            self.store.put_image(&NewImage {
+                manifest: &image.manifest,
+                manifest_media_type: &image.media_type,
+                config: &image.config,
+                layers: &image.layers,
+                names: &image.names,
+            })?;
+            imported.push(ImportedImage {
+                manifest: Digest::of(&image.manifest),
+                config: Digest::of(&image.config),
+                layers: image.layers,
+                names: image.names,
+            });
+        }
+        Ok(imported)
+    }
+}
+
+fn check_size(what: &str, layer: &PlannedLayer, actual: u64) -> Result<()> {
+    match layer.blob_size {
+        Some(expected) if expected != actual => Err(Error::SizeMismatch {
+            what: what.to_owned(),
+            expected,
+            actual: actual.to_string(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn check_digest(what: String, expected: Digest, actual: Digest) -> Result<()> {
+    if actual != expected {
+        return Err(Error::DigestMismatch {
+            what,
+            expected,
+            actual,
+        });
+    }
+    Ok(())
+}
+
+fn check_facts(what: &str, layer: &PlannedLayer, facts: &LayerFacts) -> Result<()> {
+    check_size(what, layer, facts.blob_size)?;
+    if let Some(blob) = layer.blob {
+        check_digest(what.to_owned(), blob, facts.blob)?;
+    }
+    check_digest(
+        format!("{what}, uncompressed,"),
+        layer.diff_id,
+        facts.diff_id,
+    )
+}
+
+/// The OCI manifest of an image that came without one, or was made here: its layers as plain tars.
+pub(super) fn plain_manifest(store: &Store, config: &[u8], layers: &[Digest]) -> Result<Vec<u8>> {
+    let mut descriptors = Vec::with_capacity(layers.len());
+    for diff_id in layers {
+        let layer = store.layer(diff_id)?;
+        let layer = layer.ok_or_else(|| Error::MissingMember {
+            what: format!("layer {diff_id}"),
+        })?;
+        descriptors.push(documents::descriptor(OCI_LAYER, diff_id, layer.tar_size));
+    }
+    Ok(documents::manifest(config, &descriptors))
+}
+
+/// The configuration of an image made of one tar. It depends on the tar only, so that importing it again gives the same
+/// image: "created" is the latest time in it.
+fn rootfs_config(facts: &LayerFacts, platform: Option<&Platform>) -> Vec<u8> {
+    let host = Platform::host();
+    let platform = platform.unwrap_or(&host);
+    let created = timestamp::rfc3339(facts.newest.unwrap_or(Timestamp::new(0, 0)));
+    let mut config = serde_json::json!({
+        "created": created,
+        "architecture": platform.architecture,
+        "os": platform.os,
+        "config": {},
+        "rootfs": { "type": "layers", "diff_ids": [facts.diff_id.to_string()] },
+        "history": [{ "created": created, "created_by": "ovl import" }],
+    });
+    if let Some(variant) = &platform.variant {
+        config["variant"] = variant.clone().into();
+    }
+    config.to_string().into_bytes()
+}
+
+/// An archive as a source of documents.
+struct Named<'a> {
+    archive: &'a Archive,
+    what: &'a str,
+}
+
+impl Documents for Named<'_> {
+    fn name(&self) -> &str {
+        self.what
+    }
+
+    fn document(&self, path: &[u8], max: u64) -> Result<Option<Vec<u8>>> {
+        self.archive.document(path, max)
+    }
+}

@@ -1,0 +1,329 @@
+//! What we export, others must load: skopeo reads every form, podman loads it into an empty storage, and importing it
+//! again gives the image we had.
+
+mod image_support;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::Path;
+
+use image_support::*;
+use ovl::image::{
+    Compression, Error, ExportFormat, ExportImage, ExportOptions, ExportTarget, ImportOptions,
+    Reference, Source, export, import,
+};
+use ovl::store::{Digest, Store};
+
+/// A store with one image `localhost/app:1`, made of a small root file system; its manifest.
+fn prepared(dir: &Path) -> (Store, Digest) {
+    let store = store(dir);
+    let root = dir.join("rootfs");
+    fs::create_dir(&root).unwrap();
+    make_rootfs(&root, true);
+    let tar = dir.join("rootfs.tar");
+    run(
+        "tar",
+        &[
+            &"--format=posix",
+            &"--sparse",
+            &"-cf",
+            &tar,
+            &"-C",
+            &root,
+            &".",
+        ],
+    );
+    let options = ImportOptions {
+        tags: vec!["localhost/app:1".parse().unwrap()],
+        ..Default::default()
+    };
+    let images = import(
+        &store,
+        &Source::parse(tar.as_os_str()).unwrap(),
+        &options,
+        &(),
+    )
+    .unwrap();
+    (store, images[0].manifest)
+}
+
+fn image(manifest: Digest) -> ExportImage {
+    ExportImage {
+        manifest,
+        names: vec!["localhost/app:1".parse::<Reference>().unwrap()],
+    }
+}
+
+#[test]
+fn others_load_what_we_export() {
+    let dir = temp();
+    let (store, manifest) = prepared(dir.path());
+    let record = store.image(&manifest).unwrap().unwrap();
+    let cases = [
+        (
+            ExportFormat::DockerArchive,
+            Compression::None,
+            "docker-archive",
+        ),
+        (
+            ExportFormat::DockerArchive,
+            Compression::Gzip,
+            "docker-archive",
+        ),
+        (ExportFormat::OciArchive, Compression::None, "oci-archive"),
+        (ExportFormat::OciArchive, Compression::Gzip, "oci-archive"),
+        (ExportFormat::OciArchive, Compression::Zstd, "oci-archive"),
+        (ExportFormat::OciDir, Compression::None, "oci"),
+        (ExportFormat::OciDir, Compression::Gzip, "oci"),
+    ];
+    for (i, (format, compression, transport)) in cases.into_iter().enumerate() {
+        let what = format!("{format:?} {compression:?}");
+        let out = dir.path().join(format!("out-{i}"));
+        let options = ExportOptions {
+            format,
+            compression,
+        };
+        export(
+            &store,
+            &[image(manifest)],
+            options,
+            ExportTarget::Path(&out),
+        )
+        .unwrap();
+        let location = format!("{transport}:{}", out.display());
+        let inspected = run("skopeo", &[&"inspect", &"--config", &location]);
+        let config: serde_json::Value = serde_json::from_slice(&inspected).unwrap();
+        assert_eq!(
+            config["rootfs"]["diff_ids"][0],
+            record.layers[0].to_string(),
+            "{what}"
+        );
+
+        // podman unpacks the layer and checks it against the diff ID.
+        let (root, runroot) = (
+            dir.path().join(format!("root-{i}")),
+            dir.path().join(format!("run-{i}")),
+        );
+        let storage: [&dyn AsRef<OsStr>; 6] = [
+            &"--root",
+            &root,
+            &"--runroot",
+            &runroot,
+            &"--storage-driver",
+            &"vfs",
+        ];
+        if format == ExportFormat::OciDir {
+            let to = format!(
+                "containers-storage:[vfs@{}+{}]localhost/app:1",
+                root.display(),
+                runroot.display()
+            );
+            run("skopeo", &[&"copy", &"-q", &location, &to]);
+        } else {
+            run(
+                "podman",
+                &[&storage[..], &[&"load", &"-q", &"-i", &out]].concat(),
+            );
+        }
+        let listed = run(
+            "podman",
+            &[
+                &storage[..],
+                &[&"images", &"--no-trunc", &"--format", &"{{.ID}} {{.Names}}"],
+            ]
+            .concat(),
+        );
+        let listed = String::from_utf8(listed).unwrap();
+        assert!(listed.contains("localhost/app:1"), "{what}: {listed}");
+        assert!(
+            listed.starts_with(&record.config.to_string()),
+            "{what}: {listed}"
+        );
+
+        // Back into another store.
+        let again = temp();
+        let other = image_support::store(again.path());
+        let source = Source::parse(out.as_os_str()).unwrap();
+        let back = import(&other, &source, &ImportOptions::default(), &()).unwrap();
+        assert_eq!(back[0].layers, record.layers, "{what}");
+        assert_eq!(back[0].config, record.config, "{what}");
+        assert_eq!(back[0].names, ["localhost/app:1"], "{what}");
+        // Its layers are plain in its own manifest: uncompressed, it keeps its digest.
+        let keeps = compression == Compression::None || format == ExportFormat::DockerArchive;
+        assert_eq!(back[0].manifest == manifest, keeps, "{what}");
+    }
+    let leftovers: Vec<_> = fs::read_dir(dir.path())
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .filter(|name| name.to_string_lossy().contains(".part"))
+        .collect();
+    assert!(leftovers.is_empty(), "{leftovers:?}");
+}
+
+#[test]
+fn exports_are_deterministic_and_stream_the_same_bytes() {
+    let dir = temp();
+    let (store, manifest) = prepared(dir.path());
+    for format in [ExportFormat::DockerArchive, ExportFormat::OciArchive] {
+        for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
+            let options = ExportOptions {
+                format,
+                compression,
+            };
+            let mut streamed = Vec::new();
+            export(
+                &store,
+                &[image(manifest)],
+                options,
+                ExportTarget::Stream(&mut streamed),
+            )
+            .unwrap();
+            let path = dir.path().join("out");
+            // An existing file is replaced.
+            export(
+                &store,
+                &[image(manifest)],
+                options,
+                ExportTarget::Path(&path),
+            )
+            .unwrap();
+            assert!(
+                fs::read(&path).unwrap() == streamed,
+                "{format:?} {compression:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn several_images_share_their_layers() {
+    let dir = temp();
+    let (store, manifest) = prepared(dir.path());
+    let options = ExportOptions {
+        format: ExportFormat::DockerArchive,
+        compression: Compression::None,
+    };
+    let mut one = Vec::new();
+    export(
+        &store,
+        &[image(manifest)],
+        options,
+        ExportTarget::Stream(&mut one),
+    )
+    .unwrap();
+    let second = ExportImage {
+        manifest,
+        names: vec!["localhost/other:2".parse().unwrap()],
+    };
+    let path = dir.path().join("two");
+    export(
+        &store,
+        &[image(manifest), second],
+        options,
+        ExportTarget::Path(&path),
+    )
+    .unwrap();
+    assert!(fs::metadata(&path).unwrap().len() < one.len() as u64 + 4096);
+    let again = temp();
+    let other = image_support::store(again.path());
+    let images = import(
+        &other,
+        &Source::parse(path.as_os_str()).unwrap(),
+        &ImportOptions::default(),
+        &(),
+    );
+    let names: Vec<_> = images.unwrap().into_iter().flat_map(|i| i.names).collect();
+    assert_eq!(names, ["localhost/app:1", "localhost/other:2"]);
+    // One of them can be chosen.
+    let source = format!("docker-archive:{}:localhost/other:2", path.display());
+    let chosen = import(
+        &other,
+        &Source::parse(OsStr::new(&source)).unwrap(),
+        &ImportOptions::default(),
+        &(),
+    );
+    assert_eq!(chosen.unwrap()[0].names, ["localhost/other:2"]);
+    let source = format!("docker-archive:{}:nobody", path.display());
+    let none = import(
+        &other,
+        &Source::parse(OsStr::new(&source)).unwrap(),
+        &ImportOptions::default(),
+        &(),
+    );
+    assert!(matches!(none, Err(Error::NoSuchImage { .. })), "{none:?}");
+}
+
+#[test]
+fn failures_leave_nothing_behind() {
+    let dir = temp();
+    let (store, manifest) = prepared(dir.path());
+    let out = dir.path().join("target");
+    fs::create_dir(&out).unwrap();
+    let before: Vec<_> = fs::read_dir(dir.path())
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    let missing = ExportImage {
+        manifest: Digest::of(b"nothing"),
+        names: Vec::new(),
+    };
+    for format in [
+        ExportFormat::DockerArchive,
+        ExportFormat::OciArchive,
+        ExportFormat::OciDir,
+    ] {
+        let options = ExportOptions {
+            format,
+            compression: Compression::None,
+        };
+        let path = out.join("x");
+        let error = export(
+            &store,
+            std::slice::from_ref(&missing),
+            options,
+            ExportTarget::Path(&path),
+        );
+        assert_eq!(error.unwrap_err().exit_code(), 4);
+        // A file system that is full, seen from the writer.
+        struct Full(usize);
+        impl std::io::Write for Full {
+            fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+                self.0 = self
+                    .0
+                    .checked_sub(buf.len())
+                    .ok_or(std::io::ErrorKind::StorageFull)?;
+                Ok(buf.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let error = export(
+            &store,
+            &[image(manifest)],
+            options,
+            ExportTarget::Stream(&mut Full(500_000)),
+        );
+        assert_eq!(
+            error.unwrap_err().exit_code(),
+            if format == ExportFormat::OciDir { 2 } else { 1 }
+        );
+    }
+    fs::write(out.join("y"), "").unwrap();
+    let options = ExportOptions {
+        format: ExportFormat::OciDir,
+        compression: Compression::None,
+    };
+    for existing in [out.clone(), out.join("y")] {
+        let error = export(
+            &store,
+            &[image(manifest)],
+            options,
+            ExportTarget::Path(&existing),
+        )
+        .unwrap_err();
+        assert!(matches!(error, Error::Exists { .. }), "{error}");
+    }
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 1);
+    assert_eq!(before.len(), fs::read_dir(dir.path()).unwrap().count());
+}
