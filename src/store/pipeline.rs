@@ -25,7 +25,7 @@ const COMPRESSORS: usize = 2;
 /// Packs waiting for a compressor, and for the writer.
 const QUEUE: usize = 8;
 /// A batch is committed when it holds this many raw bytes.
-const BATCH: usize = 32 << 20;
+const BATCH: usize = 16 << 20;
 
 /// Chunk ids that turned out to be stored already under another id: ours -> theirs.
 pub(super) type Aliases = HashMap<i64, i64>;
@@ -120,7 +120,7 @@ impl Pipeline {
     /// Stores everything that was sent.
     pub(super) fn finish(mut self) -> Result<Aliases> {
         self.close()
-            .unwrap_or_else(|| Err(Error::Misuse("an import that failed was continued")))
+            .unwrap_or(Err(Error::Misuse("an import that failed was continued")))
     }
 
     /// Lets the threads run out of work; gives what the writer says.
@@ -224,12 +224,11 @@ impl Writer<'_> {
         let transaction = self
             .conn
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut pack_id = Sequence::Pack.take(&transaction, self.batch.len() as i64)?;
-        for pack in self.batch.drain(..) {
-            if insert_chunks(&transaction, &pack, pack_id, &mut self.aliases)? {
-                pack.insert(&transaction, pack_id)?;
+        let first = Sequence::Pack.take(&transaction, self.batch.len() as i64)?;
+        for (id, pack) in (first..).zip(self.batch.drain(..)) {
+            if insert_chunks(&transaction, &pack, id, &mut self.aliases)? {
+                pack.insert(&transaction, id)?;
             }
-            pack_id += 1;
         }
         transaction.commit()?;
         self.raw = 0;

@@ -113,15 +113,19 @@ impl Place {
 }
 
 fn make_directory(root: &Path) -> Result<()> {
-    if let Some(parent) = root
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-    {
-        fs::create_dir_all(parent).map_err(Error::io(parent))?;
-    }
+    let parent = match root.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    fs::create_dir_all(parent).map_err(Error::io(parent))?;
     match fs::DirBuilder::new().mode(0o700).create(root) {
-        // mkdir(2) takes bits of the umask away; a umask of 0277 would leave us shut out.
-        Ok(()) => fs::set_permissions(root, Permissions::from_mode(0o700)).map_err(Error::io(root)),
+        Ok(()) => {
+            // mkdir(2) takes bits of the umask away; a umask of 0277 would leave us shut out.
+            fs::set_permissions(root, Permissions::from_mode(0o700)).map_err(Error::io(root))?;
+            // SQLite syncs what it makes inside; that the directory itself is there is ours to press to the disk.
+            let synced = fs::File::open(parent).and_then(|parent| parent.sync_all());
+            synced.map_err(Error::io(parent))
+        }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(Error::io(root)(error)),
     }

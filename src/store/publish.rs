@@ -37,7 +37,10 @@ pub(super) fn publish(
     let pages: i64 = conn.pragma_query_value(Some("temp"), "page_count", |row| row.get(0))?;
     space::ensure(place, conn, (pages * PAGE_SIZE) as u64)?;
     let transaction = Transaction::new_unchecked(conn, TransactionBehavior::Immediate)?;
-    if let Some((_, info)) = layers::find(&transaction, diff_id)? {
+    if let Some((layer, info)) = layers::find(&transaction, diff_id)? {
+        // Its importer may end, and `gc` come, before our caller has an image that needs it.
+        leases::keep_fresh(&transaction, layer)?;
+        transaction.commit()?;
         return Ok(info);
     }
     let contents = publish_contents(&transaction, aliases)?;

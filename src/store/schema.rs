@@ -169,8 +169,9 @@ pub(super) fn identify(conn: &Connection, path: &Path) -> Result<Found> {
         path: path.to_owned(),
         reason: reason.to_owned(),
     };
-    // Before SQLite looks: another process may be making the tables just now.
+    // Another process may be making the tables just now: the length comes first, the rest is one snapshot.
     let len = std::fs::metadata(path).map_or(0, |meta| meta.len());
+    let conn = &*conn.unchecked_transaction()?;
     let (application, version) = (
         pragma(conn, "application_id")?,
         pragma(conn, "user_version")?,

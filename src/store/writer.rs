@@ -11,7 +11,7 @@ use super::chunker::Chunker;
 use super::db::{Database, Durability};
 use super::extents::{Extent, ListBuilder, MAX_SIZE};
 use super::leases::Lease;
-use super::pack::RawPack;
+use super::pack::{self, RawPack};
 use super::pipeline::{self, Pipeline};
 use super::recipe::{RecipeBuilder, Segment};
 use super::schema::Sequence;
@@ -394,7 +394,7 @@ impl ChunkSink {
         Ok(Self {
             database,
             pipeline,
-            pack: RawPack::new(),
+            pack: RawPack::default(),
             ids,
             remembered: HashMap::new(),
         })
@@ -430,9 +430,15 @@ impl ChunkSink {
             Some(id) => id,
             None => {
                 let id = self.next_id()?;
-                self.pack.push(id, digest, bytes);
-                if self.pack.is_full() {
-                    self.send()?;
+                if bytes.len() >= pack::ALONE {
+                    let mut alone = RawPack::with_capacity(bytes.len());
+                    alone.push(id, digest, bytes);
+                    self.pipeline()?.send(alone)?;
+                } else {
+                    self.pack.push(id, digest, bytes);
+                    if self.pack.is_full() {
+                        self.send()?;
+                    }
                 }
                 id
             }
@@ -456,7 +462,7 @@ impl ChunkSink {
         if self.pack.chunks.is_empty() {
             return Ok(());
         }
-        let pack = std::mem::replace(&mut self.pack, RawPack::new());
+        let pack = std::mem::take(&mut self.pack);
         self.pipeline()?.send(pack)
     }
 
