@@ -2,6 +2,8 @@
 //!
 //! Nothing here reads a layer. Every document that has a digest is checked against it.
 
+use std::collections::HashSet;
+
 use crate::store::Digest;
 
 use super::documents::{
@@ -117,10 +119,10 @@ impl Planner<'_> {
                 return Err(self.nothing_selected(select, tags));
             }
         }
-        images
-            .iter()
-            .map(|image| self.docker_image(image))
-            .collect()
+        let images = images.iter().map(|image| self.docker_image(image));
+        let mut images = images.collect::<Result<Vec<_>>>()?;
+        self.adopt_manifests(&mut images)?;
+        Ok(images)
     }
 
     fn docker_image(&self, image: &SavedImage) -> Result<PlannedImage> {
@@ -153,6 +155,54 @@ impl Planner<'_> {
             names: names.collect::<Result<_>>()?,
             config,
         })
+    }
+
+    /// Docker since 25 writes an OCI index beside its manifest.json. Where that has a manifest of the very same blobs it
+    /// is the image's own, and its digest the one registries know.
+    fn adopt_manifests(&self, images: &mut [PlannedImage]) -> Result<()> {
+        let limits = self.wish.limits;
+        let Some(index) = self.documents.document(b"index.json", limits.manifest)? else {
+            return Ok(());
+        };
+        let Document::Index { manifests } = Document::parse("index.json", &index, "")? else {
+            return Ok(());
+        };
+        let mut waiting: Vec<(Descriptor, usize)> = manifests.into_iter().map(|d| (d, 0)).collect();
+        let mut seen = HashSet::new();
+        while let Some((descriptor, depth)) = waiting.pop() {
+            if descriptor.is_attestation() || !seen.insert(descriptor.digest.clone()) {
+                continue;
+            }
+            // An index may list what was left out of the archive: other platforms.
+            let Ok(bytes) = self.blob(&descriptor, limits.manifest) else {
+                continue;
+            };
+            match Document::parse(&descriptor.digest, &bytes, &descriptor.media_type)? {
+                Document::Index { manifests } if depth < limits.index_depth => {
+                    waiting.extend(manifests.into_iter().map(|d| (d, depth + 1)));
+                }
+                Document::Index { .. } => {}
+                Document::Manifest {
+                    config,
+                    layers,
+                    media_type,
+                } => {
+                    let config = config.digest()?;
+                    let blobs = layers
+                        .iter()
+                        .map(Descriptor::digest)
+                        .collect::<Result<Vec<_>>>()?;
+                    for image in images.iter_mut() {
+                        let own = image.layers.iter().map(|layer| layer.blob);
+                        let same = own.eq(blobs.iter().copied().map(Some));
+                        if same && Digest::of(&image.config) == config {
+                            image.manifest = Some((bytes.clone(), media_type.clone()));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     // --- OCI
@@ -195,6 +245,8 @@ impl Planner<'_> {
         let mut images = Vec::new();
         for (name, group) in groups {
             let mut chosen = self.for_platform(&group)?;
+            let mut seen = HashSet::new();
+            chosen.retain(|d| seen.insert(&d.digest));
             if name.is_some() {
                 chosen.truncate(1);
             }
