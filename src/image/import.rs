@@ -21,7 +21,7 @@ use super::record::rootfs_config;
 use super::reference::Reference;
 use super::source::{Location, Source, Transport};
 use super::stream::{Beginning, StreamArchive, StreamLayer};
-use super::tar::TarReader;
+use super::tar::{BLOCK, TarReader};
 use super::{Error, Result};
 
 #[derive(Clone, Debug, Default)]
@@ -317,7 +317,7 @@ impl Importer<'_> {
                 while to.fill_from(&mut input, &mut |_| Ok(()))? {}
                 to.finish()
             });
-            let result = self.plain_stream(from);
+            let result = self.plain_stream(from, compression);
             match feeder
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -337,16 +337,23 @@ impl Importer<'_> {
         })
     }
 
-    fn plain_stream(&self, mut from: PumpReader) -> Result<Vec<ImportedImage>> {
+    fn plain_stream(&self, mut from: PumpReader, outer: Compression) -> Result<Vec<ImportedImage>> {
         let reading = |source| Error::Read {
             what: self.what.clone(),
             source,
         };
         let head = from.fill_buf().map_err(reading)?;
-        if Sniffed::of(&head[..head.len().min(512)]) != Sniffed::Tar {
+        if Sniffed::of(&head[..head.len().min(BLOCK)]) != Sniffed::Tar {
             return Err(
                 self.unlike("unknown format: what is compressed in it is not a tar archive")
             );
+        }
+        if head.starts_with(&[0; BLOCK]) {
+            let reason = "the tar archive is empty";
+            return Err(Error::MissingManifest {
+                what: self.what.clone(),
+                reason,
+            });
         }
         let beginning = match self.source.transport {
             Transport::Rootfs => Beginning::Rootfs,
@@ -358,9 +365,14 @@ impl Importer<'_> {
         match beginning {
             Beginning::Rootfs => self.rootfs(from),
             Beginning::Images => {
-                let tar = TarReader::new(from, self.limits().tar());
+                let mut limits = self.limits().clone();
+                if outer == Compression::Zstd {
+                    // Two large windows at once would be more memory than an import may take.
+                    limits.zstd_window = limits.zstd_window.min(32 << 20);
+                }
+                let tar = TarReader::new(from, limits.tar());
                 let archive =
-                    StreamArchive::read(self.store, &self.what, tar, self.limits(), self.progress)?;
+                    StreamArchive::read(self.store, &self.what, tar, &limits, self.progress)?;
                 match self.dialect(archive.members())? {
                     Some(dialect) => self.streamed(archive, dialect),
                     None => Err(self.unlike("it begins like an archive of images, but is none")),

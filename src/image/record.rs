@@ -177,3 +177,49 @@ pub(super) fn rootfs_config(facts: &LayerFacts, platform: Option<&Platform>) -> 
     }
     config.to_string().into_bytes()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Images made of a tar get their identity from these bytes: a change of a library or of ours that writes them
+    /// otherwise would make new images of old archives.
+    #[test]
+    fn documents_made_here_are_pinned() {
+        let facts = LayerFacts {
+            diff_id: Digest::of(b"layer"),
+            blob: Digest::of(b"layer"),
+            blob_size: 5,
+            tar_size: 5,
+            entries: 1,
+            newest: Some(Timestamp::new(1_700_000_000, 500_000_000)),
+        };
+        let platform: Platform = "linux/arm/v7".parse().unwrap();
+        let config = rootfs_config(&facts, Some(&platform));
+        let id = facts.diff_id.to_string();
+        let want = format!(
+            concat!(
+                r#"{{"architecture":"arm","config":{{}},"created":"2023-11-14T22:13:20.5Z","#,
+                r#""history":[{{"created":"2023-11-14T22:13:20.5Z","created_by":"ovl import"}}],"os":"linux","#,
+                r#""rootfs":{{"diff_ids":["{}"],"type":"layers"}},"variant":"v7"}}"#,
+            ),
+            id
+        );
+        assert_eq!(String::from_utf8(config.clone()).unwrap(), want);
+        let manifest = documents::manifest(
+            &config,
+            &[documents::descriptor(OCI_LAYER, &facts.diff_id, 5)],
+        );
+        let want = format!(
+            concat!(
+                r#"{{"config":{{"digest":"{}","mediaType":"application/vnd.oci.image.config.v1+json","size":{}}},"#,
+                r#""layers":[{{"digest":"{}","mediaType":"application/vnd.oci.image.layer.v1.tar","size":5}}],"#,
+                r#""mediaType":"application/vnd.oci.image.manifest.v1+json","schemaVersion":2}}"#,
+            ),
+            Digest::of(&config),
+            config.len(),
+            id
+        );
+        assert_eq!(String::from_utf8(manifest).unwrap(), want);
+    }
+}
