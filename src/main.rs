@@ -1,1 +1,7 @@
-fn main(){}
+//! The `ovl` program: a thin command line over the library. See [`cli`].
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

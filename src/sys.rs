@@ -1,1 +1,182 @@
 //! System calls that std and rustix do not offer safely. All `unsafe` of the crate lives here.
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use rustix::io::Errno;
+
+/// Largest handle the kernel makes (`MAX_HANDLE_SZ`).
+const MAX_HANDLE: usize = 128;
+
+/// A file handle as `name_to_handle_at(2)` makes it: the file system's own, persistent name of an inode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileHandle {
+    /// `fid_type`, see `enum fid_type` in linux/exportfs.h.
+    pub kind: i32,
+    pub bytes: Vec<u8>,
+}
+
+/// The handle of an open object (`O_PATH` will do). EOPNOTSUPP where the file system has none.
+pub fn file_handle(fd: BorrowedFd<'_>) -> Result<FileHandle, Errno> {
+    #[repr(C)]
+    struct Raw {
+        len: libc::c_uint,
+        kind: libc::c_int,
+        bytes: [u8; MAX_HANDLE],
+    }
+    let mut raw = Raw {
+        len: MAX_HANDLE as libc::c_uint,
+        kind: 0,
+        bytes: [0; MAX_HANDLE],
+    };
+    let mut mount_id: libc::c_int = 0;
+    // SAFETY: `raw` has the layout of struct file_handle with `len` bytes of room behind its head, as the call demands.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_name_to_handle_at,
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            &raw mut raw,
+            &raw mut mount_id,
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    if rc != 0 {
+        return Err(last_errno());
+    }
+    let len = (raw.len as usize).min(MAX_HANDLE);
+    Ok(FileHandle {
+        kind: raw.kind,
+        bytes: raw.bytes[..len].to_vec(),
+    })
+}
+
+/// UUID of the file system `fd` is on (`FS_IOC_GETFSUUID`, Linux 6.9); `None` where it has or tells none.
+/// `fd` must be open for reading (not `O_PATH`).
+pub fn fs_uuid(fd: BorrowedFd<'_>) -> Option<[u8; 16]> {
+    #[repr(C)]
+    struct Raw {
+        len: u8,
+        uuid: [u8; 16],
+    }
+    /// `_IOR(0x15, 0, struct fsuuid2)`
+    const FS_IOC_GETFSUUID: libc::Ioctl = 0x8011_1500_u32 as libc::Ioctl;
+    let mut raw = Raw {
+        len: 0,
+        uuid: [0; 16],
+    };
+    // SAFETY: the ioctl writes one struct fsuuid2, whose layout `Raw` has.
+    let rc = unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_GETFSUUID, &raw mut raw) };
+    (rc == 0 && raw.len == 16).then_some(raw.uuid)
+}
+
+fn last_errno() -> Errno {
+    Errno::from_raw_os_error(
+        std::io::Error::last_os_error()
+            .raw_os_error()
+            .unwrap_or(libc::EIO),
+    )
+}
+
+/// Which side of [`fork`] this is.
+pub enum Fork {
+    Parent { child: rustix::process::Pid },
+    Child,
+}
+
+/// Duplicates the process. Refused (EBUSY) unless it has a single thread: the child of a process with threads may find
+/// locks held by threads that do not exist in it.
+pub fn fork() -> Result<Fork, Errno> {
+    let threads = std::fs::read_dir("/proc/self/task").map_err(|_| Errno::NOSYS)?;
+    if threads.count() != 1 {
+        return Err(Errno::BUSY);
+    }
+    // SAFETY: the process has one thread, so its copy is whole.
+    match unsafe { libc::fork() } {
+        -1 => Err(last_errno()),
+        0 => Ok(Fork::Child),
+        pid => Ok(Fork::Parent { child: rustix::process::Pid::from_raw(pid).ok_or(Errno::SRCH)? }),
+    }
+}
+
+/// Makes `target` (0, 1 or 2) another name of what `fd` is.
+pub fn replace_stdio(fd: BorrowedFd<'_>, target: u8) -> Result<(), Errno> {
+    if target > 2 {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: dup2 onto a standard descriptor, which no owning type of this crate holds.
+    let rc = unsafe { libc::dup2(fd.as_raw_fd(), i32::from(target)) };
+    if rc < 0 { Err(last_errno()) } else { Ok(()) }
+}
+
+/// Closes every descriptor above 2 but those of `keep`. For a freshly forked child only, which uses nothing else.
+pub fn close_inherited(keep: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    let mut kept: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd() as u32).filter(|fd| *fd > 2).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for end in kept.into_iter().chain([u32::MAX]) {
+        // SAFETY: per this function's contract nothing in this process uses these descriptors any more.
+        if first < end && unsafe { libc::syscall(libc::SYS_close_range, first, end - 1, 0_u32) } != 0 {
+            return Err(last_errno());
+        }
+        first = end.saturating_add(1);
+    }
+    Ok(())
+}
+
+/// Blocks `signals` in this thread, and those it starts later, and gives a descriptor to read them from
+/// ([`read_signal`]).
+pub fn signal_fd(signals: &[libc::c_int]) -> Result<OwnedFd, Errno> {
+    // SAFETY: sigset_t is plain data that sigemptyset initialises; the calls get pointers to it for their duration, and
+    // the descriptor is new and owned by nobody else.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in signals {
+            libc::sigaddset(&raw mut set, *signal);
+        }
+        match libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) {
+            0 => {}
+            code => return Err(Errno::from_raw_os_error(code)),
+        }
+        match libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC) {
+            -1 => Err(last_errno()),
+            fd => Ok(OwnedFd::from_raw_fd(fd)),
+        }
+    }
+}
+
+/// Waits for a signal on a descriptor of [`signal_fd`].
+pub fn read_signal(fd: BorrowedFd<'_>) -> Result<libc::c_int, Errno> {
+    let mut info = [0_u8; size_of::<libc::signalfd_siginfo>()];
+    loop {
+        match rustix::io::read(fd, &mut info) {
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+            // `ssi_signo` is the first field, a u32.
+            Ok(_) => return Ok(i32::from_ne_bytes([info[0], info[1], info[2], info[3]])),
+        }
+    }
+}
+
+/// Ignores SIGPIPE: writing to a closed pipe is then an error like any other.
+pub fn ignore_sigpipe() {
+    // SAFETY: SIG_IGN runs no code.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
+/// Waits until `fd` can be read (for a pidfd: the process has ended); `false` when `timeout` ran out first.
+pub fn wait_readable(fd: BorrowedFd<'_>, timeout: std::time::Duration) -> Result<bool, Errno> {
+    let deadline = std::time::Instant::now() + timeout;
+    loop {
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        let millis = i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
+        let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one pollfd, as the count says.
+        match unsafe { libc::poll(&raw mut poll, 1, millis) } {
+            -1 if last_errno() == Errno::INTR => {}
+            -1 => return Err(last_errno()),
+            0 => return Ok(false),
+            _ => return Ok(true),
+        }
+    }
+}

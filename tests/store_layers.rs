@@ -22,7 +22,11 @@ fn listing(layer: &LayerReader) -> Vec<String> {
     while let Some((path, dir)) = stack.pop() {
         for Dirent { name, target } in layer.read_dir(dir).unwrap() {
             let path = format!("{path}/{}", name.to_str().unwrap());
-            assert_eq!(layer.lookup(dir, &name).unwrap(), Some(Dirent { name, target }), "{path}");
+            assert_eq!(
+                layer.lookup(dir, &name).unwrap(),
+                Some(Dirent { name, target }),
+                "{path}"
+            );
             let Some((ino, kind)) = target else {
                 lines.push(format!("{path} whiteout"));
                 continue;
@@ -39,9 +43,14 @@ fn listing(layer: &LayerReader) -> Vec<String> {
             match kind {
                 FileKind::Directory => stack.push((path, ino)),
                 FileKind::Symlink => {
-                    line += &format!(" -> {}", layer.symlink_target(ino).unwrap().to_str().unwrap());
+                    line += &format!(
+                        " -> {}",
+                        layer.symlink_target(ino).unwrap().to_str().unwrap()
+                    );
                 }
-                FileKind::Regular => line += &format!(" {:?}", String::from_utf8_lossy(&read(layer, ino))),
+                FileKind::Regular => {
+                    line += &format!(" {:?}", String::from_utf8_lossy(&read(layer, ino)))
+                }
                 _ => line += &format!(" dev {:x}", inode.rdev),
             }
             lines.push(line);
@@ -74,7 +83,11 @@ fn every_kind_of_node_comes_back() {
     tar.special("b", FileKind::BlockDevice, 0x801);
     tar.special("p", FileKind::Fifo, 99);
     tar.special("s", FileKind::Socket, 0);
-    assert!(tar.writer.add_hard_link("h".as_ref(), "d/f".as_ref()).unwrap());
+    assert!(
+        tar.writer
+            .add_hard_link("h".as_ref(), "d/f".as_ref())
+            .unwrap()
+    );
     tar.writer.add_whiteout("gone".as_ref()).unwrap();
     tar.writer.add_opaque("d".as_ref()).unwrap();
     let odd = NodeMeta {
@@ -82,11 +95,19 @@ fn every_kind_of_node_comes_back() {
         uid: u32::MAX - 1,
         gid: 7,
         mtime: Timestamp::new(-5, 999_999_999),
-        xattrs: vec![("user.b".into(), vec![0, 255]), ("security.capability".into(), vec![1; 20])],
+        xattrs: vec![
+            ("user.b".into(), vec![0, 255]),
+            ("security.capability".into(), vec![1; 20]),
+        ],
     };
-    tar.writer.add("odd".as_ref(), &odd, NewNode::Directory).unwrap();
+    tar.writer
+        .add("odd".as_ref(), &odd, NewNode::Directory)
+        .unwrap();
     let (info, bytes) = tar.finish();
-    assert_eq!((info.tar_size, info.files_size, info.entries), (bytes.len() as u64, 5, 11));
+    assert_eq!(
+        (info.tar_size, info.files_size, info.entries),
+        (bytes.len() as u64, 5, 11)
+    );
 
     let layer = store.open_layer(&info.diff_id).unwrap();
     assert_eq!(layer.info(), &info);
@@ -106,9 +127,18 @@ fn every_kind_of_node_comes_back() {
             "/s Socket 644 n1 dev 0",
         ]
     );
-    let ino = layer.lookup(ROOT_INODE, OsStr::new("odd")).unwrap().unwrap().target.unwrap().0;
+    let ino = layer
+        .lookup(ROOT_INODE, OsStr::new("odd"))
+        .unwrap()
+        .unwrap()
+        .target
+        .unwrap()
+        .0;
     let inode = layer.inode(ino).unwrap();
-    assert_eq!((inode.uid, inode.gid, inode.mtime), (odd.uid, odd.gid, odd.mtime));
+    assert_eq!(
+        (inode.uid, inode.gid, inode.mtime),
+        (odd.uid, odd.gid, odd.mtime)
+    );
     assert!(inode.has_xattrs);
     let mut sorted = odd.xattrs.clone();
     sorted.sort();
@@ -120,38 +150,178 @@ fn every_kind_of_node_comes_back() {
 /// The rules of order: each row is a list of steps and the listing they must give.
 #[test]
 fn later_entries_replace_earlier_ones() {
-    type Case = (&'static str, &'static [&'static str], &'static [&'static str]);
+    type Case = (
+        &'static str,
+        &'static [&'static str],
+        &'static [&'static str],
+    );
     let cases: &[Case] = &[
-        ("same file twice", &["f a 1", "f a 2"], &["/a Regular 644 n1 \"2\""]),
-        ("directory twice keeps children", &["d a", "f a/x 1", "d a"], &["/a Directory 755 n2", "/a/x Regular 644 n1 \"1\""]),
-        ("file over directory", &["d a", "f a/x 1", "d a/b", "f a/b/y 1", "f a 2"], &["/a Regular 644 n1 \"2\""]),
-        ("directory over file is opaque", &["f a 1", "d a"], &["/a Directory 755 n2 opaque"]),
-        ("directory over symlink is opaque", &["l a x", "d a"], &["/a Directory 755 n2 opaque"]),
-        ("file below a symlink", &["l a x", "f a/f 1"], &["/a Directory 755 n2 opaque implicit", "/a/f Regular 644 n1 \"1\""]),
-        ("missing parents", &["f a/b/f 1"], &["/a Directory 755 n3 implicit", "/a/b Directory 755 n2 implicit", "/a/b/f Regular 644 n1 \"1\""]),
-        ("a parent named later is no longer implicit", &["f a/f 1", "d a"], &["/a Directory 755 n2", "/a/f Regular 644 n1 \"1\""]),
+        (
+            "same file twice",
+            &["f a 1", "f a 2"],
+            &["/a Regular 644 n1 \"2\""],
+        ),
+        (
+            "directory twice keeps children",
+            &["d a", "f a/x 1", "d a"],
+            &["/a Directory 755 n2", "/a/x Regular 644 n1 \"1\""],
+        ),
+        (
+            "file over directory",
+            &["d a", "f a/x 1", "d a/b", "f a/b/y 1", "f a 2"],
+            &["/a Regular 644 n1 \"2\""],
+        ),
+        (
+            "directory over file is opaque",
+            &["f a 1", "d a"],
+            &["/a Directory 755 n2 opaque"],
+        ),
+        (
+            "directory over symlink is opaque",
+            &["l a x", "d a"],
+            &["/a Directory 755 n2 opaque"],
+        ),
+        (
+            "file below a symlink",
+            &["l a x", "f a/f 1"],
+            &[
+                "/a Directory 755 n2 opaque implicit",
+                "/a/f Regular 644 n1 \"1\"",
+            ],
+        ),
+        (
+            "missing parents",
+            &["f a/b/f 1"],
+            &[
+                "/a Directory 755 n3 implicit",
+                "/a/b Directory 755 n2 implicit",
+                "/a/b/f Regular 644 n1 \"1\"",
+            ],
+        ),
+        (
+            "a parent named later is no longer implicit",
+            &["f a/f 1", "d a"],
+            &["/a Directory 755 n2", "/a/f Regular 644 n1 \"1\""],
+        ),
         ("whiteout alone", &["w a"], &["/a whiteout"]),
-        ("whiteout, then file", &["w a", "f a 1"], &["/a Regular 644 n1 \"1\""]),
-        ("file, then whiteout", &["f a 1", "w a"], &["/a Regular 644 n1 \"1\""]),
-        ("whiteout, then directory", &["w a", "d a"], &["/a Directory 755 n2 opaque"]),
-        ("directory, then whiteout", &["d a", "w a"], &["/a Directory 755 n2 opaque"]),
-        ("whiteout, then child", &["w a", "f a/f 1"], &["/a Directory 755 n2 opaque implicit", "/a/f Regular 644 n1 \"1\""]),
-        ("whiteout, file, directory", &["w a", "f a 1", "d a"], &["/a Directory 755 n2 opaque"]),
-        ("opaque before siblings", &["o a", "f a/f 1"], &["/a Directory 755 n2 opaque implicit", "/a/f Regular 644 n1 \"1\""]),
-        ("opaque after siblings", &["f a/f 1", "o a"], &["/a Directory 755 n2 opaque implicit", "/a/f Regular 644 n1 \"1\""]),
-        ("whiteout within opaque", &["o a", "w a/x"], &["/a Directory 755 n2 opaque implicit", "/a/x whiteout"]),
-        ("link to earlier", &["f a 1", "h b a"], &["/a Regular 644 n2 \"1\"", "/b Regular 644 n2 \"1\""]),
-        ("link to later", &["h b a", "f a 1"], &["/a Regular 644 n2 \"1\"", "/b Regular 644 n2 \"1\""]),
-        ("links in a row, backwards", &["h c b", "h b a", "f a 1"], &["/a Regular 644 n3 \"1\"", "/b Regular 644 n3 \"1\"", "/c Regular 644 n3 \"1\""]),
-        ("a file takes a waiting link's place", &["h b a", "f b 2"], &["/b Regular 644 n1 \"2\""]),
-        ("a directory takes a waiting link's place", &["h b a", "d b"], &["/b Directory 755 n2 opaque"]),
-        ("a waiting link goes with its directory", &["h d/b a", "f d 2"], &["/d Regular 644 n1 \"2\""]),
-        ("link twice", &["f a 1", "h b a", "h b a"], &["/a Regular 644 n2 \"1\"", "/b Regular 644 n2 \"1\""]),
-        ("link replaces", &["f a 1", "f b 2", "h b a"], &["/a Regular 644 n2 \"1\"", "/b Regular 644 n2 \"1\""]),
-        ("link replaces the directory its target is in", &["f d/a 1", "h d d/a"], &["/d Regular 644 n1 \"1\""]),
-        ("link to a symlink", &["l a x", "h b a"], &["/a Symlink 644 n2 -> x", "/b Symlink 644 n2 -> x"]),
-        ("replaced names lower the link count", &["f a 1", "h b a", "f b 2"], &["/a Regular 644 n1 \"1\"", "/b Regular 644 n1 \"2\""]),
-        ("target replaced", &["f a 1", "h b a", "f a 2"], &["/a Regular 644 n1 \"2\"", "/b Regular 644 n1 \"1\""]),
+        (
+            "whiteout, then file",
+            &["w a", "f a 1"],
+            &["/a Regular 644 n1 \"1\""],
+        ),
+        (
+            "file, then whiteout",
+            &["f a 1", "w a"],
+            &["/a Regular 644 n1 \"1\""],
+        ),
+        (
+            "whiteout, then directory",
+            &["w a", "d a"],
+            &["/a Directory 755 n2 opaque"],
+        ),
+        (
+            "directory, then whiteout",
+            &["d a", "w a"],
+            &["/a Directory 755 n2 opaque"],
+        ),
+        (
+            "whiteout, then child",
+            &["w a", "f a/f 1"],
+            &[
+                "/a Directory 755 n2 opaque implicit",
+                "/a/f Regular 644 n1 \"1\"",
+            ],
+        ),
+        (
+            "whiteout, file, directory",
+            &["w a", "f a 1", "d a"],
+            &["/a Directory 755 n2 opaque"],
+        ),
+        (
+            "opaque before siblings",
+            &["o a", "f a/f 1"],
+            &[
+                "/a Directory 755 n2 opaque implicit",
+                "/a/f Regular 644 n1 \"1\"",
+            ],
+        ),
+        (
+            "opaque after siblings",
+            &["f a/f 1", "o a"],
+            &[
+                "/a Directory 755 n2 opaque implicit",
+                "/a/f Regular 644 n1 \"1\"",
+            ],
+        ),
+        (
+            "whiteout within opaque",
+            &["o a", "w a/x"],
+            &["/a Directory 755 n2 opaque implicit", "/a/x whiteout"],
+        ),
+        (
+            "link to earlier",
+            &["f a 1", "h b a"],
+            &["/a Regular 644 n2 \"1\"", "/b Regular 644 n2 \"1\""],
+        ),
+        (
+            "link to later",
+            &["h b a", "f a 1"],
+            &["/a Regular 644 n2 \"1\"", "/b Regular 644 n2 \"1\""],
+        ),
+        (
+            "links in a row, backwards",
+            &["h c b", "h b a", "f a 1"],
+            &[
+                "/a Regular 644 n3 \"1\"",
+                "/b Regular 644 n3 \"1\"",
+                "/c Regular 644 n3 \"1\"",
+            ],
+        ),
+        (
+            "a file takes a waiting link's place",
+            &["h b a", "f b 2"],
+            &["/b Regular 644 n1 \"2\""],
+        ),
+        (
+            "a directory takes a waiting link's place",
+            &["h b a", "d b"],
+            &["/b Directory 755 n2 opaque"],
+        ),
+        (
+            "a waiting link goes with its directory",
+            &["h d/b a", "f d 2"],
+            &["/d Regular 644 n1 \"2\""],
+        ),
+        (
+            "link twice",
+            &["f a 1", "h b a", "h b a"],
+            &["/a Regular 644 n2 \"1\"", "/b Regular 644 n2 \"1\""],
+        ),
+        (
+            "link replaces",
+            &["f a 1", "f b 2", "h b a"],
+            &["/a Regular 644 n2 \"1\"", "/b Regular 644 n2 \"1\""],
+        ),
+        (
+            "link replaces the directory its target is in",
+            &["f d/a 1", "h d d/a"],
+            &["/d Regular 644 n1 \"1\""],
+        ),
+        (
+            "link to a symlink",
+            &["l a x", "h b a"],
+            &["/a Symlink 644 n2 -> x", "/b Symlink 644 n2 -> x"],
+        ),
+        (
+            "replaced names lower the link count",
+            &["f a 1", "h b a", "f b 2"],
+            &["/a Regular 644 n1 \"1\"", "/b Regular 644 n1 \"2\""],
+        ),
+        (
+            "target replaced",
+            &["f a 1", "h b a", "f a 2"],
+            &["/a Regular 644 n1 \"2\"", "/b Regular 644 n1 \"1\""],
+        ),
     ];
     let (_dir, store) = store();
     for (what, steps, want) in cases {
@@ -162,7 +332,11 @@ fn later_entries_replace_earlier_ones() {
             tar.step(step).unwrap();
         }
         let (info, _) = tar.finish();
-        assert_eq!(listing(&store.open_layer(&info.diff_id).unwrap()), *want, "{what}: {steps:?}");
+        assert_eq!(
+            listing(&store.open_layer(&info.diff_id).unwrap()),
+            *want,
+            "{what}: {steps:?}"
+        );
     }
 }
 
@@ -193,13 +367,22 @@ fn senseless_entries_are_refused() {
             Err(error) => error,
             Ok(_) => tar.try_finish().unwrap_err(),
         };
-        assert!(matches!(error, Error::InvalidEntry { .. }), "{what}: {error}");
+        assert!(
+            matches!(error, Error::InvalidEntry { .. }),
+            "{what}: {error}"
+        );
     }
     for name in [&b"a\0b"[..], &[b'x'; 256], b".", b"..", b"a/../b"] {
-        let error = Tar::new(&store).writer.add_whiteout(OsStr::from_bytes(name)).unwrap_err();
+        let error = Tar::new(&store)
+            .writer
+            .add_whiteout(OsStr::from_bytes(name))
+            .unwrap_err();
         assert!(matches!(error, Error::InvalidEntry { .. }), "{error}");
     }
-    Tar::new(&store).writer.add_whiteout(OsStr::from_bytes(&[b'x'; 255])).unwrap();
+    Tar::new(&store)
+        .writer
+        .add_whiteout(OsStr::from_bytes(&[b'x'; 255]))
+        .unwrap();
     assert!(store.layers().unwrap().is_empty());
 }
 
@@ -216,13 +399,24 @@ fn tars_come_back_bit_for_bit() {
     tar.literal(&[0; 3_000_000]);
     let (info, bytes) = tar.finish();
     let mut out = Vec::new();
-    assert_eq!(store.write_layer_tar(&info.diff_id, &mut out).unwrap(), bytes.len() as u64);
+    assert_eq!(
+        store.write_layer_tar(&info.diff_id, &mut out).unwrap(),
+        bytes.len() as u64
+    );
     assert!(out == bytes, "the tar differs");
 
     let mut empty = Tar::new(&store);
     empty.literal(b"");
     let (info, bytes) = empty.finish();
-    assert_eq!((bytes.len(), store.write_layer_tar(&info.diff_id, &mut Vec::new()).unwrap()), (0, 0));
+    assert_eq!(
+        (
+            bytes.len(),
+            store
+                .write_layer_tar(&info.diff_id, &mut Vec::new())
+                .unwrap()
+        ),
+        (0, 0)
+    );
 }
 
 #[test]
@@ -230,19 +424,39 @@ fn sparse_contents_keep_their_holes() {
     let (_dir, store) = store();
     let mut tar = Tar::new(&store);
     let data = noise(200_000, 5);
-    tar.sparse("s", &[Ok(&data), Err(1 << 40), Ok(b"x"), Err(10), Err(20), Ok(b"yz"), Err(5)]);
+    tar.sparse(
+        "s",
+        &[
+            Ok(&data),
+            Err(1 << 40),
+            Ok(b"x"),
+            Err(10),
+            Err(20),
+            Ok(b"yz"),
+            Err(5),
+        ],
+    );
     tar.sparse("hole", &[Err(u64::from(u32::MAX))]);
     tar.sparse("exabytes", &[Err(i64::MAX as u64 - 1), Ok(b"e")]);
     let (info, bytes) = tar.finish();
     let layer = store.open_layer(&info.diff_id).unwrap();
     let open = |name: &str| {
-        let ino = layer.lookup(ROOT_INODE, name.as_ref()).unwrap().unwrap().target.unwrap().0;
+        let ino = layer
+            .lookup(ROOT_INODE, name.as_ref())
+            .unwrap()
+            .unwrap()
+            .target
+            .unwrap()
+            .0;
         let inode = layer.inode(ino).unwrap();
         (layer.open_content(inode.content).unwrap(), inode)
     };
     let (content, inode) = open("s");
     let (data_end, hole) = (data.len() as u64, 1u64 << 40);
-    assert_eq!((inode.size, inode.data_size), (data_end + hole + 1 + 30 + 2 + 5, data_end + 3));
+    assert_eq!(
+        (inode.size, inode.data_size),
+        (data_end + hole + 1 + 30 + 2 + 5, data_end + 3)
+    );
     let x = data_end + hole;
     for (offset, data, hole) in [
         (0, Some(0), data_end),
@@ -254,7 +468,14 @@ fn sparse_contents_keep_their_holes() {
         (inode.size, None, inode.size),
         (u64::MAX, None, inode.size),
     ] {
-        assert_eq!((content.next_data(offset).unwrap(), content.next_hole(offset).unwrap()), (data, hole), "{offset}");
+        assert_eq!(
+            (
+                content.next_data(offset).unwrap(),
+                content.next_hole(offset).unwrap()
+            ),
+            (data, hole),
+            "{offset}"
+        );
     }
     let mut buf = [9; 40];
     assert_eq!(content.read_at(x - 2, &mut buf).unwrap(), 40);
@@ -266,9 +487,15 @@ fn sparse_contents_keep_their_holes() {
     assert!(all == data);
 
     let (content, inode) = open("hole");
-    assert_eq!((inode.size, inode.data_size, content.next_data(0).unwrap()), (u64::from(u32::MAX), 0, None));
+    assert_eq!(
+        (inode.size, inode.data_size, content.next_data(0).unwrap()),
+        (u64::from(u32::MAX), 0, None)
+    );
     let (content, inode) = open("exabytes");
-    assert_eq!((inode.size, content.next_data(5).unwrap()), (i64::MAX as u64, Some(i64::MAX as u64 - 1)));
+    assert_eq!(
+        (inode.size, content.next_data(5).unwrap()),
+        (i64::MAX as u64, Some(i64::MAX as u64 - 1))
+    );
 
     let mut out = Vec::new();
     store.write_layer_tar(&info.diff_id, &mut out).unwrap();
@@ -288,8 +515,16 @@ fn random_reads_agree_with_the_bytes() {
     tar.file("f", &data);
     let (info, _) = tar.finish();
     let layer = store.open_layer(&info.diff_id).unwrap();
-    let ino = layer.lookup(ROOT_INODE, "f".as_ref()).unwrap().unwrap().target.unwrap().0;
-    let content = layer.open_content(layer.inode(ino).unwrap().content).unwrap();
+    let ino = layer
+        .lookup(ROOT_INODE, "f".as_ref())
+        .unwrap()
+        .unwrap()
+        .target
+        .unwrap()
+        .0;
+    let content = layer
+        .open_content(layer.inode(ino).unwrap().content)
+        .unwrap();
     let offsets = noise(4_000, 10);
     std::thread::scope(|scope| {
         for offsets in offsets.chunks(1_000) {
@@ -297,10 +532,14 @@ fn random_reads_agree_with_the_bytes() {
             scope.spawn(move || {
                 for pair in offsets.chunks_exact(5) {
                     let offset = usize::from(pair[0]) * 5_900 + usize::from(pair[1]);
-                    let len = usize::from(pair[2]) * usize::from(pair[3]) * 3 + usize::from(pair[4]);
+                    let len =
+                        usize::from(pair[2]) * usize::from(pair[3]) * 3 + usize::from(pair[4]);
                     let want = &data[offset.min(data.len())..(offset + len).min(data.len())];
                     let mut buf = vec![0; len];
-                    assert_eq!(content.read_at(offset as u64, &mut buf).unwrap(), want.len());
+                    assert_eq!(
+                        content.read_at(offset as u64, &mut buf).unwrap(),
+                        want.len()
+                    );
                     assert!(buf[..want.len()] == *want, "{len} bytes at {offset}");
                 }
             });
@@ -330,16 +569,36 @@ fn links_into_lower_layers_are_copies() {
     tar.dir("d");
     let (lower, _) = tar.finish();
     let lower = store.open_layer(&lower.diff_id).unwrap();
-    let ino = |name: &str| lower.lookup(ROOT_INODE, name.as_ref()).unwrap().unwrap().target.unwrap().0;
+    let ino = |name: &str| {
+        lower
+            .lookup(ROOT_INODE, name.as_ref())
+            .unwrap()
+            .unwrap()
+            .target
+            .unwrap()
+            .0
+    };
     let mut tar = Tar::new(&store);
     tar.literal(b"upper");
-    assert!(!tar.writer.add_hard_link("h".as_ref(), "f".as_ref()).unwrap());
+    assert!(
+        !tar.writer
+            .add_hard_link("h".as_ref(), "f".as_ref())
+            .unwrap()
+    );
     tar.writer.add_copy("h".as_ref(), &lower, ino("f")).unwrap();
-    tar.writer.add_copy("hl".as_ref(), &lower, ino("l")).unwrap();
-    assert!(matches!(tar.writer.add_copy("hd".as_ref(), &lower, ino("d")), Err(Error::InvalidEntry { .. })));
+    tar.writer
+        .add_copy("hl".as_ref(), &lower, ino("l"))
+        .unwrap();
+    assert!(matches!(
+        tar.writer.add_copy("hd".as_ref(), &lower, ino("d")),
+        Err(Error::InvalidEntry { .. })
+    ));
     let (info, _) = tar.finish();
     let layer = store.open_layer(&info.diff_id).unwrap();
-    assert_eq!(listing(&layer), ["/h Regular 644 n1 \"lower\"", "/hl Symlink 644 n1 -> f"]);
+    assert_eq!(
+        listing(&layer),
+        ["/h Regular 644 n1 \"lower\"", "/hl Symlink 644 n1 -> f"]
+    );
 }
 
 #[test]
@@ -348,10 +607,14 @@ fn fifty_thousand_entries_and_deep_paths() {
     let mut tar = Tar::new(&store);
     for n in 0..50_000 {
         let path = format!("d{}/e{}/f{n}", n % 7, n % 131);
-        tar.writer.add(path.as_ref(), &meta(), NewNode::Symlink(OsStr::new("t"))).unwrap();
+        tar.writer
+            .add(path.as_ref(), &meta(), NewNode::Symlink(OsStr::new("t")))
+            .unwrap();
     }
     let deep = vec!["deep"; 1_000].join("/");
-    tar.writer.add(deep.as_ref(), &meta(), NewNode::Directory).unwrap();
+    tar.writer
+        .add(deep.as_ref(), &meta(), NewNode::Directory)
+        .unwrap();
     let (info, _) = tar.finish();
     assert_eq!(info.entries, 50_000 + 7 + 7 * 131 + 1_000);
     let layer = store.open_layer(&info.diff_id).unwrap();
@@ -361,7 +624,13 @@ fn fifty_thousand_entries_and_deep_paths() {
         let entries = layer.read_dir(dir).unwrap();
         assert!(entries.is_sorted_by(|a, b| a.name.as_bytes() < b.name.as_bytes()));
         seen += entries.len() as u64;
-        stack.extend(entries.iter().filter_map(|e| e.target).filter(|(_, kind)| kind.is_dir()).map(|(ino, _)| ino));
+        stack.extend(
+            entries
+                .iter()
+                .filter_map(|e| e.target)
+                .filter(|(_, kind)| kind.is_dir())
+                .map(|(ino, _)| ino),
+        );
     }
     assert_eq!(seen, info.entries);
     assert_eq!(layer.lookup(ROOT_INODE, "nothing".as_ref()).unwrap(), None);
@@ -378,6 +647,12 @@ fn calls_out_of_order_are_refused() {
     assert!(matches!(tar.writer.literal(b"x"), Err(Error::Misuse(_))));
     assert!(matches!(tar.writer.begin_content(0), Err(Error::Misuse(_))));
     assert!(matches!(tar.try_finish(), Err(Error::Misuse(_))));
-    assert!(matches!(store.open_layer(&Digest::of(b"")), Err(Error::NotFound(_))));
-    assert!(matches!(store.write_layer_tar(&Digest::of(b""), &mut Vec::new()), Err(Error::NotFound(_))));
+    assert!(matches!(
+        store.open_layer(&Digest::of(b"")),
+        Err(Error::NotFound(_))
+    ));
+    assert!(matches!(
+        store.write_layer_tar(&Digest::of(b""), &mut Vec::new()),
+        Err(Error::NotFound(_))
+    ));
 }

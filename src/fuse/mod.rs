@@ -1,1 +1,138 @@
-//! Transport.
+//! Transport: kernel requests to engine calls and back. The only room that names `fuser`.
+//!
+//! Each handler decodes, makes one call of [`crate::overlay::Overlay`] and encodes the answer. What the kernel may keep
+//! (entries, attributes, negative look-ups, directories, symlinks, data) is decided here and nowhere else, from one
+//! fact: nobody but this daemon changes what the mount shows.
+//!
+//! Invariants:
+//! - A panic in the engine costs the request that met it an EIO, never the mount.
+//! - fuser never mounts and never unmounts: it is given an open, mounted `/dev/fuse`.
+//! - No handler answers ENOSYS for the engine: the kernel takes it to mean "never ask again" for the whole mount.
+//! - No handler waits for another request of the same mount, save on the [`seek`] thread, which serves none.
+//! - Never requested of the kernel (fuser 0.18 cannot honour them): `SETXATTR_EXT`, `HANDLE_KILLPRIV_V2`, `ALLOW_IDMAP`,
+//!   `SECURITY_CTX`, `CREATE_SUPP_GROUP`, `HAS_INODE_DAX`, `SUBMOUNTS`, `MAP_ALIGNMENT`, `OVER_IO_URING`, `HAS_RESEND`,
+//!   `REQUEST_TIMEOUT`.
+
+mod convert;
+mod handlers;
+mod init;
+mod seek;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::overlay::Overlay;
+
+/// For as long as the kernel likes: about 30 years, the word of fuse-overlayfs for "for ever".
+pub const FOREVER: Duration = Duration::from_secs(1_000_000_000);
+
+/// Which directory reads also look their entries up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReadDirPlus {
+    /// All of them: one request lists a directory and fills the kernel's caches.
+    #[default]
+    Always,
+    /// The first of a directory, and those after which the kernel sees entries looked up.
+    Adaptive,
+    Never,
+}
+
+/// How the transport behaves. `default()` is right where only this mount changes the upper.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// How long the kernel may keep a name.
+    pub entry_ttl: Duration,
+    /// How long the kernel may keep attributes.
+    pub attr_ttl: Duration,
+    /// How long the kernel may keep that a name is absent; zero: not at all.
+    pub negative_ttl: Duration,
+    /// Answer OPEN, OPENDIR and CREATE with ENOSYS: the kernel then opens without asking, and makes files by MKNOD.
+    pub no_open: bool,
+    /// The kernel gathers writes in its page cache and keeps size and times of files being written itself.
+    /// Never used on a read-only mount.
+    pub writeback: bool,
+    pub readdirplus: ReadDirPlus,
+    /// Threads that serve requests.
+    pub threads: usize,
+    /// Largest write request, bytes.
+    pub max_write: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        Self {
+            entry_ttl: FOREVER,
+            attr_ttl: FOREVER,
+            negative_ttl: FOREVER,
+            no_open: true,
+            writeback: true,
+            readdirplus: ReadDirPlus::default(),
+            threads: cores.clamp(2, 4),
+            max_write: 1 << 20,
+        }
+    }
+}
+
+/// What happened on a mount since it was made.
+#[derive(Debug, Default)]
+pub struct Counters {
+    requests: AtomicU64,
+    errors: AtomicU64,
+    panics: AtomicU64,
+}
+
+impl Counters {
+    /// Requests that reached the engine.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Of these, answered with an error (most are harmless: no such attribute, file exists).
+    pub fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
+    }
+
+    /// Of these, ended by a panic: each is a bug.
+    pub fn panics(&self) -> u64 {
+        self.panics.load(Ordering::Relaxed)
+    }
+}
+
+/// A mounted engine whose kernel has been greeted; requests wait until [`Session::run`].
+pub struct Session {
+    inner: fuser::Session<handlers::Transport>,
+    counters: Arc<Counters>,
+}
+
+impl Session {
+    /// Agrees with the kernel on the protocol. `dev_fuse` is an open `/dev/fuse` that is mounted already.
+    pub fn start(engine: Arc<Overlay>, dev_fuse: OwnedFd, config: &Config) -> io::Result<Self> {
+        let counters = Arc::new(Counters::default());
+        let mut session_config = fuser::Config::default();
+        session_config.n_threads = Some(config.threads.max(1));
+        // A descriptor of its own for each thread spares them one lock; it needs /dev/fuse to be openable still.
+        session_config.clone_fd = std::fs::File::options().read(true).write(true).open("/dev/fuse").is_ok();
+        // The kernel checks who may come in (owner only, or allow_other), before a request is made.
+        let acl = fuser::SessionACL::All;
+        let (seek, seeker) = seek::channel();
+        let transport = handlers::Transport::new(Arc::clone(&engine), config, Arc::clone(&counters), seek);
+        let writeback = transport.writeback();
+        let inner = fuser::Session::from_fd(transport, dev_fuse, acl, session_config)?;
+        let notifier = writeback.then(|| inner.notifier());
+        seeker.start(engine, notifier, Arc::clone(&counters))?;
+        Ok(Self { inner, counters })
+    }
+
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// Serves until the mount is gone: unmounted by anyone, the last user of a lazily unmounted one gone, or aborted.
+    pub fn run(self) -> io::Result<()> {
+        self.inner.run()
+    }
+}

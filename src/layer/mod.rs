@@ -3,13 +3,24 @@
 //! The overlay engine sees layers only through [`Layer`]. Whiteouts and opaque marks of every written form
 //! (kernel character device 0:0, xattrs, AUFS names) are recognised here and nowhere above.
 
+mod dir;
+mod file;
+pub mod host;
+mod stored;
+pub mod whiteout;
+
+pub use dir::DirLayer;
+pub use file::LayerFile;
+pub use stored::StoredLayer;
+
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::io::Errno;
 
 use crate::meta::{Attr, FileKind};
+use crate::store::Digest;
+use crate::sys::FileHandle;
 
 /// Engine errors are errnos, ready for the kernel.
 pub type Result<T> = std::result::Result<T, Errno>;
@@ -34,7 +45,8 @@ pub struct LayerNode {
 /// What a directory of one layer says of one name.
 #[derive(Clone, Debug)]
 pub enum LayerEntry {
-    Node(LayerNode),
+    /// An object, with its attributes where finding it brought them along.
+    Node(LayerNode, Option<Attr>),
     /// The name is absent from this layer down.
     Whiteout,
 }
@@ -47,8 +59,18 @@ pub struct LayerDirent {
     pub target: Option<(ObjectKey, FileKind)>,
 }
 
+/// What tells one layer's inode numbers from another's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// A host file system: device of the root, and its UUID (zero where it has none).
+    Host { dev: u64, uuid: [u8; 16] },
+    /// A layer of the store.
+    Stored { diff_id: Digest },
+}
+
 /// A read-only tree. Implementations are usable from any thread and hold no lock while doing I/O.
 pub trait Layer: Send + Sync {
+    fn identity(&self) -> Identity;
     fn root(&self) -> Result<LayerNode>;
     /// `None`: this layer says nothing of the name.
     fn lookup(&self, dir: &LayerNode, name: &OsStr) -> Result<Option<LayerEntry>>;
@@ -59,27 +81,10 @@ pub trait Layer: Send + Sync {
     fn attr(&self, node: &LayerNode) -> Result<Attr>;
     fn read_link(&self, node: &LayerNode) -> Result<OsString>;
     fn open(&self, node: &LayerNode) -> Result<LayerFile>;
+    /// The host file system's persistent handle of the object; `None` where there is none.
+    fn file_handle(&self, node: &LayerNode) -> Option<FileHandle>;
     /// All xattrs by name, internal ones included.
     fn xattr_names(&self, node: &LayerNode) -> Result<Vec<OsString>>;
     /// `None`: no such attribute.
     fn xattr(&self, node: &LayerNode, name: &OsStr) -> Result<Option<Vec<u8>>>;
-}
-
-/// An open regular file of a layer.
-#[derive(Clone)]
-pub enum LayerFile {
-    /// A host file: reads, reflinks and passthrough go to this descriptor.
-    Fd(Arc<OwnedFd>),
-    Stored(Arc<crate::store::ContentReader>),
-}
-
-impl LayerFile {
-    /// The host descriptor, where there is one.
-    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
-        use std::os::fd::AsFd;
-        match self {
-            Self::Fd(fd) => Some(fd.as_fd()),
-            Self::Stored(_) => None,
-        }
-    }
 }

@@ -27,7 +27,9 @@ pub(super) const MAX_VALUE: i32 = 32 << 20;
 const READER_CACHE: i64 = 1 << 20;
 const WRITER_CACHE: i64 = 8 << 20;
 /// The log is written back to the database when it reaches this size.
-const WAL_LIMIT: i64 = 64 << 20;
+const WAL_LIMIT: i64 = 32 << 20;
+/// A larger log is emptied when the store is closed, bytes.
+const LOG_KEPT: u64 = 256 << 10;
 
 /// One open database.
 pub(super) struct Database {
@@ -195,9 +197,22 @@ pub(super) fn set_durability(conn: &Connection, durability: Durability) -> Resul
 
 impl Drop for Database {
     fn drop(&mut self) {
+        let readers = std::mem::take(self.readers.get_mut().unwrap_or_else(PoisonError::into_inner));
         if std::process::id() != self.pid {
-            let readers = std::mem::take(self.readers.get_mut().unwrap_or_else(PoisonError::into_inner));
+            // Closing them would drop the locks of the process that opened them.
             std::mem::forget(readers);
+            return;
+        }
+        drop(readers);
+        // Read-only connections leave the log as it is, whatever its size. Not worth failing for: nothing is lost.
+        if self.place.log_bytes().is_ok_and(|bytes| bytes > LOG_KEPT) {
+            let emptied = self.writer(Durability::Ordered).and_then(|conn| {
+                conn.busy_timeout(Duration::ZERO)?;
+                super::space::empty_log(&conn)
+            });
+            if let Err(error) = emptied {
+                tracing::debug!("the log of {} could not be emptied: {error}", self.place.database.display());
+            }
         }
     }
 }

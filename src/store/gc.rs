@@ -212,14 +212,14 @@ fn rewrite(conn: &mut Connection, sparse: &IdSet) -> Result<()> {
     let mut packs = packs.into_iter().peekable();
     while packs.peek().is_some() {
         let transaction = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut raw = RawPack::new();
+        let mut raw = RawPack::default();
         let mut done = 0;
         while done < REWRITE_BATCH
             && let Some((id, chunks)) = packs.next()
         {
             done += move_chunks(&transaction, id, &chunks, &mut raw)?;
             if raw.is_full() {
-                store(&transaction, std::mem::replace(&mut raw, RawPack::new()), &mut compressor)?;
+                store(&transaction, std::mem::take(&mut raw), &mut compressor)?;
             }
         }
         store(&transaction, raw, &mut compressor)?;

@@ -16,8 +16,11 @@ use super::db::Database;
 use super::schema;
 use super::{Digest, Error, Result};
 
-/// A pack is closed when it holds this many raw bytes.
+/// A pack of small chunks is closed when it holds this many raw bytes.
 pub(super) const TARGET: usize = 128 << 10;
+/// A chunk of this size or more, bytes, has a pack of its own: it gains little from company, and a random read of a
+/// large file then unpacks one chunk, not several.
+pub(super) const ALONE: usize = 32 << 10;
 /// zstd level of packs.
 pub(super) const LEVEL: i32 = 3;
 /// No pack of any writer of this format unpacks to more, bytes. What claims more is damage.
@@ -45,8 +48,8 @@ pub(super) struct RawPack {
 }
 
 impl RawPack {
-    pub(super) fn new() -> Self {
-        Self { raw: Vec::with_capacity(TARGET + chunker::WHOLE), chunks: Vec::new() }
+    pub(super) fn with_capacity(bytes: usize) -> Self {
+        Self { raw: Vec::with_capacity(bytes), chunks: Vec::new() }
     }
 
     pub(super) fn push(&mut self, id: i64, digest: Digest, bytes: &[u8]) {
@@ -272,7 +275,7 @@ mod tests {
     use super::*;
 
     fn stored(chunks: &[&[u8]]) -> StoredPack {
-        let mut pack = RawPack::new();
+        let mut pack = RawPack::default();
         for (id, bytes) in (1..).zip(chunks) {
             pack.push(id, Digest::of(bytes), bytes);
         }

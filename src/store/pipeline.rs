@@ -25,7 +25,7 @@ const COMPRESSORS: usize = 2;
 /// Packs waiting for a compressor, and for the writer.
 const QUEUE: usize = 8;
 /// A batch is committed when it holds this many raw bytes.
-const BATCH: usize = 32 << 20;
+const BATCH: usize = 16 << 20;
 
 /// Chunk ids that turned out to be stored already under another id: ours -> theirs.
 pub(super) type Aliases = HashMap<i64, i64>;

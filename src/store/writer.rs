@@ -11,7 +11,7 @@ use super::chunker::Chunker;
 use super::db::{Database, Durability};
 use super::extents::{Extent, ListBuilder, MAX_SIZE};
 use super::leases::Lease;
-use super::pack::RawPack;
+use super::pack::{self, RawPack};
 use super::pipeline::{self, Pipeline};
 use super::recipe::{RecipeBuilder, Segment};
 use super::schema::Sequence;
@@ -325,7 +325,7 @@ struct ChunkSink {
 impl ChunkSink {
     fn new(database: Arc<Database>, ids: std::ops::Range<i64>) -> Result<Self> {
         let pipeline = Some(Pipeline::start(Arc::clone(&database))?);
-        Ok(Self { database, pipeline, pack: RawPack::new(), ids, remembered: HashMap::new() })
+        Ok(Self { database, pipeline, pack: RawPack::default(), ids, remembered: HashMap::new() })
     }
 
     fn add(&mut self, bytes: &[u8], list: &mut ListBuilder) -> Result<()> {
@@ -349,9 +349,15 @@ impl ChunkSink {
             Some(id) => id,
             None => {
                 let id = self.next_id()?;
-                self.pack.push(id, digest, bytes);
-                if self.pack.is_full() {
-                    self.send()?;
+                if bytes.len() >= pack::ALONE {
+                    let mut alone = RawPack::with_capacity(bytes.len());
+                    alone.push(id, digest, bytes);
+                    self.pipeline()?.send(alone)?;
+                } else {
+                    self.pack.push(id, digest, bytes);
+                    if self.pack.is_full() {
+                        self.send()?;
+                    }
                 }
                 id
             }
@@ -373,7 +379,7 @@ impl ChunkSink {
         if self.pack.chunks.is_empty() {
             return Ok(());
         }
-        let pack = std::mem::replace(&mut self.pack, RawPack::new());
+        let pack = std::mem::take(&mut self.pack);
         self.pipeline()?.send(pack)
     }
 

@@ -10,7 +10,9 @@ use ovl::store::{ContentToken, Digest, LayerInfo, LayerWriter, NewNode, NodeMeta
 pub fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed;
     std::iter::repeat_with(|| {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         (state >> 56) as u8
     })
     .take(len)
@@ -18,7 +20,13 @@ pub fn noise(len: usize, seed: u64) -> Vec<u8> {
 }
 
 pub fn meta() -> NodeMeta {
-    NodeMeta { perm: 0o644, uid: 0, gid: 0, mtime: Timestamp::new(1, 0), xattrs: Vec::new() }
+    NodeMeta {
+        perm: 0o644,
+        uid: 0,
+        gid: 0,
+        mtime: Timestamp::new(1, 0),
+        xattrs: Vec::new(),
+    }
 }
 
 /// One layer being written, and the bytes of its stream.
@@ -29,7 +37,10 @@ pub struct Tar {
 
 impl Tar {
     pub fn new(store: &Store) -> Self {
-        Self { writer: store.layer_writer().unwrap(), bytes: Vec::new() }
+        Self {
+            writer: store.layer_writer().unwrap(),
+            bytes: Vec::new(),
+        }
     }
 
     pub fn literal(&mut self, bytes: &[u8]) {
@@ -69,7 +80,8 @@ impl Tar {
     pub fn try_file(&mut self, path: &str, data: &[u8]) -> Result<()> {
         self.header(path)?;
         let token = self.content(&[Ok(data)])?;
-        self.writer.add(path.as_ref(), &meta(), NewNode::Regular(token))
+        self.writer
+            .add(path.as_ref(), &meta(), NewNode::Regular(token))
     }
 
     pub fn file(&mut self, path: &str, data: &[u8]) {
@@ -80,23 +92,34 @@ impl Tar {
     pub fn sparse(&mut self, path: &str, parts: &[std::result::Result<&[u8], u64>]) {
         self.header(path).unwrap();
         let token = self.content(parts).unwrap();
-        self.writer.add(path.as_ref(), &meta(), NewNode::Regular(token)).unwrap();
+        self.writer
+            .add(path.as_ref(), &meta(), NewNode::Regular(token))
+            .unwrap();
     }
 
     pub fn dir(&mut self, path: &str) {
         self.header(path).unwrap();
-        let meta = NodeMeta { perm: 0o755, ..meta() };
-        self.writer.add(path.as_ref(), &meta, NewNode::Directory).unwrap();
+        let meta = NodeMeta {
+            perm: 0o755,
+            ..meta()
+        };
+        self.writer
+            .add(path.as_ref(), &meta, NewNode::Directory)
+            .unwrap();
     }
 
     pub fn symlink(&mut self, path: &str, target: &str) {
         self.header(path).unwrap();
-        self.writer.add(path.as_ref(), &meta(), NewNode::Symlink(OsStr::new(target))).unwrap();
+        self.writer
+            .add(path.as_ref(), &meta(), NewNode::Symlink(OsStr::new(target)))
+            .unwrap();
     }
 
     pub fn special(&mut self, path: &str, kind: FileKind, rdev: u64) {
         self.header(path).unwrap();
-        self.writer.add(path.as_ref(), &meta(), NewNode::Special { kind, rdev }).unwrap();
+        self.writer
+            .add(path.as_ref(), &meta(), NewNode::Special { kind, rdev })
+            .unwrap();
     }
 
     /// One step of a test table: `f PATH DATA`, `d PATH`, `l PATH TARGET`, `h PATH TARGET`, `w PATH`, `o PATH`, `F DATA`
@@ -107,9 +130,21 @@ impl Tar {
         match what {
             "f" => self.try_file(path, arg.as_bytes()),
             "F" => self.try_file("", path.as_bytes()),
-            "d" => self.writer.add(path.as_ref(), &NodeMeta { perm: 0o755, ..meta() }, NewNode::Directory),
-            "l" => self.writer.add(path.as_ref(), &meta(), NewNode::Symlink(OsStr::new(arg))),
-            "h" => self.writer.add_hard_link(path.as_ref(), arg.as_ref()).map(drop),
+            "d" => self.writer.add(
+                path.as_ref(),
+                &NodeMeta {
+                    perm: 0o755,
+                    ..meta()
+                },
+                NewNode::Directory,
+            ),
+            "l" => self
+                .writer
+                .add(path.as_ref(), &meta(), NewNode::Symlink(OsStr::new(arg))),
+            "h" => self
+                .writer
+                .add_hard_link(path.as_ref(), arg.as_ref())
+                .map(drop),
             "w" => self.writer.add_whiteout(path.as_ref()),
             "o" => self.writer.add_opaque(path.as_ref()),
             _ => panic!("unknown step {step:?}"),

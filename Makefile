@@ -1,0 +1,42 @@
+PREFIX ?= /usr/local
+CARGO ?= cargo
+OVL = target/debug/ovl
+INSTALL = $(DESTDIR)$(PREFIX)
+
+help: ## Print this
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+demo: ## Import a real Debian image, mount it, change it, see the difference, keep it
+	@fixtures/setup.sh demo
+	$(CARGO) build --locked
+	@fixtures/demo.sh $(OVL)
+
+test: images ## Run every test (root and /dev/fuse are needed, as for mounting)
+	$(CARGO) test --locked --no-fail-fast
+
+images: ## Make the test images (once; kept in ~/.cache/ovl-test-images)
+	@fixtures/setup.sh test
+	@for set in base small five; do fixtures/images.sh $$set; done
+
+lint: ## Check the formatting and run clippy
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+build: ## Build target/release/ovl
+	@fixtures/setup.sh build
+	$(CARGO) build --locked --release
+
+install: build ## Install the program, man pages and completions under PREFIX=/usr/local (and DESTDIR=)
+	install -D -t $(INSTALL)/bin target/release/ovl
+	install -d $(INSTALL)/share/man/man1 $(INSTALL)/share/bash-completion/completions \
+		$(INSTALL)/share/zsh/site-functions $(INSTALL)/share/fish/vendor_completions.d
+	target/release/ovl man $(INSTALL)/share/man/man1
+	target/release/ovl completion bash > $(INSTALL)/share/bash-completion/completions/ovl
+	target/release/ovl completion zsh > $(INSTALL)/share/zsh/site-functions/_ovl
+	target/release/ovl completion fish > $(INSTALL)/share/fish/vendor_completions.d/ovl.fish
+
+clean: ## Remove what was built, and the test images
+	$(CARGO) clean
+	rm -rf "$${OVL_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/ovl-test-images}"
+
+.PHONY: help demo test images lint build install clean

@@ -1,0 +1,66 @@
+//! `ovl import`: an image archive, or the tar of a root file system, into the store.
+
+use std::ffi::OsString;
+use std::time::Instant;
+
+use clap::Args;
+use ovl::image::{ImportOptions, Platform, Reference, Source};
+
+use super::Context;
+use super::find::familiar;
+use super::output::{self, size};
+use super::progress::Progress;
+use super::tag::new_name;
+
+/// Take an image into the store
+///
+/// SOURCE is a docker-archive (`docker save`, `podman save`), an oci-archive, an OCI layout or the tar of a root file
+/// system, plain or compressed with gzip or zstd, found out by its content; `-` reads standard input. `docker-archive:PATH`,
+/// `oci-archive:PATH`, `oci:PATH` and `rootfs:PATH` say what it must be, and the first three may end in `:NAME` to take one
+/// image of several. Prints the ID of each image.
+#[derive(Args)]
+pub struct Import {
+    #[arg(value_name = "SOURCE")]
+    source: OsString,
+    /// Name the image so, instead of as the archive says; may be given several times
+    #[arg(short, long, value_name = "NAME")]
+    tag: Vec<String>,
+    /// Take the image for this machine from an archive of several
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    platform: Option<String>,
+    /// Move names that point to other images
+    #[arg(long)]
+    replace: bool,
+    /// Say nothing on stderr but errors
+    #[arg(short, long)]
+    quiet: bool,
+    #[command(flatten)]
+    limits: super::limits::LimitArgs,
+}
+
+impl Import {
+    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        let options = self.options()?;
+        let source = Source::parse(&self.source)?;
+        let progress = Progress::new(if self.quiet { super::progress::Mode::None } else { context.progress });
+        let started = Instant::now();
+        let images = ovl::image::import(&context.store()?, &source, &options, &progress)?;
+        if !self.quiet {
+            let names: Vec<String> = images.iter().flat_map(|image| &image.names).map(|name| familiar(name)).collect();
+            let (layers, new, bytes) = progress.counts();
+            let what = if names.is_empty() { "an image without a name".to_owned() } else { names.join(", ") };
+            let seconds = started.elapsed().as_secs_f64();
+            eprintln!("imported {what}: {layers} layers, {new} of them new ({}), {seconds:.1} s", size(bytes));
+        }
+        output::stdout(|out| images.iter().try_for_each(|image| writeln!(out, "{}", image.config)))
+    }
+
+    fn options(&self) -> anyhow::Result<ImportOptions> {
+        Ok(ImportOptions {
+            tags: self.tag.iter().map(|name| new_name(name)).collect::<anyhow::Result<Vec<Reference>>>()?,
+            platform: self.platform.as_deref().map(str::parse::<Platform>).transpose()?,
+            replace_names: self.replace,
+            limits: self.limits.limits(),
+        })
+    }
+}

@@ -1,0 +1,78 @@
+//! `ovl mount`: an image, or directories, writable at a mount point.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::Args;
+use ovl::mount::{self, Flags, Lower, MountSpec, UpperSpec};
+use ovl::{fuse, overlay};
+
+use super::error::Failure;
+use super::{Context, find};
+
+/// Mount an image, or directories, writable
+///
+/// LOWER is an image, or a directory, or several joined by `:`, the topmost first; `image:` and `dir:` before it settle
+/// doubt. Several LOWERs are stacked, the first on top. Changes go to the directory UPPER, which is made if its parent is
+/// there. The mount is a process of its own; `ovl umount` ends it.
+#[derive(Args)]
+#[command(override_usage = "ovl mount [OPTIONS] LOWER... UPPER MOUNTPOINT\n       ovl mount [OPTIONS] --read-only LOWER... MOUNTPOINT")]
+pub struct Mount {
+    /// LOWER... UPPER MOUNTPOINT, without UPPER if read-only
+    #[arg(required = true, num_args = 2.., value_name = "LOWER UPPER MOUNTPOINT")]
+    words: Vec<OsString>,
+    /// Mount without an upper directory: nothing can be changed
+    #[arg(short, long, conflicts_with_all = ["workdir", "volatile"])]
+    read_only: bool,
+    /// Work directory, on the file system of UPPER [default: .NAME.ovl-work beside it]
+    #[arg(long, value_name = "DIR")]
+    workdir: Option<PathBuf>,
+    /// Let fsync do nothing: faster, and UPPER is worthless after a crash
+    #[arg(long)]
+    volatile: bool,
+    /// Stay in the foreground, until unmounted or SIGTERM
+    #[arg(short, long)]
+    foreground: bool,
+}
+
+impl Mount {
+    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        let spec = self.spec(context)?;
+        Ok(mount::run(&spec, |_| ())?)
+    }
+
+    fn spec(mut self, context: &Context) -> anyhow::Result<MountSpec> {
+        let missing = || {
+            Failure::usage("mount wants LOWER, UPPER and a mount point, or --read-only with LOWER and a mount point")
+        };
+        let mount_point = self.words.pop().ok_or_else(missing)?;
+        let upper = match self.read_only {
+            true => None,
+            false => Some(UpperSpec {
+                upper: self.words.pop().ok_or_else(missing)?.into(),
+                work: self.workdir,
+                create: true,
+            }),
+        };
+        if self.words.is_empty() {
+            return Err(missing());
+        }
+        let mut lowers: Vec<Lower> = Vec::new();
+        for word in &self.words {
+            lowers.extend(mount::parse_lowers(word)?);
+        }
+        Ok(MountSpec {
+            lowers,
+            upper,
+            mount_point: mount_point.into(),
+            store_root: context.root.clone(),
+            resolve_image: find::manifest_of,
+            run_dir: super::mounts::run_dir()?,
+            flags: Flags::default(),
+            fuse: fuse::Config::default(),
+            overlay: overlay::Options { volatile: self.volatile, ..overlay::Options::default() },
+            foreground: self.foreground,
+            log_file: None,
+        })
+    }
+}

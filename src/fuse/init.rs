@@ -1,0 +1,59 @@
+//! The greeting: what is asked of the kernel, and how much.
+
+use fuser::{InitFlags, KernelConfig};
+
+use super::{Config, ReadDirPlus};
+
+/// Requests the kernel may have under way that nobody waits for (read-ahead, write-back).
+const MAX_BACKGROUND: u16 = 64;
+
+/// What we would like. Left to the kernel on purpose: locks (one kernel sees all users of a mount), and clearing of
+/// set-id bits and capabilities (only it knows at write(2) time, under write-back, who writes; it then sends SETATTR
+/// and REMOVEXATTR). ATOMIC_O_TRUNC must stay off while OPEN is answered ENOSYS: O_TRUNC then comes as SETATTR.
+fn wanted(config: &Config, writeback: bool) -> InitFlags {
+    let mut flags = InitFlags::FUSE_PARALLEL_DIROPS
+        | InitFlags::FUSE_CACHE_SYMLINKS
+        | InitFlags::FUSE_ASYNC_DIO
+        | InitFlags::FUSE_POSIX_ACL
+        | InitFlags::FUSE_DONT_MASK
+        | InitFlags::FUSE_NO_OPEN_SUPPORT
+        | InitFlags::FUSE_NO_OPENDIR_SUPPORT;
+    match config.readdirplus {
+        ReadDirPlus::Always => flags |= InitFlags::FUSE_DO_READDIRPLUS,
+        ReadDirPlus::Adaptive => {
+            flags |= InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_READDIRPLUS_AUTO;
+        }
+        ReadDirPlus::Never => {}
+    }
+    if writeback {
+        flags |= InitFlags::FUSE_WRITEBACK_CACHE;
+    }
+    flags
+}
+
+/// Fills in the answer to INIT. `no_open` of the result: the kernel can do without OPEN and OPENDIR.
+pub fn negotiate(config: &Config, writeback: bool, kernel: &mut KernelConfig) -> Negotiated {
+    let offered = kernel.capabilities();
+    let agreed = wanted(config, writeback) & offered;
+    let added = kernel.add_capabilities(agreed);
+    debug_assert!(added.is_ok(), "only what is offered is asked for");
+    // These setters refuse with the nearest value they take.
+    if let Err(nearest) = kernel.set_max_write(config.max_write) {
+        let _ = kernel.set_max_write(nearest);
+    }
+    if let Err(most) = kernel.set_max_readahead(u32::MAX) {
+        let _ = kernel.set_max_readahead(most);
+    }
+    let _ = kernel.set_max_background(MAX_BACKGROUND);
+    Negotiated {
+        no_open: config.no_open && agreed.contains(InitFlags::FUSE_NO_OPEN_SUPPORT),
+        no_opendir: config.no_open && agreed.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT),
+    }
+}
+
+/// What the kernel's answer leaves us with.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Negotiated {
+    pub no_open: bool,
+    pub no_opendir: bool,
+}

@@ -1,0 +1,253 @@
+//! A host directory as a layer.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::OpenTreeFlags;
+
+use super::host::{self, Stat};
+use super::whiteout::{self, Aufs};
+use super::{Identity, Layer, LayerDirent, LayerEntry, LayerFile, LayerNode, ObjectKey, Result};
+use crate::meta::{Attr, FileKind};
+use crate::sys::{self, FileHandle};
+
+/// A host directory. Holds one descriptor, of its root.
+pub struct DirLayer {
+    root: OwnedFd,
+    key: ObjectKey,
+    uuid: [u8; 16],
+}
+
+impl DirLayer {
+    /// Opens `path`. Where we may, a private clone of its mount is used, as the kernel's overlayfs does: what
+    /// somebody mounts below `path` later, or has mounted there before, is not part of the layer.
+    pub fn open(path: &Path) -> std::io::Result<Self> {
+        let plain = || {
+            rustix::fs::open(
+                path,
+                OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )
+        };
+        let opened = plain()?;
+        let clone = rustix::mount::open_tree(
+            &opened,
+            c"",
+            OpenTreeFlags::OPEN_TREE_CLONE
+                | OpenTreeFlags::OPEN_TREE_CLOEXEC
+                | OpenTreeFlags::AT_EMPTY_PATH,
+        );
+        let root = clone.unwrap_or(opened);
+        let key = host::stat_fd(root.as_fd())?.key;
+        let uuid = host::open_beneath(
+            root.as_fd(),
+            OsStr::new(""),
+            OFlags::RDONLY | OFlags::DIRECTORY,
+        )
+        .ok()
+        .and_then(|fd| sys::fs_uuid(fd.as_fd()))
+        .unwrap_or_default();
+        Ok(Self { root, key, uuid })
+    }
+
+    /// The root's descriptor (`O_PATH`).
+    pub fn root_fd(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    fn object(&self, node: &LayerNode) -> Result<OwnedFd> {
+        host::open_beneath(
+            self.root.as_fd(),
+            &node.path,
+            OFlags::PATH | OFlags::NOFOLLOW,
+        )
+    }
+
+    fn dir(&self, node: &LayerNode) -> Result<OwnedFd> {
+        host::open_beneath(
+            self.root.as_fd(),
+            &node.path,
+            OFlags::PATH | OFlags::DIRECTORY,
+        )
+    }
+
+    /// Is this stat'ed object a whiteout in kernel form?
+    fn is_whiteout(dir: BorrowedFd<'_>, name: &OsStr, stat: &Stat) -> Result<bool> {
+        if stat.is_whiteout() {
+            return Ok(!whiteout::is_device(dir, name)?);
+        }
+        if stat.attr.kind != FileKind::Regular || stat.attr.size != 0 {
+            return Ok(false);
+        }
+        Ok(whiteout::has_whiteout_xattr(dir, name)? && whiteout::holds_xattr_whiteouts(dir)?)
+    }
+}
+
+fn join(parent: &OsStr, name: &OsStr) -> Arc<OsStr> {
+    if parent.is_empty() {
+        return name.into();
+    }
+    let mut path = Vec::with_capacity(parent.len() + 1 + name.len());
+    path.extend_from_slice(parent.as_bytes());
+    path.push(b'/');
+    path.extend_from_slice(name.as_bytes());
+    OsString::from_vec(path).into()
+}
+
+impl Layer for DirLayer {
+    fn identity(&self) -> Identity {
+        Identity::Host {
+            dev: self.key.dev,
+            uuid: self.uuid,
+        }
+    }
+
+    fn root(&self) -> Result<LayerNode> {
+        Ok(LayerNode {
+            key: self.key,
+            kind: FileKind::Directory,
+            path: OsStr::new("").into(),
+        })
+    }
+
+    fn lookup(&self, dir: &LayerNode, name: &OsStr) -> Result<Option<LayerEntry>> {
+        if whiteout::is_aufs_name(name) {
+            return Ok(None);
+        }
+        let fd = self.dir(dir)?;
+        let Some(stat) = host::stat_at(fd.as_fd(), name)? else {
+            let hidden = whiteout::aufs_marks(fd.as_fd(), name)?;
+            return Ok(hidden.then_some(LayerEntry::Whiteout));
+        };
+        if Self::is_whiteout(fd.as_fd(), name, &stat)? {
+            return Ok(Some(LayerEntry::Whiteout));
+        }
+        let node = LayerNode {
+            key: stat.key,
+            kind: stat.attr.kind,
+            path: join(&dir.path, name),
+        };
+        Ok(Some(LayerEntry::Node(node, Some(stat.attr))))
+    }
+
+    fn read_dir(&self, dir: &LayerNode) -> Result<Vec<LayerDirent>> {
+        let fd = self.dir(dir)?;
+        let xattr_whiteouts = whiteout::holds_xattr_whiteouts(fd.as_fd())?;
+        let mut out = Vec::new();
+        let mut hidden = Vec::new();
+        for entry in host::read_dir(fd.as_fd())? {
+            match whiteout::aufs_name(&entry.name) {
+                Aufs::Internal => continue,
+                Aufs::Whiteout(name) => {
+                    hidden.push(name.to_os_string());
+                    continue;
+                }
+                Aufs::Ordinary => {}
+            }
+            // What getdents says suffices, unless the entry may be a whiteout.
+            let (key, kind) = match entry.kind {
+                Some(FileKind::CharDevice) | None => {
+                    let Some(stat) = host::stat_at(fd.as_fd(), &entry.name)? else {
+                        continue;
+                    };
+                    if stat.is_whiteout() && !whiteout::is_device(fd.as_fd(), &entry.name)? {
+                        out.push(LayerDirent {
+                            name: entry.name,
+                            target: None,
+                        });
+                        continue;
+                    }
+                    (stat.key, stat.attr.kind)
+                }
+                Some(kind) => (
+                    ObjectKey {
+                        dev: self.key.dev,
+                        ino: entry.ino,
+                    },
+                    kind,
+                ),
+            };
+            let whiteout = xattr_whiteouts
+                && kind == FileKind::Regular
+                && whiteout::has_whiteout_xattr(fd.as_fd(), &entry.name)?;
+            out.push(LayerDirent {
+                name: entry.name,
+                target: (!whiteout).then_some((key, kind)),
+            });
+        }
+        for name in hidden {
+            // A name beside its own AUFS whiteout stays: the whiteout means the layers below.
+            if !out.iter().any(|e| e.name == name) {
+                out.push(LayerDirent { name, target: None });
+            }
+        }
+        Ok(out)
+    }
+
+    fn is_opaque(&self, dir: &LayerNode) -> Result<bool> {
+        let fd = self.dir(dir)?;
+        if whiteout::is_opaque(fd.as_fd())? {
+            return Ok(true);
+        }
+        // `.wh.NAME` beside a directory NAME: the directory replaced what was below.
+        let Some(cut) = dir.path.as_bytes().iter().rposition(|b| *b == b'/') else {
+            return match dir.path.is_empty() {
+                true => Ok(false),
+                false => whiteout::aufs_marks(self.root.as_fd(), &dir.path),
+            };
+        };
+        let (parent, name) = dir.path.as_bytes().split_at(cut);
+        let parent = host::open_beneath(
+            self.root.as_fd(),
+            OsStr::from_bytes(parent),
+            OFlags::PATH | OFlags::DIRECTORY,
+        )?;
+        whiteout::aufs_marks(parent.as_fd(), OsStr::from_bytes(&name[1..]))
+    }
+
+    fn attr(&self, node: &LayerNode) -> Result<Attr> {
+        let fd = self.object(node)?;
+        let stat = host::stat_fd(fd.as_fd())?;
+        // Changed underneath: another object took the place.
+        if stat.attr.kind != node.kind {
+            Err(Errno::STALE)
+        } else {
+            Ok(stat.attr)
+        }
+    }
+
+    fn read_link(&self, node: &LayerNode) -> Result<OsString> {
+        host::read_link_fd(self.object(node)?.as_fd())
+    }
+
+    fn open(&self, node: &LayerNode) -> Result<LayerFile> {
+        if node.kind != FileKind::Regular {
+            return Err(Errno::INVAL);
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+        // O_NOATIME keeps the lower untouched, but only owners may ask for it.
+        let open = |extra| host::open_beneath(self.root.as_fd(), &node.path, flags | extra);
+        let fd = match open(OFlags::NOATIME) {
+            Err(Errno::PERM) => open(OFlags::empty())?,
+            other => other?,
+        };
+        Ok(LayerFile::Fd(Arc::new(fd)))
+    }
+
+    fn file_handle(&self, node: &LayerNode) -> Option<FileHandle> {
+        sys::file_handle(self.object(node).ok()?.as_fd()).ok()
+    }
+
+    fn xattr_names(&self, node: &LayerNode) -> Result<Vec<OsString>> {
+        host::xattr_names_fd(self.object(node)?.as_fd())
+    }
+
+    fn xattr(&self, node: &LayerNode, name: &OsStr) -> Result<Option<Vec<u8>>> {
+        host::xattr_fd(self.object(node)?.as_fd(), name)
+    }
+}

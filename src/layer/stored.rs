@@ -1,0 +1,128 @@
+//! A layer straight from the store, never unpacked.
+
+use std::ffi::{OsStr, OsString};
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::{Identity, Layer, LayerDirent, LayerEntry, LayerFile, LayerNode, ObjectKey, Result};
+use crate::meta::{Attr, FileKind};
+use crate::store::{self, LayerReader, ROOT_INODE};
+use crate::sys::FileHandle;
+
+/// A stored layer. Whiteouts and opaque marks are columns there, so no name or xattr of a layer can act as one.
+pub struct StoredLayer {
+    reader: LayerReader,
+}
+
+impl StoredLayer {
+    pub fn new(reader: LayerReader) -> Self {
+        Self { reader }
+    }
+
+    /// The store's reader behind it.
+    pub fn reader(&self) -> &LayerReader {
+        &self.reader
+    }
+}
+
+/// A damaged or vanished row is EIO for that file; the mount lives on.
+fn errno(e: store::Error) -> Errno {
+    tracing::error!("stored layer: {e}");
+    Errno::IO
+}
+
+const fn key(ino: u64) -> ObjectKey {
+    ObjectKey { dev: 0, ino }
+}
+
+impl Layer for StoredLayer {
+    fn identity(&self) -> Identity {
+        Identity::Stored {
+            diff_id: self.reader.info().diff_id,
+        }
+    }
+
+    fn root(&self) -> Result<LayerNode> {
+        Ok(LayerNode {
+            key: key(ROOT_INODE),
+            kind: FileKind::Directory,
+            path: OsStr::new("").into(),
+        })
+    }
+
+    fn lookup(&self, dir: &LayerNode, name: &OsStr) -> Result<Option<LayerEntry>> {
+        let found = self.reader.lookup(dir.key.ino, name).map_err(errno)?;
+        Ok(found.map(|dirent| match dirent.target {
+            None => LayerEntry::Whiteout,
+            Some((ino, kind)) => LayerEntry::Node(
+                LayerNode {
+                    key: key(ino),
+                    kind,
+                    path: dir.path.clone(),
+                },
+                None,
+            ),
+        }))
+    }
+
+    fn read_dir(&self, dir: &LayerNode) -> Result<Vec<LayerDirent>> {
+        let list = self.reader.read_dir(dir.key.ino).map_err(errno)?;
+        Ok(list
+            .into_iter()
+            .map(|d| LayerDirent {
+                name: d.name,
+                target: d.target.map(|(ino, kind)| (key(ino), kind)),
+            })
+            .collect())
+    }
+
+    fn is_opaque(&self, dir: &LayerNode) -> Result<bool> {
+        Ok(self.reader.inode(dir.key.ino).map_err(errno)?.opaque)
+    }
+
+    fn attr(&self, node: &LayerNode) -> Result<Attr> {
+        let i = self.reader.inode(node.key.ino).map_err(errno)?;
+        Ok(Attr {
+            kind: i.kind,
+            perm: i.perm,
+            uid: i.uid,
+            gid: i.gid,
+            size: i.size,
+            blocks: i.data_size.div_ceil(512),
+            nlink: i.nlink,
+            rdev: i.rdev,
+            atime: i.mtime,
+            mtime: i.mtime,
+            ctime: i.mtime,
+            blksize: 4096,
+        })
+    }
+
+    fn read_link(&self, node: &LayerNode) -> Result<OsString> {
+        self.reader.symlink_target(node.key.ino).map_err(errno)
+    }
+
+    fn open(&self, node: &LayerNode) -> Result<LayerFile> {
+        let inode = self.reader.inode(node.key.ino).map_err(errno)?;
+        let content = self.reader.open_content(inode.content).map_err(errno)?;
+        Ok(LayerFile::Stored(Arc::new(content)))
+    }
+
+    fn file_handle(&self, _: &LayerNode) -> Option<FileHandle> {
+        None
+    }
+
+    fn xattr_names(&self, node: &LayerNode) -> Result<Vec<OsString>> {
+        let all = self.reader.xattrs(node.key.ino).map_err(errno)?;
+        Ok(all.into_iter().map(|(name, _)| name).collect())
+    }
+
+    fn xattr(&self, node: &LayerNode, name: &OsStr) -> Result<Option<Vec<u8>>> {
+        let all = self.reader.xattrs(node.key.ino).map_err(errno)?;
+        Ok(all
+            .into_iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, value)| value))
+    }
+}

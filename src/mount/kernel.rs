@@ -1,0 +1,376 @@
+//! The mount step: open `/dev/fuse`, attach it to a directory, know the mount by its id.
+//!
+//! Three ways, tried in this order: fsopen/fsmount/move_mount (the mount is identified before anybody sees it),
+//! mount(2), and `fusermount3` for users who may do neither. The target is an open descriptor, so that a swapped path
+//! between check and mount changes nothing. Nothing here unmounts by path what it has not identified by id.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::{Errno, FdFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags};
+
+use super::error::{Error, Result};
+use super::mountinfo::{self, MountId, MountInfo};
+
+/// Type of our mounts in the mount table.
+pub const FSTYPE: &[u8] = b"fuse.ovl";
+
+const DEV_FUSE: &str = "/dev/fuse";
+
+/// How the kernel is to treat the mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flags {
+    /// The first column of the mount table.
+    pub source: OsString,
+    pub read_only: bool,
+    pub suid: bool,
+    pub dev: bool,
+    pub exec: bool,
+    /// Record reading times (`relatime`); otherwise never.
+    pub atime: bool,
+    /// Users besides the mounting one may come in. The kernel then checks permissions for them.
+    pub allow_other: bool,
+}
+
+impl Default for Flags {
+    /// For root what containers need (set-id programs and device nodes work, everybody may come in); for others nothing
+    /// that a file could gain rights by.
+    fn default() -> Self {
+        let root = rustix::process::geteuid().is_root();
+        Self {
+            source: "ovl".into(),
+            read_only: false,
+            suid: root,
+            dev: root,
+            exec: true,
+            atime: false,
+            allow_other: root,
+        }
+    }
+}
+
+/// A mount just made, its kernel still to be greeted through `device`.
+#[derive(Debug)]
+pub struct Mounted {
+    pub device: OwnedFd,
+    pub info: MountInfo,
+}
+
+/// An open mount point: the directory, and its parent and name to find what was mounted on it.
+pub struct Target {
+    dir: OwnedFd,
+    path: PathBuf,
+}
+
+impl Target {
+    /// Opens a mount point, which must be a directory that is no mount of ours already.
+    pub fn open(path: &Path) -> Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| match errno {
+            Errno::NOENT => {
+                Error::Missing { what: "mount point", path: path.to_owned(), hint: ": make the directory first" }
+            }
+            Errno::NOTDIR => Error::NotDirectory { what: "mount point", path: path.to_owned() },
+            errno => Error::io("mount point", path, errno),
+        })?;
+        let fail = |e| Error::io("mount point", path, e);
+        let real = mountinfo::path_of(&dir).map_err(fail)?;
+        let mount = mountinfo::by_id(mountinfo::mount_of(&dir).map_err(fail)?).map_err(fail)?;
+        if mount.is_some_and(|m| m.mount_point == real && mountinfo::is_ours(&m)) {
+            return Err(Error::AlreadyMounted { path: real });
+        }
+        Ok(Self { dir, path: real })
+    }
+
+    /// Absolute, without symlinks.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn refused(&self, reason: impl Into<String>) -> Error {
+        Error::Kernel { path: self.path.clone(), reason: reason.into() }
+    }
+}
+
+/// Mounts on `target` by the first way that this process may go.
+pub fn mount(target: &Target, flags: &Flags) -> Result<Mounted> {
+    let device = match open_device() {
+        Ok(device) => device,
+        // Another user's fusermount3 may open what we may not.
+        Err(Errno::ACCESS | Errno::PERM) => return by_fusermount(target, flags),
+        Err(errno @ (Errno::NOENT | Errno::NODEV | Errno::NXIO)) => {
+            let why = io::Error::from(errno);
+            return Err(target
+                .refused(format!("{DEV_FUSE}: {why}: FUSE is not available (modprobe fuse, or pass the device in)")));
+        }
+        Err(errno) => return Err(Error::io("opening", Path::new(DEV_FUSE), errno)),
+    };
+    let id = match by_new_api(target, flags, device.as_fd()) {
+        Err(Errno::NOSYS | Errno::PERM) => by_mount2(target, flags, device.as_fd()).and_then(|()| topmost(target)),
+        outcome => outcome,
+    };
+    match id {
+        Ok(id) => identified(target, device, id),
+        Err(Errno::PERM) => {
+            drop(device);
+            by_fusermount(target, flags)
+        }
+        Err(errno) => Err(target.refused(io::Error::from(errno).to_string())),
+    }
+}
+
+fn open_device() -> std::result::Result<OwnedFd, Errno> {
+    rustix::fs::open(DEV_FUSE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn identified(target: &Target, device: OwnedFd, id: MountId) -> Result<Mounted> {
+    match mountinfo::by_id(id) {
+        Ok(Some(info)) => Ok(Mounted { device, info }),
+        // Dropping `device` makes the mount dead, and nobody saw it alive.
+        Ok(None) => Err(target.refused("the mount vanished at once")),
+        Err(e) => Err(Error::io("reading", Path::new("/proc/self/mountinfo"), e)),
+    }
+}
+
+/// What FUSE needs to be told, besides the descriptor.
+fn fuse_parameters(flags: &Flags) -> Vec<(&'static str, Option<String>)> {
+    let mut parameters = vec![
+        ("rootmode", Some("40000".to_owned())),
+        ("user_id", Some(rustix::process::geteuid().as_raw().to_string())),
+        ("group_id", Some(rustix::process::getegid().as_raw().to_string())),
+        // The engine does not judge permissions: the kernel must, whoever comes in.
+        ("default_permissions", None),
+    ];
+    if flags.allow_other {
+        parameters.push(("allow_other", None));
+    }
+    parameters
+}
+
+fn by_new_api(target: &Target, flags: &Flags, device: BorrowedFd<'_>) -> std::result::Result<MountId, Errno> {
+    use rustix::mount as m;
+    let context = m::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    m::fsconfig_set_string(&context, "source", &*flags.source)?;
+    m::fsconfig_set_string(&context, "subtype", "ovl")?;
+    m::fsconfig_set_string(&context, "fd", device.as_raw_fd().to_string())?;
+    for (key, value) in fuse_parameters(flags) {
+        match value {
+            Some(value) => m::fsconfig_set_string(&context, key, value)?,
+            None => m::fsconfig_set_flag(&context, key)?,
+        }
+    }
+    if flags.read_only {
+        m::fsconfig_set_flag(&context, "ro")?;
+    }
+    m::fsconfig_create(&context)?;
+    let mut attributes = MountAttrFlags::empty();
+    for (set, attribute) in [
+        (flags.read_only, MountAttrFlags::MOUNT_ATTR_RDONLY),
+        (!flags.suid, MountAttrFlags::MOUNT_ATTR_NOSUID),
+        (!flags.dev, MountAttrFlags::MOUNT_ATTR_NODEV),
+        (!flags.exec, MountAttrFlags::MOUNT_ATTR_NOEXEC),
+        (!flags.atime, MountAttrFlags::MOUNT_ATTR_NOATIME),
+    ] {
+        attributes.set(attribute, set);
+    }
+    let mount = m::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    let id = mountinfo::mount_of(&mount).map_err(|_| Errno::NOSYS)?;
+    let both_empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    m::move_mount(&mount, "", &target.dir, "", both_empty)?;
+    Ok(id)
+}
+
+fn by_mount2(target: &Target, flags: &Flags, device: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
+    let mut data = format!("fd={}", device.as_raw_fd());
+    for (key, value) in fuse_parameters(flags) {
+        data.push(',');
+        data.push_str(key);
+        if let Some(value) = value {
+            data.push('=');
+            data.push_str(&value);
+        }
+    }
+    let mut mount_flags = MountFlags::empty();
+    for (set, flag) in [
+        (flags.read_only, MountFlags::RDONLY),
+        (!flags.suid, MountFlags::NOSUID),
+        (!flags.dev, MountFlags::NODEV),
+        (!flags.exec, MountFlags::NOEXEC),
+        (!flags.atime, MountFlags::NOATIME),
+    ] {
+        mount_flags.set(flag, set);
+    }
+    let data = std::ffi::CString::new(data).map_err(|_| Errno::INVAL)?;
+    rustix::mount::mount(
+        &*flags.source,
+        format!("/proc/self/fd/{}", target.dir.as_raw_fd()),
+        OsStr::from_bytes(FSTYPE),
+        mount_flags,
+        &*data,
+    )
+}
+
+/// The mount that now lies on `target`, where the way taken did not tell its id.
+fn topmost(target: &Target) -> std::result::Result<MountId, Errno> {
+    let found = mountinfo::mounted_at(&target.path).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+    match found {
+        Some(mount) if mountinfo::is_ours(&mount) => Ok(mount.id),
+        _ => Err(Errno::STALE),
+    }
+}
+
+/// Lets the set-uid helper mount; it hands the open device over a socket whose number it finds in `_FUSE_COMMFD`.
+fn by_fusermount(target: &Target, flags: &Flags) -> Result<Mounted> {
+    let (ours, theirs) =
+        UnixStream::pair().map_err(|e| Error::io("making a socket for", Path::new("fusermount3"), e))?;
+    rustix::io::fcntl_setfd(&theirs, FdFlags::empty())
+        .map_err(|e| Error::io("passing a socket to", Path::new("fusermount3"), e))?;
+    let child = Command::new("fusermount3")
+        .arg("-o")
+        .arg(fusermount_options(flags))
+        .arg("--")
+        .arg(&target.path)
+        .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn();
+    drop(theirs);
+    let child = child.map_err(|e| target.refused(format!("not permitted here, and fusermount3 cannot be run: {e}")))?;
+    let device = receive_descriptor(&ours);
+    let output = child.wait_with_output().map_err(|e| Error::io("waiting for", Path::new("fusermount3"), e))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(target.refused(said.trim().replace('\n', "; ")));
+    }
+    let device = device.map_err(|e| target.refused(format!("fusermount3 handed over no descriptor: {e}")))?;
+    let id = topmost(target).map_err(|e| target.refused(io::Error::from(e).to_string()))?;
+    identified(target, device, id)
+}
+
+fn fusermount_options(flags: &Flags) -> OsString {
+    let mut options = OsString::from("subtype=ovl,default_permissions,fsname=");
+    // fusermount3 takes a backslash for an escape and a comma for the end.
+    for byte in flags.source.as_bytes() {
+        if matches!(byte, b',' | b'\\') {
+            options.push("\\");
+        }
+        options.push(OsStr::from_bytes(&[*byte]));
+    }
+    for (set, word) in [
+        (flags.allow_other, ",allow_other"),
+        (flags.read_only, ",ro"),
+        (!flags.exec, ",noexec"),
+        (!flags.atime, ",noatime"),
+        (flags.suid, ",suid"),
+        (flags.dev, ",dev"),
+    ] {
+        if set {
+            options.push(word);
+        }
+    }
+    options
+}
+
+fn receive_descriptor(socket: &UnixStream) -> io::Result<OwnedFd> {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0_u8];
+    let mut data = [io::IoSliceMut::new(&mut byte)];
+    let received = recvmsg(socket, &mut data, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        return Err(io::Error::other("more than one descriptor came"));
+    }
+    control
+        .drain()
+        .find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+            _ => None,
+        })
+        .ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))
+}
+
+/// Takes the mount `id` away, wherever it has been moved to. `Ok(false)`: it is gone already. EBUSY while it is in use
+/// (unless `lazy`) or hidden below another mount.
+pub fn unmount(id: MountId, lazy: bool) -> io::Result<bool> {
+    let Some(mount) = mountinfo::by_id(id)? else {
+        return Ok(false);
+    };
+    // A mount on top of ours would be hit in its place. (Nobody can pin a path, so a race of a few microseconds stays.)
+    if mountinfo::mounted_at(&mount.mount_point)?.is_none_or(|top| top.id != id) {
+        return Err(Errno::BUSY.into());
+    }
+    let mut flags = UnmountFlags::NOFOLLOW;
+    flags.set(UnmountFlags::DETACH, lazy);
+    match rustix::mount::unmount(&mount.mount_point, flags) {
+        Ok(()) => Ok(true),
+        Err(Errno::PERM) => unmount_by_fusermount(&mount.mount_point, lazy).map(|()| true),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn unmount_by_fusermount(path: &Path, lazy: bool) -> io::Result<()> {
+    let output = Command::new("fusermount3")
+        .args(if lazy { &["-u", "-z"][..] } else { &["-u"] })
+        .arg("--")
+        .arg(path)
+        .stdin(Stdio::null())
+        .output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    if said.contains("busy") {
+        return Err(Errno::BUSY.into());
+    }
+    Err(io::Error::other(said.trim().replace('\n', "; ")))
+}
+
+/// Lets the kernel read ahead further than the 128 KiB fuser can ask for. Best effort: needs a writable /sys.
+pub fn raise_read_ahead(mount: &MountInfo) {
+    const READ_AHEAD_KIB: &str = "1024";
+    let knob = format!("/sys/class/bdi/{}:{}/read_ahead_kb", mount.major, mount.minor);
+    if let Err(error) = std::fs::write(&knob, READ_AHEAD_KIB) {
+        tracing::debug!(%knob, %error, "read-ahead stays at the kernel's default");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fusermount_words() {
+        let mut flags = Flags {
+            source: r"a,b\c".into(),
+            read_only: false,
+            suid: false,
+            dev: false,
+            exec: true,
+            atime: false,
+            allow_other: false,
+        };
+        assert_eq!(fusermount_options(&flags), r"subtype=ovl,default_permissions,fsname=a\,b\\c,noatime");
+        flags = Flags {
+            source: "ovl".into(),
+            read_only: true,
+            suid: true,
+            dev: true,
+            exec: false,
+            atime: true,
+            allow_other: true,
+        };
+        assert_eq!(
+            fusermount_options(&flags),
+            "subtype=ovl,default_permissions,fsname=ovl,allow_other,ro,noexec,suid,dev"
+        );
+    }
+}

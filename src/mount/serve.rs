@@ -1,0 +1,241 @@
+//! One mount from layers to the last request, in the process that serves it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+
+use super::error::{Error, Result};
+use super::kernel::{self, Target};
+use super::mountinfo;
+use super::process::Process;
+use super::registry::{self, EscapedPath, Record, RecordedLower, RunDir};
+use super::spec::{self, CheckedUpper, Lower};
+use super::{MountSpec, signals};
+use crate::fuse;
+use crate::layer::{DirLayer, Layer, StoredLayer};
+use crate::overlay::{Overlay, Stack, UpperDirs};
+use crate::store::{Digest, Lease, Store};
+
+/// How long a mount waits for the daemon before it on the same upper, unmounted already, to finish.
+const HANDOVER: Duration = Duration::from_secs(10);
+
+/// The lowers, opened.
+struct Opened {
+    layers: Vec<Arc<dyn Layer>>,
+    recorded: Vec<RecordedLower>,
+    /// Host directories among them, without symlinks.
+    dirs: Vec<PathBuf>,
+    /// Keeps gc from the stored layers.
+    lease: Option<Lease>,
+}
+
+/// Mounts and serves until the mount is gone. `ready` is called once it is visible.
+pub fn serve(
+    spec: &MountSpec,
+    id: &str,
+    log: Option<&Path>,
+    ready: impl FnOnce(&Record) -> io::Result<()>,
+) -> Result<()> {
+    let here = |e: io::Error| Error::io("preparing the mount on", &spec.mount_point, e);
+    let signals = signals::block().map_err(here)?;
+    raise_file_limit();
+    // The engine gives every object its mode itself.
+    rustix::process::umask(Mode::empty());
+
+    let target = Target::open(&spec.mount_point)?;
+    let opened = open_lowers(spec)?;
+    let upper = match &spec.upper {
+        Some(upper) => Some(spec::check_upper(upper, &opened.dirs)?),
+        None => None,
+    };
+    let lock = match &upper {
+        Some(dirs) => Some(lock(dirs, &spec.run_dir)?),
+        None => None,
+    };
+    let stack = Stack {
+        lowers: opened.layers,
+        upper: upper.as_ref().map(|dirs| UpperDirs { upper: dirs.upper.clone(), work: dirs.work.clone() }),
+    };
+    let engine = Arc::new(Overlay::new(stack, &spec.overlay)?);
+
+    let mut flags = spec.flags.clone();
+    flags.read_only |= engine.is_read_only();
+    let mounted = kernel::mount(&target, &flags)?;
+    let mount = Unmounter(mounted.info.id);
+    let session = fuse::Session::start(Arc::clone(&engine), mounted.device, &spec.fuse).map_err(here)?;
+    kernel::raise_read_ahead(&mounted.info);
+
+    let record = Record {
+        id: id.to_owned(),
+        daemon: Process::current().map_err(here)?,
+        mount_point: EscapedPath(target.path().to_owned()),
+        mount_id: mounted.info.id,
+        device: (mounted.info.major, mounted.info.minor),
+        lowers: opened.recorded,
+        upper: upper.as_ref().map(|u| EscapedPath(u.upper.clone())),
+        work: upper.as_ref().map(|u| EscapedPath(u.work.clone())),
+        read_only: flags.read_only,
+        options: spec.describe(),
+        started: crate::meta::Timestamp::now().secs,
+        log: log.map(|path| EscapedPath(path.to_owned())),
+    };
+    if let Err(error) = spec.run_dir.write(&record) {
+        // The mount can be used and unmounted all the same.
+        tracing::warn!(%error, "the mount is not listed");
+    }
+    let cleanup = {
+        let (engine, run) = (Arc::clone(&engine), spec.run_dir.clone());
+        let id = record.id.clone();
+        // A log of the caller's choice is the caller's.
+        let own_log = log.filter(|_| spec.log_file.is_none()).map(Path::to_owned);
+        move || {
+            engine.shutdown();
+            let _ = run.remove(&id);
+            if let Some(log) = own_log {
+                drop_empty_log(&log);
+            }
+        }
+    };
+    let outcome =
+        signals::watch(signals, mounted.info.id, cleanup.clone()).and_then(|()| ready(&record)).and_then(|()| {
+            mount.keep();
+            session.run()
+        });
+    cleanup();
+    drop((lock, opened.lease));
+    outcome.map_err(|e| Error::io("serving the mount on", target.path(), e))
+}
+
+/// Takes a mount away again that could not be brought into service.
+struct Unmounter(mountinfo::MountId);
+
+impl Unmounter {
+    fn keep(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Unmounter {
+    fn drop(&mut self) {
+        // Lazily: nobody serves it, so nobody may be waited for.
+        if let Err(error) = kernel::unmount(self.0, true) {
+            tracing::warn!(%error, "a mount that failed to start could not be taken away");
+        }
+    }
+}
+
+pub fn drop_empty_log(log: &Path) {
+    if std::fs::metadata(log).is_ok_and(|meta| meta.is_file() && meta.len() == 0) {
+        let _ = std::fs::remove_file(log);
+    }
+}
+
+/// Lifts the soft limit on open files to the hard one: directories and open files each take one.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "the limit on open files stays");
+    }
+}
+
+fn open_lowers(spec: &MountSpec) -> Result<Opened> {
+    if spec.lowers.is_empty() {
+        return Err(Error::Usage("no lower directory and no image given".into()));
+    }
+    let mut opened = Opened { layers: Vec::new(), recorded: Vec::new(), dirs: Vec::new(), lease: None };
+    let mut store = None;
+    let mut leased = Vec::new();
+    for lower in &spec.lowers {
+        match lower {
+            Lower::Dir(path) => {
+                let real = spec::check_lower(path)?;
+                let layer = DirLayer::open(&real).map_err(|e| Error::io("opening lower directory", path, e))?;
+                opened.layers.push(Arc::new(layer));
+                opened.recorded.push(RecordedLower::Dir(EscapedPath(path.clone())));
+                opened.dirs.push(real);
+            }
+            Lower::Image(reference) => {
+                if store.is_none() {
+                    store = Store::open_existing(&spec.store_root)?;
+                }
+                let no_such = || Error::NoSuchLower { lower: reference.clone() };
+                let store = store.as_ref().ok_or_else(no_such)?;
+                let in_image = |source| Error::Image { reference: reference.clone(), source };
+                let manifest = (spec.resolve_image)(store, reference).map_err(in_image)?.ok_or_else(no_such)?;
+                let image = store.image(&manifest).map_err(in_image)?.ok_or_else(no_such)?;
+                for diff_id in image.layers.iter().rev() {
+                    let reader = store.open_layer(diff_id).map_err(in_image)?;
+                    opened.layers.push(Arc::new(StoredLayer::new(reader)));
+                }
+                opened.recorded.push(RecordedLower::Image {
+                    reference: reference.clone(),
+                    manifest: manifest.to_string(),
+                    layers: image.layers.iter().map(Digest::to_string).collect(),
+                });
+                leased.extend(image.layers);
+            }
+        }
+    }
+    if let (Some(store), false) = (&store, leased.is_empty()) {
+        leased.sort_unstable();
+        leased.dedup();
+        let purpose = format!("mount {}", spec.mount_point.display());
+        opened.lease = Some(store.lease(&leased, &purpose)?);
+    }
+    Ok(opened)
+}
+
+/// Keeps other mounts off the upper for as long as the file is open, also through `kill -9`. The work directory is the
+/// engine's to lock, which does not wait: that it can be had is found out here.
+fn lock(dirs: &CheckedUpper, run: &RunDir) -> Result<OwnedFd> {
+    let upper = lock_dir(&dirs.upper, run)?;
+    drop(lock_dir(&dirs.work, run)?);
+    Ok(upper)
+}
+
+fn lock_dir(dir: &Path, run: &RunDir) -> Result<OwnedFd> {
+    let open = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(dir, open, Mode::empty()).map_err(|e| Error::io("opening", dir, e))?;
+    let deadline = Instant::now() + HANDOVER;
+    loop {
+        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(fd),
+            Err(rustix::io::Errno::WOULDBLOCK) => {}
+            Err(e) => return Err(Error::io("locking", dir, e)),
+        }
+        // The mount before this one may be gone already and its daemon on its way out.
+        let user = run.live().ok().and_then(|records| {
+            records.into_iter().find(|r| [&r.upper, &r.work].into_iter().flatten().any(|p| p.0 == dir))
+        });
+        let leaving = user.as_ref().is_none_or(|r| mountinfo::by_id(r.mount_id).is_ok_and(|m| m.is_none()));
+        if !leaving || Instant::now() > deadline {
+            return Err(Error::UpperInUse {
+                path: dir.to_owned(),
+                by: user.map(|r| format!("on {}, pid {}", r.mount_point.0.display(), r.daemon.pid)),
+            });
+        }
+        std::thread::sleep(Duration::from_millis(3));
+    }
+}
+
+/// Makes sure that a path on the command line means the same after the daemon has gone to `/`.
+pub fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|e| Error::io("understanding", path, e))
+}
+
+/// A log file of the caller's must exist before anything else happens: an unwritable one is an error, not silence.
+pub fn touch_log(path: &Path) -> Result<()> {
+    File::options().append(true).create(true).open(path).map(drop).map_err(|e| Error::io("opening the log", path, e))
+}
+
+/// A name for the mount to be.
+pub fn new_id() -> Result<String> {
+    registry::new_id().map_err(|e| Error::io("reading", Path::new("/dev/urandom"), e))
+}

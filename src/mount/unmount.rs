@@ -1,0 +1,141 @@
+//! Unmounting from outside, and waiting until the upper directory is at rest.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use super::error::{Error, Result};
+use super::holders;
+use super::kernel;
+use super::mountinfo::{self, MountInfo};
+use super::registry::{Record, RunDir};
+
+/// How to unmount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct How {
+    /// Detach at once, also while in use: users keep their files, the daemon ends with the last of them.
+    pub lazy: bool,
+    /// How long to wait for the daemon to finish.
+    pub timeout: Duration,
+}
+
+impl Default for How {
+    fn default() -> Self {
+        Self { lazy: false, timeout: Duration::from_secs(30) }
+    }
+}
+
+/// Takes down the mount called `name` (its id, or a path that leads to its root) and waits for its daemon to end, so
+/// that the upper directory can be used by others. Works, too, when the daemon has been killed. Gives the mount point.
+pub fn unmount(run: &RunDir, name: &Path, how: How) -> Result<PathBuf> {
+    let records = run.all().map_err(|e| Error::io("reading the list of mounts in", run.path(), e))?;
+    if let Some(record) = records.iter().find(|r| name == Path::new(&r.id)) {
+        return match mountinfo::by_id(record.mount_id).map_err(no_mountinfo)? {
+            Some(mount) => take_down(run, &mount, Some(record), how),
+            None => from_inside(run, record, how),
+        };
+    }
+    let missing = |e: io::Error| match e.kind() {
+        io::ErrorKind::NotFound => Error::Missing { what: "mount point", path: name.to_owned(), hint: "" },
+        _ => Error::io("looking at", name, e),
+    };
+    let mount = mountinfo::mounted_at(name)
+        .map_err(missing)?
+        .filter(mountinfo::is_ours)
+        .ok_or_else(|| Error::NotMounted { path: name.to_owned() })?;
+    let record = records.iter().find(|r| r.mount_id == mount.id);
+    take_down(run, &mount, record, how)
+}
+
+fn no_mountinfo(e: io::Error) -> Error {
+    Error::io("reading", Path::new("/proc/self/mountinfo"), e)
+}
+
+fn take_down(run: &RunDir, mount: &MountInfo, record: Option<&Record>, how: How) -> Result<PathBuf> {
+    let path = mount.mount_point.clone();
+    // Pinned before the mount goes, so that the wait is for this process.
+    let daemon = record.and_then(|r| r.daemon.open());
+    let dead = match record {
+        Some(record) => record.daemon.is_alive() == Some(false),
+        None => is_dead(&path),
+    };
+    let busy = |e: &io::Error| e.raw_os_error() == Some(Errno::BUSY.raw_os_error());
+    let mut done = kernel::unmount(mount.id, how.lazy || dead);
+    for _ in 0..BUSY_TRIES {
+        if !done.as_ref().is_err_and(busy) {
+            break;
+        }
+        std::thread::sleep(BUSY_PAUSE);
+        done = kernel::unmount(mount.id, how.lazy || dead);
+    }
+    match done {
+        Ok(_) => {}
+        Err(e) if busy(&e) => {
+            return Err(Error::Busy { holders: holders::of(mount), path });
+        }
+        Err(e) => return Err(Error::io("unmounting", &path, e)),
+    }
+    match (daemon, record) {
+        (Some(daemon), Some(record)) => {
+            let ended = daemon.wait(if how.lazy { how.timeout.min(LAZY_WAIT) } else { how.timeout });
+            match ended {
+                Ok(true) => {}
+                Ok(false) if how.lazy => return Ok(path),
+                Ok(false) => return Err(still_running(mount, record, how)),
+                Err(e) => return Err(Error::io("waiting for the daemon of", &path, e)),
+            }
+        }
+        (None, Some(record)) => forget(run, record),
+        _ => {}
+    }
+    Ok(path)
+}
+
+/// A process that somebody is just starting holds copies of its parent's files until exec closes them.
+const BUSY_TRIES: u32 = 15;
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
+
+/// A lazily unmounted mount that nobody uses ends at once; one in use is not waited for.
+const LAZY_WAIT: Duration = Duration::from_millis(500);
+
+fn still_running(mount: &MountInfo, record: &Record, how: How) -> Error {
+    Error::StillRunning {
+        path: mount.mount_point.clone(),
+        pid: record.daemon.pid,
+        seconds: how.timeout.as_secs(),
+        holders: holders::of(mount),
+    }
+}
+
+/// The daemon is gone but its mount is there: the kernel answers everything with ENOTCONN.
+fn is_dead(path: &Path) -> bool {
+    // Not stat: attributes kept by the kernel would hide it.
+    rustix::fs::statfs(path).is_err_and(|errno| errno == Errno::NOTCONN)
+}
+
+/// A mount of another mount namespace, which only its daemon can take down.
+fn from_inside(run: &RunDir, record: &Record, how: How) -> Result<PathBuf> {
+    let path = record.mount_point.0.clone();
+    let Some(daemon) = record.daemon.open() else {
+        forget(run, record);
+        return Err(Error::NotMounted { path });
+    };
+    let fail = |e| Error::io("ending the daemon of", &path, e);
+    daemon.terminate().map_err(fail)?;
+    if how.lazy && !daemon.wait(LAZY_WAIT).map_err(fail)? {
+        daemon.terminate().map_err(fail)?;
+    }
+    if daemon.wait(how.timeout).map_err(fail)? {
+        return Ok(path);
+    }
+    Err(Error::Busy { path, holders: Vec::new() })
+}
+
+fn forget(run: &RunDir, record: &Record) {
+    if record.daemon.is_alive() == Some(false) {
+        // The next listing drops it otherwise.
+        let _ = run.remove(&record.id);
+    }
+}

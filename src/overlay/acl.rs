@@ -1,0 +1,152 @@
+//! Default ACLs of the directory a new object is made in.
+//!
+//! The value of `system.posix_acl_default` is a `u32` version (2), then entries of `u16` tag, `u16` permissions, `u32`
+//! id, all little-endian (linux/posix_acl_xattr.h). How a default ACL and a mode make the new object's ACL is in
+//! POSIX.1e draft 17, section 23.1.2 "Object creation and default ACLs".
+
+use std::ffi::OsStr;
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
+
+use super::Result;
+use crate::layer::host;
+use crate::meta::FileKind;
+
+const ACCESS: &str = "system.posix_acl_access";
+const DEFAULT: &str = "system.posix_acl_default";
+const VERSION: u32 = 2;
+const HEAD: usize = 4;
+const ENTRY: usize = 8;
+
+const USER_OBJ: u16 = 0x01;
+const GROUP_OBJ: u16 = 0x04;
+const MASK: u16 = 0x10;
+const OTHER: u16 = 0x20;
+
+/// What a new object inherits.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Inherited {
+    /// The low 12 bits of its mode.
+    pub perm: u32,
+    access: Option<Vec<u8>>,
+    default: Option<Vec<u8>>,
+}
+
+impl Inherited {
+    /// Sets the ACLs; `true` if there were any.
+    pub fn apply(&self, fd: BorrowedFd<'_>) -> Result<bool> {
+        for (name, acl) in [(ACCESS, &self.access), (DEFAULT, &self.default)] {
+            if let Some(acl) = acl {
+                host::set_xattr_fd(fd, OsStr::new(name), acl, XattrFlags::empty())?;
+            }
+        }
+        Ok(self.access.is_some() || self.default.is_some())
+    }
+}
+
+/// Mode and ACLs of an object of `kind` made with `mode` and `umask` in the directory `dir`.
+pub(super) fn inherit(
+    dir: BorrowedFd<'_>,
+    kind: FileKind,
+    mode: u32,
+    umask: u32,
+) -> Result<Inherited> {
+    if kind == FileKind::Symlink {
+        return Ok(Inherited {
+            perm: 0o777,
+            ..Inherited::default()
+        });
+    }
+    match host::xattr_fd(dir, OsStr::new(DEFAULT))? {
+        None => Ok(Inherited {
+            perm: mode & !(umask & 0o777),
+            ..Inherited::default()
+        }),
+        Some(acl) => from_default(&acl, kind, mode).ok_or(Errno::IO),
+    }
+}
+
+fn from_default(default: &[u8], kind: FileKind, mode: u32) -> Option<Inherited> {
+    let u16_at = |b: &[u8], at: usize| u16::from_le_bytes([b[at], b[at + 1]]);
+    if default.len() < HEAD || u32::from_le_bytes(default[..HEAD].try_into().ok()?) != VERSION {
+        return None;
+    }
+    let mut access = default.to_vec();
+    let (entries, rest) = access[HEAD..].as_chunks_mut::<ENTRY>();
+    if !rest.is_empty() {
+        return None;
+    }
+    let has_mask = entries.iter().any(|e| u16_at(e, 0) == MASK);
+    let extended = entries
+        .iter()
+        .any(|e| ![USER_OBJ, GROUP_OBJ, OTHER].contains(&u16_at(e, 0)));
+    let mut perm = mode & 0o7000;
+    for entry in entries {
+        let shift = match u16_at(entry, 0) {
+            USER_OBJ => 6,
+            MASK => 3,
+            GROUP_OBJ if !has_mask => 3,
+            OTHER => 0,
+            _ => continue,
+        };
+        let kept = u16_at(entry, 2) & (mode >> shift & 7) as u16;
+        entry[2..4].copy_from_slice(&kept.to_le_bytes());
+        perm |= u32::from(kept) << shift;
+    }
+    Some(Inherited {
+        perm,
+        access: extended.then_some(access),
+        default: kind.is_dir().then(|| default.to_vec()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+        let mut out = VERSION.to_le_bytes().to_vec();
+        for (tag, perm, id) in entries {
+            out.extend_from_slice(&tag.to_le_bytes());
+            out.extend_from_slice(&perm.to_le_bytes());
+            out.extend_from_slice(&id.to_le_bytes());
+        }
+        out
+    }
+
+    #[test]
+    fn default_acl_beats_umask_and_mask_takes_the_groups_place() {
+        let none = u32::MAX;
+        let minimal = acl(&[(USER_OBJ, 7, none), (GROUP_OBJ, 5, none), (OTHER, 0, none)]);
+        let got = from_default(&minimal, FileKind::Regular, 0o666).expect("valid");
+        assert_eq!((got.perm, got.access, got.default), (0o640, None, None));
+
+        let named = acl(&[
+            (USER_OBJ, 7, none),
+            (2, 7, 1000),
+            (GROUP_OBJ, 5, none),
+            (MASK, 7, none),
+            (OTHER, 4, none),
+        ]);
+        let got = from_default(&named, FileKind::Directory, 0o2751).expect("valid");
+        assert_eq!(got.perm, 0o2750);
+        let want = acl(&[
+            (USER_OBJ, 7, none),
+            (2, 7, 1000),
+            (GROUP_OBJ, 5, none),
+            (MASK, 5, none),
+            (OTHER, 0, none),
+        ]);
+        assert_eq!(got.access, Some(want));
+        assert_eq!(got.default, Some(named));
+    }
+
+    #[test]
+    fn garbage_is_refused() {
+        for bad in [&b""[..], &[2, 0, 0], &[1, 0, 0, 0], &[2, 0, 0, 0, 1]] {
+            assert_eq!(from_default(bad, FileKind::Regular, 0o644), None, "{bad:?}");
+        }
+    }
+}

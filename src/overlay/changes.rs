@@ -1,0 +1,248 @@
+//! What a mount's upper changed against its lowers.
+//!
+//! The walk goes where the upper has something: a directory that shows the lowers of its own path is compared by the
+//! upper's entries alone; one that moved here (redirect) or replaced what was here (opaque) is compared name by name.
+//! When hard-linked lower files were copied up, their other names changed too without being in the upper: then the
+//! whole tree is walked.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use super::engine::Overlay;
+use super::node::{LowerRef, Node};
+use super::{Entry, Result};
+use crate::layer::host;
+use crate::meta::{Attr, FileKind};
+
+/// As `docker diff` tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ChangeKind {
+    Added,
+    Changed,
+    Deleted,
+}
+
+/// One change.
+#[derive(Clone, Debug)]
+pub struct Change {
+    pub kind: ChangeKind,
+    /// From the mount's root, without a leading slash.
+    pub path: OsString,
+    /// What is there now (`None` for `Deleted`), usable with the engine's other calls while the sink runs.
+    pub entry: Option<Entry>,
+    /// A directory under which nothing of the lowers' directory of the same path shows through.
+    pub opaque: bool,
+}
+
+struct Walk<'a> {
+    overlay: &'a Overlay,
+    out: Vec<Change>,
+    /// Some lower file has names that changed without being in the upper.
+    aliases: bool,
+}
+
+impl Overlay {
+    /// Tells what differs from the lowers: parents before children, siblings in byte order of their names. Parents of
+    /// changes are changes. Reads only; a mount being written to at the same time gives a mixture of before and after.
+    pub fn changes(&self, sink: &mut dyn FnMut(&Change) -> io::Result<()>) -> io::Result<()> {
+        let aliases = !self
+            .index
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .is_empty();
+        let mut walk = Walk {
+            overlay: self,
+            out: Vec::new(),
+            aliases,
+        };
+        let base = self.lowers.roots()?;
+        let walked = if self.upper.is_some() {
+            walk.directory(&self.root, OsStr::new(""), &base)
+        } else {
+            Ok(())
+        };
+        let mut told = walked.map_err(io::Error::from);
+        for change in &walk.out {
+            if told.is_ok() {
+                told = sink(change);
+            }
+            if let Some(entry) = &change.entry {
+                self.forget(entry.node, 1);
+            }
+        }
+        told
+    }
+}
+
+fn same(a: &[LowerRef], b: &[LowerRef]) -> bool {
+    a.len() == b.len()
+        && a.iter()
+            .zip(b)
+            .all(|(a, b)| a.layer == b.layer && a.node.key == b.node.key)
+}
+
+/// Do the attributes that a layer records differ?
+fn differ(a: &Attr, b: &Attr) -> bool {
+    (a.kind, a.perm, a.uid, a.gid, a.mtime, a.rdev)
+        != (b.kind, b.perm, b.uid, b.gid, b.mtime, b.rdev)
+}
+
+impl Walk<'_> {
+    /// `base`: the directories the lowers show at this path, empty if none.
+    fn directory(&mut self, dir: &Arc<Node>, path: &OsStr, base: &[LowerRef]) -> Result<()> {
+        let lowers = dir.state().lowers.clone();
+        let in_place = same(&lowers, base);
+        let mut names = BTreeSet::new();
+        if in_place && !self.aliases {
+            if !dir.in_upper() {
+                return Ok(());
+            }
+            let fd = self.overlay.upper_dir(dir)?;
+            names.extend(host::read_dir(fd.as_fd())?.into_iter().map(|e| e.name));
+        } else {
+            let _names = dir.names_shared()?;
+            names.extend(
+                self.overlay
+                    .listing(dir)?
+                    .items()
+                    .iter()
+                    .map(|i| i.name.clone()),
+            );
+            for lower in base {
+                let entries = self
+                    .overlay
+                    .lowers
+                    .layer(lower.layer)
+                    .read_dir(&lower.node)?;
+                names.extend(
+                    entries
+                        .into_iter()
+                        .filter(|e| e.target.is_some())
+                        .map(|e| e.name),
+                );
+            }
+        }
+        for name in names {
+            let mut at = path.to_os_string();
+            if !at.is_empty() {
+                at.push("/");
+            }
+            at.push(&name);
+            self.name(dir, &name, at, base)?;
+        }
+        Ok(())
+    }
+
+    fn name(
+        &mut self,
+        dir: &Arc<Node>,
+        name: &OsStr,
+        path: OsString,
+        base: &[LowerRef],
+    ) -> Result<()> {
+        let overlay = self.overlay;
+        let before = overlay.lowers.lookup(base, name)?.found;
+        let found = {
+            let _names = dir.names_shared()?;
+            match overlay.resolve(dir, name)? {
+                None => None,
+                Some(found) => {
+                    let changed = found.upper.is_some();
+                    Some((overlay.intern(dir, name, found)?, changed))
+                }
+            }
+        };
+        let Some(((node, attr), in_upper)) = found else {
+            if !before.is_empty() {
+                self.out.push(Change {
+                    kind: ChangeKind::Deleted,
+                    path,
+                    entry: None,
+                    opaque: false,
+                });
+            }
+            return Ok(());
+        };
+        let was_dir = before
+            .first()
+            .is_some_and(|b| b.node.kind == FileKind::Directory);
+        let kind = if before.is_empty() {
+            ChangeKind::Added
+        } else {
+            ChangeKind::Changed
+        };
+        if !node.is_dir() {
+            let moved_here = || !same(&node.state().lowers, &before);
+            if kind == ChangeKind::Added || in_upper || moved_here() {
+                self.push(kind, path, &node, attr, false);
+            }
+            return Ok(());
+        }
+        let base = if was_dir { before.as_slice() } else { &[] };
+        let lowers = node.state().lowers.clone();
+        let opaque = was_dir && !same(&lowers, base);
+        let mark = self.out.len();
+        let itself = kind == ChangeKind::Added
+            || opaque
+            || !was_dir
+            || self.attributes_changed(&node, &attr, base)?;
+        self.push(kind, path.clone(), &node, attr, opaque);
+        self.directory(&node, &path, base)?;
+        if !itself && self.out.len() == mark + 1 {
+            // Copied up, but nothing came of it.
+            self.out.truncate(mark);
+            overlay.forget(node.id, 1);
+        }
+        Ok(())
+    }
+
+    fn push(
+        &mut self,
+        kind: ChangeKind,
+        path: OsString,
+        node: &Arc<Node>,
+        attr: Attr,
+        opaque: bool,
+    ) {
+        self.overlay.table.remember(node);
+        self.out.push(Change {
+            kind,
+            path,
+            entry: Some(Entry {
+                node: node.id,
+                attr,
+            }),
+            opaque,
+        });
+    }
+
+    /// Has a merged directory other attributes or xattrs than its topmost lower?
+    fn attributes_changed(&self, node: &Arc<Node>, attr: &Attr, base: &[LowerRef]) -> Result<bool> {
+        let Some(lower) = base.first().filter(|_| node.in_upper()) else {
+            return Ok(false);
+        };
+        let layer = self.overlay.lowers.layer(lower.layer);
+        if differ(attr, &layer.attr(&lower.node)?) {
+            return Ok(true);
+        }
+        let mut names: Vec<_> = layer.xattr_names(&lower.node)?;
+        names.retain(|n| !super::upper::is_internal_xattr(n));
+        let mut now: Vec<_> = host::xattr_names_fd(self.overlay.upper_path(node)?.as_fd())?;
+        now.retain(|n| !super::upper::is_internal_xattr(n));
+        names.sort();
+        now.sort();
+        if names != now {
+            return Ok(true);
+        }
+        let fd = self.overlay.upper_path(node)?;
+        for name in names {
+            if host::xattr_fd(fd.as_fd(), &name)? != layer.xattr(&lower.node, &name)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}

@@ -1,0 +1,399 @@
+//! Copy-up: an object of a lower gets its own copy in the upper, before its first change.
+//!
+//! The copy is made in the workdir under a temporary name and moved into place in one step, so that at every moment,
+//! also after a crash, the name shows either the old object or the whole new one. The data is copied without any
+//! directory's lock: only those who want to change the same file wait.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, XattrFlags};
+use rustix::io::Errno;
+
+use super::Result;
+use super::attrs::{self, NLINK_MARK};
+use super::engine::Overlay;
+use super::node::{Link, LowerRef, Node, UpperObject, lock};
+use super::origin::Origin;
+use super::upper::is_internal_xattr;
+use crate::layer::{LayerFile, host};
+use crate::meta::{Attr, FileKind};
+
+/// How much is read at once from a layer that has no descriptor to copy from.
+const BUFFER: usize = 1 << 20;
+
+/// How much of a file's data the copy needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extent {
+    All,
+    /// The rest is about to be cut off.
+    UpTo(u64),
+}
+
+/// A finished copy under its temporary name in the workdir; removed unless published.
+struct Copy<'a> {
+    overlay: &'a Overlay,
+    name: Option<OsString>,
+    fd: OwnedFd,
+}
+
+impl Drop for Copy<'_> {
+    fn drop(&mut self) {
+        if let (Some(name), Some(upper)) = (&self.name, &self.overlay.upper) {
+            let _ = upper.remove_work(name);
+        }
+    }
+}
+
+impl Overlay {
+    /// Makes sure the node has an object in the upper; all its parents get one too.
+    pub(super) fn copy_up(&self, node: &Arc<Node>, extent: Extent) -> Result<()> {
+        self.writable()?;
+        if node.in_upper() {
+            return Ok(());
+        }
+        // Ancestors first, from the top; a loop, since paths can be thousands of names deep.
+        let mut missing = Vec::new();
+        let mut at = node.state().links.first().map(|l| Arc::clone(&l.parent));
+        while let Some(dir) = at.filter(|d| !d.in_upper()) {
+            at = dir.state().links.first().map(|l| Arc::clone(&l.parent));
+            missing.push(dir);
+        }
+        while let Some(dir) = missing.pop() {
+            self.copy_up_one(&dir, Extent::All)?;
+        }
+        self.copy_up_one(node, extent)
+    }
+
+    fn copy_up_one(&self, node: &Arc<Node>, extent: Extent) -> Result<()> {
+        let _alone = lock(&node.copy_up);
+        if node.in_upper() {
+            return Ok(());
+        }
+        let lower = node.state().lowers.first().cloned().ok_or(Errno::STALE)?;
+        let attr = self.lowers.layer(lower.layer).attr(&lower.node)?;
+        let origin = Origin::of(&self.lowers, &lower);
+        let indexed = !node.is_dir() && attr.nlink > 1;
+        let mut copy = self.make_copy(&lower, &attr, extent)?;
+        let upper = self.writable()?;
+        let (mark, value) = origin.mark();
+        // User xattrs cannot be on symlinks and devices: those then keep their number only until the next mount.
+        match upper.mark(copy.fd.as_fd(), mark, value) {
+            Ok(()) | Err(Errno::PERM | Errno::OPNOTSUPP) => {}
+            Err(e) => return Err(e),
+        }
+        if indexed {
+            match upper.mark(copy.fd.as_fd(), NLINK_MARK, b"L+0") {
+                Ok(()) | Err(Errno::PERM | Errno::OPNOTSUPP) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        let index = indexed.then(|| origin.index_name());
+        loop {
+            let link = node.state().links.first().cloned();
+            let done = match link {
+                Some(link) => {
+                    self.copy_up(&link.parent, Extent::All)?;
+                    self.publish(node, &mut copy, &link, index.as_deref())?
+                }
+                None => self.publish_nameless(node, &mut copy)?,
+            };
+            if done {
+                break;
+            }
+        }
+        self.files.remove(&node.id.0);
+        Ok(())
+    }
+
+    /// Makes a copy of a lower object in the workdir, complete and (unless volatile) on disk.
+    fn make_copy(&self, lower: &LowerRef, attr: &Attr, extent: Extent) -> Result<Copy<'_>> {
+        let upper = self.writable()?;
+        let layer = self.lowers.layer(lower.layer);
+        let name = upper.temp_name();
+        let work = upper.work();
+        let temp = name.as_os_str();
+        let data = match attr.kind {
+            FileKind::Regular => Some(rustix::fs::openat(
+                work,
+                temp,
+                OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC,
+                Mode::RUSR | Mode::WUSR,
+            )?),
+            FileKind::Directory => {
+                rustix::fs::mkdirat(work, temp, Mode::RWXU)?;
+                None
+            }
+            FileKind::Symlink => {
+                rustix::fs::symlinkat(layer.read_link(&lower.node)?, work, temp)?;
+                None
+            }
+            kind => {
+                rustix::fs::mknodat(
+                    work,
+                    temp,
+                    FileType::from_raw_mode(kind.mode_bits()),
+                    Mode::RUSR | Mode::WUSR,
+                    attr.rdev,
+                )?;
+                None
+            }
+        };
+        let guard = |fd| Copy {
+            overlay: self,
+            name: Some(name.clone()),
+            fd,
+        };
+        let copy = match host::open_at(work, temp, OFlags::PATH | OFlags::NOFOLLOW) {
+            Ok(fd) => guard(fd),
+            Err(e) => {
+                let _ = upper.remove_work(temp);
+                return Err(e);
+            }
+        };
+        if let Some(data) = &data {
+            let keep = match extent {
+                Extent::All => attr.size,
+                Extent::UpTo(size) => size.min(attr.size),
+            };
+            if keep > 0 {
+                copy_data(&layer.open(&lower.node)?, data, keep, attr.size)?;
+            }
+        }
+        let fd = copy.fd.as_fd();
+        if attr.kind == FileKind::CharDevice && attr.rdev == 0 {
+            super::create::mark_device(fd)?;
+        }
+        attrs::set_owner(fd, Some(attr.uid), Some(attr.gid))?;
+        for name in layer.xattr_names(&lower.node)? {
+            if is_internal_xattr(&name) && !is_nested(&name) {
+                continue;
+            }
+            if let Some(value) = layer.xattr(&lower.node, &name)? {
+                match host::set_xattr_fd(fd, &name, &value, XattrFlags::empty()) {
+                    Ok(()) => {}
+                    // What the upper's file system or our privilege cannot hold is no reason to refuse the write.
+                    Err(Errno::OPNOTSUPP | Errno::PERM | Errno::INVAL) if may_be_lost(&name) => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        if attr.kind != FileKind::Symlink {
+            attrs::set_perm(fd, attr.perm)?;
+        }
+        attrs::set_times(fd, attrs::at(attr.atime), attrs::at(attr.mtime))?;
+        if let Some(data) = data
+            && !upper.volatile
+        {
+            rustix::fs::fsync(data)?;
+        }
+        Ok(copy)
+    }
+
+    /// Moves the copy to its place. `false`: the name is gone or another's by now, choose again.
+    fn publish(
+        &self,
+        node: &Arc<Node>,
+        copy: &mut Copy<'_>,
+        link: &Link,
+        index: Option<&OsStr>,
+    ) -> Result<bool> {
+        let upper = self.writable()?;
+        let parent = &link.parent;
+        let _names = parent.names_owned()?;
+        if node.has_link(parent, &link.name).is_none() || !parent.in_upper() {
+            return Ok(false);
+        }
+        self.mark_impure(parent)?;
+        let dir = self.upper_dir(parent)?;
+        let before = host::stat_fd(dir.as_fd())?.attr.mtime;
+        let temp = copy.name.clone().ok_or(Errno::STALE)?;
+        if let Some(index) = index {
+            rustix::fs::renameat(upper.work(), temp.as_os_str(), upper.index(), index)?;
+            copy.name = None;
+            self.index
+                .write()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .insert(index.to_os_string());
+            rustix::fs::linkat(
+                upper.index(),
+                index,
+                &*dir,
+                link.name.as_os_str(),
+                AtFlags::empty(),
+            )?;
+        } else {
+            rustix::fs::renameat_with(
+                upper.work(),
+                temp.as_os_str(),
+                &*dir,
+                link.name.as_os_str(),
+                RenameFlags::NOREPLACE,
+            )?;
+            copy.name = None;
+        }
+        attrs::restore_mtime(dir.as_fd(), before)?;
+        let key = host::stat_fd(copy.fd.as_fd())?.key;
+        let mut state = node.state_mut();
+        for known in &mut state.links {
+            if Arc::ptr_eq(&known.parent, parent) && known.name == link.name {
+                known.in_upper = true;
+            }
+        }
+        node.set_upper(
+            &mut state,
+            UpperObject {
+                key,
+                pinned: None,
+                index: index.map(OsStr::to_os_string),
+            },
+        );
+        Ok(true)
+    }
+
+    /// The object has no name any more, but is still open: its copy lives by descriptor alone.
+    fn publish_nameless(&self, node: &Arc<Node>, copy: &mut Copy<'_>) -> Result<bool> {
+        let upper = self.writable()?;
+        let pin = Arc::new(
+            copy.fd
+                .try_clone()
+                .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::MFILE))?,
+        );
+        let key = host::stat_fd(pin.as_fd())?.key;
+        let mut state = node.state_mut();
+        if !state.links.is_empty() {
+            return Ok(false);
+        }
+        if let Some(name) = copy.name.take() {
+            upper.remove_work(&name)?;
+        }
+        node.set_upper(
+            &mut state,
+            UpperObject {
+                key,
+                pinned: Some(pin),
+                index: None,
+            },
+        );
+        Ok(true)
+    }
+
+    /// Gives an indexed file the name `link` in the upper too, where so far it shows through from the lower. The
+    /// caller owns the parent's namespace.
+    pub(super) fn link_alias(
+        &self,
+        node: &Arc<Node>,
+        parent: &Arc<Node>,
+        name: &OsStr,
+    ) -> Result<()> {
+        let upper = self.writable()?;
+        let Some(index) = node.state().upper.as_ref().and_then(|u| u.index.clone()) else {
+            return Err(Errno::STALE);
+        };
+        self.mark_impure(parent)?;
+        self.base_nlink_on_upper(node)?;
+        let dir = self.upper_dir(parent)?;
+        let before = host::stat_fd(dir.as_fd())?.attr.mtime;
+        rustix::fs::linkat(
+            upper.index(),
+            index.as_os_str(),
+            &*dir,
+            name,
+            AtFlags::empty(),
+        )?;
+        // One more real link for a name that was counted already. A crash before this counts it twice, which is safe.
+        self.uncount(node)?;
+        attrs::restore_mtime(dir.as_fd(), before)?;
+        node.add_link(parent, name, true);
+        Ok(())
+    }
+
+    fn uncount(&self, node: &Arc<Node>) -> Result<()> {
+        let now = i64::from(self.indexed_nlink(node)?) - 1;
+        let (fd, stat) = self.upper_object(node, OFlags::PATH | OFlags::NOFOLLOW)?;
+        let offset = now - i64::from(stat.attr.nlink);
+        self.writable()?
+            .mark(fd.as_fd(), NLINK_MARK, format!("U{offset:+}").as_bytes())
+    }
+}
+
+/// `overlay.overlay.*`: the internal xattr of an overlay on top of this one, which we only pass on.
+fn is_nested(name: &OsStr) -> bool {
+    [&b"trusted.overlay.overlay."[..], b"user.overlay.overlay."]
+        .iter()
+        .any(|p| name.as_bytes().starts_with(p))
+}
+
+/// ACLs, capabilities and labels decide who may do what: losing one is worse than a failed write.
+fn may_be_lost(name: &OsStr) -> bool {
+    !name.as_bytes().starts_with(b"system.posix_acl") && name != "security.capability"
+}
+
+/// Copies the first `len` bytes of a file of `size` bytes, holes as holes; a reflink where the file system can.
+fn copy_data(from: &LayerFile, to: &OwnedFd, len: u64, size: u64) -> Result<()> {
+    if let Some(fd) = from.fd()
+        && len == size
+        && rustix::fs::ioctl_ficlone(to, fd).is_ok()
+    {
+        return Ok(());
+    }
+    let mut at = 0;
+    while at < len {
+        let Some(start) = from.next_data(at)? else {
+            break;
+        };
+        if start >= len {
+            break;
+        }
+        let end = from.next_hole(start)?.min(len);
+        copy_range(from, to, start, end)?;
+        at = end;
+    }
+    rustix::fs::ftruncate(to, len)
+}
+
+fn copy_range(from: &LayerFile, to: &OwnedFd, start: u64, end: u64) -> Result<()> {
+    let mut at = start;
+    if let Some(fd) = from.fd() {
+        while at < end {
+            let (mut source, mut target) = (at, at);
+            let len = usize::try_from(end - at).unwrap_or(usize::MAX).min(1 << 30);
+            match rustix::fs::copy_file_range(fd, Some(&mut source), to, Some(&mut target), len) {
+                // The lower shrank underneath, or this pair of file systems cannot: read and write.
+                Ok(0) | Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => break,
+                Ok(n) => at += n as u64,
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+    let mut buf = Vec::new();
+    while at < end {
+        let want = usize::try_from(end - at).unwrap_or(usize::MAX).min(BUFFER);
+        buf.resize(want, 0);
+        let got = from.read_at(at, &mut buf)?;
+        if got == 0 {
+            // Shorter than its layer said.
+            return Err(Errno::IO);
+        }
+        write_all(to.as_fd(), at, &buf[..got])?;
+        at += got as u64;
+    }
+    Ok(())
+}
+
+/// Writes all of `data` at `offset`.
+pub(super) fn write_all(fd: BorrowedFd<'_>, offset: u64, data: &[u8]) -> Result<()> {
+    let mut done = 0;
+    while done < data.len() {
+        match rustix::io::pwrite(fd, &data[done..], offset + done as u64) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(n) => done += n,
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,386 @@
+//! New names: create, mknod, mkdir, symlink, link.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, XattrFlags};
+use rustix::io::Errno;
+
+use super::acl::{self, Inherited};
+use super::copyup::Extent;
+use super::engine::{Overlay, UpperName, check_name};
+use super::node::Node;
+use super::{Caller, Entry, NodeId, Result, attrs};
+use crate::layer::{host, whiteout};
+use crate::meta::{Attr, FileKind};
+
+/// What is to be made.
+enum Make<'a> {
+    Node { kind: FileKind, rdev: u64 },
+    Directory,
+    Symlink(&'a OsStr),
+}
+
+impl Make<'_> {
+    const fn kind(&self) -> FileKind {
+        match self {
+            Self::Node { kind, .. } => *kind,
+            Self::Directory => FileKind::Directory,
+            Self::Symlink(_) => FileKind::Symlink,
+        }
+    }
+
+    fn make(&self, dir: BorrowedFd<'_>, name: &OsStr, perm: u32) -> Result<()> {
+        let mode = Mode::from_raw_mode(perm & 0o1777);
+        match self {
+            Self::Node {
+                kind: FileKind::Regular,
+                ..
+            } => {
+                let flags = OFlags::CREATE
+                    | OFlags::EXCL
+                    | OFlags::WRONLY
+                    | OFlags::CLOEXEC
+                    | OFlags::NOFOLLOW;
+                rustix::fs::openat(dir, name, flags, mode).map(drop)
+            }
+            Self::Node { kind, rdev } => rustix::fs::mknodat(
+                dir,
+                name,
+                FileType::from_raw_mode(kind.mode_bits()),
+                mode,
+                *rdev,
+            ),
+            Self::Directory => rustix::fs::mkdirat(dir, name, mode),
+            Self::Symlink(target) => rustix::fs::symlinkat(*target, dir, name),
+        }
+    }
+}
+
+/// Owner, group and mode a new object gets.
+struct Birth {
+    uid: u32,
+    gid: u32,
+    perm: u32,
+}
+
+impl Overlay {
+    /// Makes any object but a directory or symlink. `mode` is the whole `st_mode`, `umask` the caller's, which a default
+    /// ACL of the directory overrides. `rdev` as `dev_t`.
+    pub fn mknod(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u64,
+    ) -> Result<Entry> {
+        let kind = FileKind::from_mode(mode).ok_or(Errno::INVAL)?;
+        match kind {
+            FileKind::Directory | FileKind::Symlink => return Err(Errno::INVAL),
+            _ => {}
+        }
+        self.make(
+            caller,
+            parent,
+            name,
+            mode,
+            umask,
+            &Make::Node { kind, rdev },
+        )
+    }
+
+    /// Makes a regular file; EEXIST if the name is there.
+    pub fn create(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+    ) -> Result<Entry> {
+        self.make(
+            caller,
+            parent,
+            name,
+            mode,
+            umask,
+            &Make::Node {
+                kind: FileKind::Regular,
+                rdev: 0,
+            },
+        )
+    }
+
+    pub fn mkdir(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+    ) -> Result<Entry> {
+        self.make(caller, parent, name, mode, umask, &Make::Directory)
+    }
+
+    pub fn symlink(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &OsStr,
+        target: &OsStr,
+    ) -> Result<Entry> {
+        self.make(caller, parent, name, 0o777, 0, &Make::Symlink(target))
+    }
+
+    /// Checks that `name` is free in a live directory of the upper. The caller owns the namespace.
+    pub(super) fn free_name(&self, dir: &Arc<Node>, name: &OsStr) -> Result<UpperName> {
+        if dir.is_removed() {
+            return Err(Errno::NOENT);
+        }
+        match self.upper_name(dir, name)? {
+            UpperName::Present(_) => Err(Errno::EXIST),
+            UpperName::Whiteout => Ok(UpperName::Whiteout),
+            UpperName::Absent => {
+                let below = dir.state().lowers.clone();
+                if self.lowers.shows(&below, name)? {
+                    Err(Errno::EXIST)
+                } else {
+                    Ok(UpperName::Absent)
+                }
+            }
+        }
+    }
+
+    fn make(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        what: &Make<'_>,
+    ) -> Result<Entry> {
+        check_name(name)?;
+        let dir = self.table.get(parent)?;
+        dir.dir()?;
+        self.copy_up(&dir, Extent::All)?;
+        let _names = dir.names_owned()?;
+        let was = self.free_name(&dir, name)?;
+        let fd = self.upper_dir(&dir)?;
+        let above = host::stat_fd(fd.as_fd())?.attr;
+        let inherited = acl::inherit(fd.as_fd(), what.kind(), mode & 0o7777, umask)?;
+        let birth = birth(caller, &above, what.kind(), inherited.perm);
+        // A character device 0:0 is a whiteout until it is marked, so it must not be seen before.
+        let hidden = matches!(
+            what,
+            Make::Node {
+                kind: FileKind::CharDevice,
+                rdev: 0
+            }
+        );
+        let stat = if hidden || matches!(was, UpperName::Whiteout) {
+            self.make_over_whiteout(fd.as_fd(), name, what, &birth, &inherited)?
+        } else {
+            what.make(fd.as_fd(), name, birth.perm)?;
+            match host::open_at(fd.as_fd(), name, OFlags::PATH | OFlags::NOFOLLOW)
+                .and_then(|made| settle(&made, what.kind(), &birth, &inherited))
+            {
+                Ok(stat) => stat,
+                Err(e) => {
+                    let _ = super::upper::remove_tree(fd.as_fd(), name);
+                    return Err(e);
+                }
+            }
+        };
+        self.welcome(&dir, name, stat)
+    }
+
+    /// Made in the workdir and put in place in one step: over the whiteout of a deleted name, or because it is not
+    /// complete before it carries its mark.
+    fn make_over_whiteout(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        what: &Make<'_>,
+        birth: &Birth,
+        inherited: &Inherited,
+    ) -> Result<host::Stat> {
+        let upper = self.writable()?;
+        let temp = upper.temp_name();
+        let made = (|| {
+            what.make(upper.work(), &temp, birth.perm)?;
+            let fd = host::open_at(upper.work(), &temp, OFlags::PATH | OFlags::NOFOLLOW)?;
+            let is_dir = what.kind().is_dir();
+            if is_dir {
+                // What the whiteout hid must stay hidden.
+                upper.mark(fd.as_fd(), "opaque", b"y")?;
+            }
+            if matches!(
+                what,
+                Make::Node {
+                    kind: FileKind::CharDevice,
+                    rdev: 0
+                }
+            ) {
+                mark_device(fd.as_fd())?;
+            }
+            let stat = settle(&fd, what.kind(), birth, inherited)?;
+            let how = if is_dir {
+                RenameFlags::EXCHANGE
+            } else {
+                RenameFlags::empty()
+            };
+            rustix::fs::renameat_with(upper.work(), temp.as_os_str(), dir, name, how)?;
+            if is_dir {
+                upper.remove_work(&temp)?;
+            }
+            Ok(stat)
+        })();
+        if made.is_err() {
+            let _ = upper.remove_work(&temp);
+        }
+        made
+    }
+
+    /// A new object of the upper becomes a node the kernel knows. The caller owns the namespace.
+    fn welcome(&self, dir: &Arc<Node>, name: &OsStr, stat: host::Stat) -> Result<Entry> {
+        let id = self.lowers.host_ino(stat.key);
+        self.list_add(dir, name, id, stat.attr.kind);
+        let found = super::engine::Found {
+            id,
+            kind: stat.attr.kind,
+            upper: Some((stat, None)),
+            name_in_upper: true,
+            lowers: Vec::new(),
+            lower_path: None,
+            lower_attr: None,
+        };
+        let (node, attr) = self.intern(dir, name, found)?;
+        self.table.remember(&node);
+        Ok(Entry {
+            node: node.id,
+            attr,
+        })
+    }
+
+    /// A second name for a file.
+    pub fn link(&self, node: NodeId, parent: NodeId, name: &OsStr) -> Result<Entry> {
+        check_name(name)?;
+        let node = self.table.get(node)?;
+        if node.is_dir() {
+            return Err(Errno::PERM);
+        }
+        let dir = self.table.get(parent)?;
+        dir.dir()?;
+        self.copy_up(&dir, Extent::All)?;
+        self.copy_up(&node, Extent::All)?;
+        let _names = dir.names_owned()?;
+        let was = self.free_name(&dir, name)?;
+        let upper = self.writable()?;
+        let fd = self.upper_dir(&dir)?;
+        let (source, stat) = self.upper_object(&node, OFlags::PATH | OFlags::NOFOLLOW)?;
+        if node.id != self.lowers.host_ino(stat.key) {
+            self.mark_impure(&dir)?;
+        }
+        if node
+            .state()
+            .upper
+            .as_ref()
+            .is_some_and(|u| u.index.is_some())
+        {
+            self.base_nlink_on_upper(&node)?;
+        }
+        let link = |to: BorrowedFd<'_>, as_name: &OsStr| {
+            rustix::fs::linkat(
+                rustix::fs::CWD,
+                host::proc_path(source.as_fd()),
+                to,
+                as_name,
+                AtFlags::SYMLINK_FOLLOW,
+            )
+        };
+        if matches!(was, UpperName::Whiteout) {
+            let temp = upper.temp_name();
+            link(upper.work(), &temp)?;
+            if let Err(e) = rustix::fs::renameat(upper.work(), temp.as_os_str(), &*fd, name) {
+                upper.remove_work(&temp)?;
+                return Err(e);
+            }
+        } else {
+            link(fd.as_fd(), name)?;
+        }
+        self.list_add(&dir, name, node.id, node.kind);
+        node.add_link(&dir, name, true);
+        self.table.remember(&node);
+        Ok(Entry {
+            node: node.id,
+            attr: self.attr_of(&node)?,
+        })
+    }
+
+    /// A directory of the caller's making stands in the workdir: empty, opaque, and otherwise like `like`.
+    pub(super) fn make_empty_twin(&self, like: BorrowedFd<'_>) -> Result<OsString> {
+        let upper = self.writable()?;
+        let temp = upper.temp_name();
+        rustix::fs::mkdirat(upper.work(), temp.as_os_str(), Mode::RWXU)?;
+        let fd = host::open_at(upper.work(), &temp, OFlags::PATH | OFlags::DIRECTORY)?;
+        let attr = host::stat_fd(like)?.attr;
+        upper.mark(fd.as_fd(), "opaque", b"y")?;
+        attrs::set_owner(fd.as_fd(), Some(attr.uid), Some(attr.gid))?;
+        attrs::set_perm(fd.as_fd(), attr.perm)?;
+        Ok(temp)
+    }
+}
+
+/// Tells a user's character device 0:0 from a whiteout. Only `trusted.*` can be set on devices: without the privilege
+/// for it such a device cannot be made.
+pub(super) fn mark_device(fd: BorrowedFd<'_>) -> Result<()> {
+    host::set_xattr_fd(
+        fd,
+        OsStr::new(whiteout::DEVICE_XATTR),
+        b"y",
+        XattrFlags::empty(),
+    )
+    .map_err(|_| Errno::PERM)
+}
+
+/// POSIX and System V rules: the group of a set-group-ID directory is inherited, and by subdirectories the bit too.
+fn birth(caller: Caller, above: &Attr, kind: FileKind, perm: u32) -> Birth {
+    let inherits = above.perm & libc::S_ISGID != 0;
+    Birth {
+        uid: caller.uid,
+        gid: if inherits { above.gid } else { caller.gid },
+        perm: if inherits && kind.is_dir() {
+            perm | libc::S_ISGID
+        } else {
+            perm
+        },
+    }
+}
+
+/// Gives a just-made object its owner, mode and ACLs where the file system did not already.
+fn settle(
+    made: &OwnedFd,
+    kind: FileKind,
+    birth: &Birth,
+    inherited: &Inherited,
+) -> Result<host::Stat> {
+    let fd = made.as_fd();
+    let stat = host::stat_fd(fd)?;
+    let uid = (stat.attr.uid != birth.uid).then_some(birth.uid);
+    let gid = (stat.attr.gid != birth.gid).then_some(birth.gid);
+    attrs::set_owner(fd, uid, gid)?;
+    let mut changed = uid.is_some() || gid.is_some();
+    if kind != FileKind::Symlink {
+        changed |= inherited.apply(fd)?;
+        // chown clears set-id bits, the process's umask others.
+        if changed || stat.attr.perm != birth.perm {
+            attrs::set_perm(fd, birth.perm)?;
+            changed = true;
+        }
+    }
+    if changed { host::stat_fd(fd) } else { Ok(stat) }
+}

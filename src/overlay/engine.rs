@@ -1,0 +1,603 @@
+//! The engine itself: its parts, and how a name becomes a node.
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::hash::RandomState;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::node::{LowerRef, Node, State, Table, UpperObject, lock};
+use super::origin::{self, Origin};
+use super::stack::Lowers;
+use super::upper::Upper;
+use super::{Entry, NodeId, OpenError, Options, Result, Stack};
+use crate::layer::host::{self, Stat};
+use crate::layer::{LayerFile, ObjectKey, whiteout};
+use crate::meta::{Attr, FileKind};
+
+/// Open files and directory descriptors kept for reuse, each kind. Well below any usual descriptor limit.
+const KEPT_FILES: usize = 512;
+const KEPT_DIRS: usize = 512;
+/// How often an object that moved while we opened it is looked for again.
+const RETRIES: usize = 16;
+
+/// A merged tree being served. See the module for its calls' rules.
+pub struct Overlay {
+    pub(super) lowers: Lowers,
+    pub(super) upper: Option<Upper>,
+    pub(super) table: Arc<Table>,
+    pub(super) root: Arc<Node>,
+    /// Key of listing positions.
+    pub(super) hasher: RandomState,
+    /// Names in the index, so that most look-ups need not ask for them.
+    pub(super) index: RwLock<HashSet<OsString>>,
+    /// Held while a directory moves to another parent, so that none becomes its own ancestor.
+    pub(super) dir_moves: Mutex<()>,
+    pub(super) files: quick_cache::sync::Cache<u64, OpenFile>,
+    pub(super) dirs: quick_cache::sync::Cache<u64, Arc<OwnedFd>>,
+    /// Origin marks of our own form may be about.
+    own_origins: bool,
+    closed: AtomicBool,
+}
+
+/// An open file kept for the next request.
+#[derive(Clone)]
+pub(super) struct OpenFile {
+    pub file: LayerFile,
+    /// Opened in the upper; a lower's file is stale once the node is copied up.
+    pub upper: bool,
+    pub writable: bool,
+}
+
+/// What a name in a directory turned out to be.
+pub(super) struct Found {
+    pub id: NodeId,
+    pub kind: FileKind,
+    /// The object in the upper: by this name, or by its index entry.
+    pub upper: Option<(Stat, Option<OsString>)>,
+    /// The upper has this very name.
+    pub name_in_upper: bool,
+    pub lowers: Vec<LowerRef>,
+    pub lower_path: Option<Arc<OsStr>>,
+    /// Of the lower object, where known.
+    pub lower_attr: Option<Attr>,
+}
+
+/// What `name` is in the upper directory alone.
+pub(super) enum UpperName {
+    Absent,
+    Whiteout,
+    Present(Stat),
+}
+
+pub(super) fn check_name(name: &OsStr) -> Result<()> {
+    match name.as_bytes() {
+        b"" | b"." | b".." => Err(Errno::INVAL),
+        n if n.len() > 255 => Err(Errno::NAMETOOLONG),
+        n if n.contains(&b'/') || n.contains(&0) => Err(Errno::INVAL),
+        _ => Ok(()),
+    }
+}
+
+fn join(parent: &OsStr, name: &OsStr) -> Arc<OsStr> {
+    let mut path = parent.to_os_string();
+    if !path.is_empty() {
+        path.push("/");
+    }
+    path.push(name);
+    path.into()
+}
+
+impl Overlay {
+    /// Opens the upper, empties a stale workdir, and is ready to serve. The error's text is for people.
+    pub fn new(stack: Stack, options: &Options) -> std::result::Result<Self, OpenError> {
+        let upper = match &stack.upper {
+            Some(dirs) => Some(Upper::open(dirs, options)?),
+            None => None,
+        };
+        if stack.lowers.is_empty() && upper.is_none() {
+            return Err(OpenError::Refused(
+                "nothing to mount: no lower and no upper".into(),
+            ));
+        }
+        let lowers = Lowers::new(stack.lowers, upper.as_ref().map(|u| u.key.dev));
+        let own_origins = upper.is_some() && !lowers.is_empty();
+        let roots = lowers
+            .roots()
+            .map_err(|e| OpenError::Refused(format!("cannot read a lower's root: {e}")))?;
+        let index = match &upper {
+            Some(upper) => host::read_dir(upper.index())
+                .map_err(|e| {
+                    OpenError::Refused(format!("cannot read the index in the work directory: {e}"))
+                })?
+                .into_iter()
+                .map(|e| e.name)
+                .collect(),
+            None => HashSet::new(),
+        };
+        let table = Table::new();
+        let root = table.intern(NodeId::ROOT, FileKind::Directory, || State {
+            links: Vec::new(),
+            upper: upper.as_ref().map(|u| UpperObject {
+                key: u.key,
+                pinned: None,
+                index: None,
+            }),
+            lower_path: (!roots.is_empty()).then(|| OsStr::new("").into()),
+            lowers: roots,
+        });
+        table.remember(&root);
+        let overlay = Self {
+            lowers,
+            upper,
+            table,
+            root,
+            hasher: RandomState::new(),
+            index: RwLock::new(index),
+            dir_moves: Mutex::default(),
+            files: quick_cache::sync::Cache::new(KEPT_FILES),
+            dirs: quick_cache::sync::Cache::new(KEPT_DIRS),
+            own_origins,
+            closed: AtomicBool::new(false),
+        };
+        if let Some(upper) = &overlay.upper {
+            let opaque = upper.mark_of(upper.root().as_fd(), "opaque");
+            if matches!(opaque, Ok(Some(v)) if v == b"y") {
+                let mut state = overlay.root.state_mut();
+                state.lowers.clear();
+                state.lower_path = None;
+            }
+            overlay.note_impure(&overlay.root, upper.root().as_fd());
+        }
+        Ok(overlay)
+    }
+
+    /// The transport is going: what is on its way is flushed, everything is given up. Later calls find nothing.
+    pub fn shutdown(&self) {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        if let Some(upper) = &self.upper {
+            upper.close();
+        }
+        self.files.clear();
+        self.dirs.clear();
+        self.table.clear();
+    }
+
+    pub fn is_read_only(&self) -> bool {
+        self.writable().is_err()
+    }
+
+    /// Number of objects held in memory.
+    pub fn node_count(&self) -> usize {
+        self.table.len()
+    }
+
+    /// The upper, to read from.
+    pub(super) fn some_upper(&self) -> Result<&Upper> {
+        self.upper.as_ref().ok_or(Errno::STALE)
+    }
+
+    /// The writable part, or EROFS.
+    pub(super) fn writable(&self) -> Result<&Upper> {
+        self.upper.as_ref().filter(|upper| !upper.inspect).ok_or(Errno::ROFS)
+    }
+
+    pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Option<Entry>> {
+        check_name(name)?;
+        let dir = self.table.get(parent)?;
+        let _names = dir.names_shared()?;
+        let Some(found) = self.resolve(&dir, name)? else {
+            return Ok(None);
+        };
+        let (node, attr) = self.intern(&dir, name, found)?;
+        self.table.remember(&node);
+        Ok(Some(Entry {
+            node: node.id,
+            attr,
+        }))
+    }
+
+    pub fn forget(&self, node: NodeId, count: u64) {
+        if node != NodeId::ROOT && self.table.forget(node, count) {
+            self.files.remove(&node.0);
+            self.dirs.remove(&node.0);
+        }
+    }
+
+    /// What the upper directory alone says of a name.
+    pub(super) fn upper_name(&self, dir: &Arc<Node>, name: &OsStr) -> Result<UpperName> {
+        if !dir.in_upper() {
+            return Ok(UpperName::Absent);
+        }
+        let fd = self.upper_dir(dir)?;
+        let Some(stat) = host::stat_at(fd.as_fd(), name)? else {
+            return Ok(UpperName::Absent);
+        };
+        let upper = self.some_upper()?;
+        let whiteout = (stat.is_whiteout() && !whiteout::is_device(fd.as_fd(), name)?)
+            || (stat.attr.kind == FileKind::Regular
+                && stat.attr.size == 0
+                && upper.mark_at(fd.as_fd(), name, "whiteout")?.is_some());
+        Ok(if whiteout {
+            UpperName::Whiteout
+        } else {
+            UpperName::Present(stat)
+        })
+    }
+
+    /// What a name is in the merged directory. The caller holds the directory's namespace lock.
+    pub(super) fn resolve(&self, dir: &Arc<Node>, name: &OsStr) -> Result<Option<Found>> {
+        if let Some(listing) = &*lock(&dir.dir()?.listing)
+            && listing
+                .get(super::listing::position(&self.hasher, name), name)
+                .is_none()
+        {
+            return Ok(None);
+        }
+        let (below, parent_path) = {
+            let state = dir.state();
+            (state.lowers.clone(), state.lower_path.clone())
+        };
+        let lower_path = || parent_path.as_ref().map(|p| join(p, name));
+        match self.upper_name(dir, name)? {
+            UpperName::Whiteout => Ok(None),
+            UpperName::Absent => {
+                let hit = self.lowers.lookup(&below, name)?;
+                let Some(first) = hit.found.first() else {
+                    return Ok(None);
+                };
+                let kind = first.node.kind;
+                let id = self.lowers.ino(first);
+                let mut found = Found {
+                    id,
+                    kind,
+                    upper: None,
+                    name_in_upper: false,
+                    lower_path: if kind.is_dir() { lower_path() } else { None },
+                    lowers: hit.found,
+                    lower_attr: hit.attr,
+                };
+                if !kind.is_dir() {
+                    self.find_indexed(&mut found)?;
+                }
+                Ok(Some(found))
+            }
+            UpperName::Present(stat) if stat.attr.kind.is_dir() => self
+                .resolve_upper_dir(dir, name, stat, &below, lower_path())
+                .map(Some),
+            UpperName::Present(stat) => {
+                let fd = self.upper_dir(dir)?;
+                let (id, index) = self.upper_ino(fd.as_fd(), name, &stat)?;
+                // The link count of an indexed file may be kept relative to its lower's.
+                let mut lowers = if index.is_some() {
+                    self.lowers.lookup(&below, name)?.found
+                } else {
+                    Vec::new()
+                };
+                lowers.retain(|l| self.lowers.ino(l) == id);
+                Ok(Some(Found {
+                    id,
+                    kind: stat.attr.kind,
+                    upper: Some((stat, index)),
+                    name_in_upper: true,
+                    lowers,
+                    lower_path: None,
+                    lower_attr: None,
+                }))
+            }
+        }
+    }
+
+    /// A lower file with several names may have been copied up by another of them: then the index has it.
+    fn find_indexed(&self, found: &mut Found) -> Result<()> {
+        let Some(upper) = &self.upper else {
+            return Ok(());
+        };
+        if self
+            .index
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .is_empty()
+        {
+            return Ok(());
+        }
+        let lower = &found.lowers[0];
+        let attr = match found.lower_attr.take() {
+            Some(attr) => attr,
+            None => self.lowers.layer(lower.layer).attr(&lower.node)?,
+        };
+        let linked = attr.nlink > 1;
+        found.lower_attr = Some(attr);
+        if !linked {
+            return Ok(());
+        }
+        let name = Origin::of(&self.lowers, lower).index_name();
+        if !self
+            .index
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .contains(&name)
+        {
+            return Ok(());
+        }
+        if let Some(stat) = host::stat_at(upper.index(), &name)? {
+            found.upper = Some((stat, Some(name)));
+        }
+        Ok(())
+    }
+
+    /// A directory in the upper: merged with what it covers, unless opaque, or with what its redirect names.
+    fn resolve_upper_dir(
+        &self,
+        dir: &Arc<Node>,
+        name: &OsStr,
+        stat: Stat,
+        below: &[LowerRef],
+        lower_path: Option<Arc<OsStr>>,
+    ) -> Result<Found> {
+        let upper = self.some_upper()?;
+        let fd = self.upper_dir(dir)?;
+        let mut found = Found {
+            id: self.lowers.host_ino(stat.key),
+            kind: FileKind::Directory,
+            upper: Some((stat, None)),
+            name_in_upper: true,
+            lowers: Vec::new(),
+            lower_path: None,
+            lower_attr: None,
+        };
+        if self.lowers.is_empty() {
+            return Ok(found);
+        }
+        if upper.mark_at(fd.as_fd(), name, "opaque")?.as_deref() == Some(b"y") {
+            if let Some(id) = self.origin_of(fd.as_fd(), name)? {
+                found.id = id;
+            }
+            return Ok(found);
+        }
+        let (dirs, path) = match upper.mark_at(fd.as_fd(), name, "redirect")? {
+            Some(redirect) if redirect.first() == Some(&b'/') => {
+                let path: Arc<OsStr> = OsStr::from_bytes(&redirect[1..]).into();
+                (self.lowers.walk(&path)?, Some(path))
+            }
+            Some(redirect) if !redirect.is_empty() && !redirect.contains(&b'/') => {
+                let target = OsStr::from_bytes(&redirect);
+                let parent = lower_path
+                    .as_deref()
+                    .map(OsStr::as_bytes)
+                    .unwrap_or_default();
+                let parent = parent
+                    .iter()
+                    .rposition(|b| *b == b'/')
+                    .map_or(&b""[..], |cut| &parent[..cut]);
+                let path = join(OsStr::from_bytes(parent), target);
+                (self.lowers.lookup(below, target)?.found, Some(path))
+            }
+            Some(_) => (Vec::new(), None),
+            None => (self.lowers.lookup(below, name)?.found, lower_path),
+        };
+        if dirs.first().is_some_and(|d| d.node.kind.is_dir()) {
+            found.id = self.lowers.ino(&dirs[0]);
+            found.lowers = dirs;
+            found.lower_path = path;
+        } else if let Some(id) = self.origin_of(fd.as_fd(), name)? {
+            found.id = id;
+        }
+        Ok(found)
+    }
+
+    /// Inode number an upper object keeps from where it was copied from.
+    fn origin_of(&self, dir: std::os::fd::BorrowedFd<'_>, name: &OsStr) -> Result<Option<NodeId>> {
+        if !self.own_origins {
+            return Ok(None);
+        }
+        let upper = self.some_upper()?;
+        for mark in [origin::KERNEL_MARK, origin::OWN_MARK] {
+            if let Some(value) = upper.mark_at(dir, name, mark)?
+                && let Some(id) = origin::decode(&self.lowers, mark, &value)
+            {
+                return Ok(Some(id));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Inode number of a file in the upper, and its index entry if it has one.
+    fn upper_ino(
+        &self,
+        dir: std::os::fd::BorrowedFd<'_>,
+        name: &OsStr,
+        stat: &Stat,
+    ) -> Result<(NodeId, Option<OsString>)> {
+        let own = self.lowers.host_ino(stat.key);
+        if !self.own_origins {
+            return Ok((own, None));
+        }
+        let upper = self.some_upper()?;
+        for mark in [origin::KERNEL_MARK, origin::OWN_MARK] {
+            let Some(value) = upper.mark_at(dir, name, mark)? else {
+                continue;
+            };
+            let Some(id) = origin::decode(&self.lowers, mark, &value) else {
+                continue;
+            };
+            if stat.attr.nlink == 1 {
+                return Ok((id, None));
+            }
+            let kind = if mark == origin::KERNEL_MARK {
+                Origin::Kernel(value)
+            } else {
+                Origin::Own(value)
+            };
+            let entry = kind.index_name();
+            let indexed = self
+                .index
+                .read()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .contains(&entry);
+            return Ok((id, indexed.then_some(entry)));
+        }
+        Ok((own, None))
+    }
+
+    /// The node for what was found, with its attributes; made if it is new. The caller holds the namespace lock.
+    pub(super) fn intern(
+        &self,
+        dir: &Arc<Node>,
+        name: &OsStr,
+        mut found: Found,
+    ) -> Result<(Arc<Node>, Attr)> {
+        let upper_key = found.upper.as_ref().map(|(stat, _)| stat.key);
+        if let (Some(live), Some(key)) = (self.table.find(found.id), upper_key)
+            && live.state().upper.as_ref().is_none_or(|u| u.key != key)
+        {
+            // Two upper objects claim one origin (an upper written without an index, or copied with its xattrs): the
+            // one met later goes by its own number.
+            found.id = self.lowers.host_ino(key);
+        }
+        let Found {
+            id,
+            kind,
+            upper,
+            name_in_upper,
+            lowers,
+            lower_path,
+            lower_attr,
+        } = found;
+        let known = upper.as_ref().map(|(stat, index)| UpperObject {
+            key: stat.key,
+            pinned: None,
+            index: index.clone(),
+        });
+        let origin = if kind.is_dir() {
+            None
+        } else {
+            lowers.first().cloned()
+        };
+        let node = self.table.intern(id, kind, || State {
+            links: Vec::new(),
+            upper: known,
+            lowers,
+            lower_path,
+        });
+        if origin.is_some() && node.state().lowers.is_empty() {
+            node.state_mut().lowers.extend(origin);
+        }
+        if node.kind != kind {
+            // The file system below gave the number to another object while the kernel still knew the old one.
+            return Err(Errno::STALE);
+        }
+        let fresh = node.state().links.is_empty();
+        node.add_link(dir, name, name_in_upper);
+        let mut attr = match (upper, lower_attr) {
+            (Some((stat, _)), _) => stat.attr,
+            (None, Some(attr)) => attr,
+            (None, None) => return Ok((Arc::clone(&node), self.attr_of(&node)?)),
+        };
+        if fresh && node.is_dir() && node.in_upper() {
+            let fd = self.upper_dir(&node)?;
+            self.note_impure(&node, fd.as_fd());
+        }
+        self.finish_attr(&node, &mut attr)?;
+        Ok((node, attr))
+    }
+
+    /// Descriptor (`O_PATH`) of a directory in the upper.
+    pub(super) fn upper_dir(&self, node: &Arc<Node>) -> Result<Arc<OwnedFd>> {
+        if node.id == NodeId::ROOT {
+            return Ok(Arc::clone(self.some_upper()?.root()));
+        }
+        if let Some(fd) = self.dirs.get(&node.id.0) {
+            return Ok(fd);
+        }
+        let fd = Arc::new(
+            self.upper_object(node, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW)?
+                .0,
+        );
+        self.dirs.insert(node.id.0, Arc::clone(&fd));
+        Ok(fd)
+    }
+
+    /// Opens a node's upper object, and makes sure it is that very object: names move while we look.
+    pub(super) fn upper_object(&self, node: &Arc<Node>, flags: OFlags) -> Result<(OwnedFd, Stat)> {
+        enum Place {
+            Fd(Arc<OwnedFd>),
+            Name(Arc<Node>, OsString),
+            Index(OsString),
+        }
+        if node.id == NodeId::ROOT {
+            let fd = host::open_at(self.some_upper()?.root().as_fd(), OsStr::new("."), flags)?;
+            let stat = host::stat_fd(fd.as_fd())?;
+            return Ok((fd, stat));
+        }
+        for _ in 0..RETRIES {
+            let (place, key): (Place, ObjectKey) = {
+                let state = node.state();
+                let upper = state.upper.as_ref().ok_or(Errno::STALE)?;
+                let place = if let Some(fd) = &upper.pinned {
+                    Place::Fd(Arc::clone(fd))
+                } else if let Some(link) = state.links.iter().find(|l| l.in_upper) {
+                    Place::Name(Arc::clone(&link.parent), link.name.clone())
+                } else if let Some(index) = &upper.index {
+                    Place::Index(index.clone())
+                } else {
+                    return Err(Errno::STALE);
+                };
+                (place, upper.key)
+            };
+            let opened = match place {
+                Place::Fd(fd) if flags.contains(OFlags::PATH) => fd
+                    .try_clone()
+                    .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO)),
+                Place::Fd(fd) => host::reopen(fd.as_fd(), flags - OFlags::NOFOLLOW),
+                Place::Name(parent, name) => {
+                    host::open_at(self.upper_dir(&parent)?.as_fd(), &name, flags)
+                }
+                Place::Index(name) => host::open_at(self.some_upper()?.index(), &name, flags),
+            };
+            match opened {
+                Ok(fd) => {
+                    let stat = host::stat_fd(fd.as_fd())?;
+                    if stat.key == key {
+                        return Ok((fd, stat));
+                    }
+                }
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ISDIR) => {}
+                Err(e) => return Err(e),
+            }
+            std::thread::yield_now();
+        }
+        Err(Errno::STALE)
+    }
+
+    /// An `O_PATH` descriptor of a node's upper object.
+    pub(super) fn upper_path(&self, node: &Arc<Node>) -> Result<OwnedFd> {
+        Ok(self.upper_object(node, OFlags::PATH | OFlags::NOFOLLOW)?.0)
+    }
+
+    /// Remembers whether the upper directory carries the `impure` mark.
+    fn note_impure(&self, node: &Arc<Node>, fd: std::os::fd::BorrowedFd<'_>) {
+        if let (Ok(dir), Some(upper)) = (node.dir(), &self.upper) {
+            let marked = matches!(upper.mark_of(fd, "impure"), Ok(Some(v)) if v == b"y");
+            dir.impure.store(marked, Ordering::Relaxed);
+        }
+    }
+
+    /// An entry with another's inode number is coming into `dir`: the mark tells readers of the upper to look at origins.
+    pub(super) fn mark_impure(&self, dir: &Arc<Node>) -> Result<()> {
+        let part = dir.dir()?;
+        if !part.impure.load(Ordering::Relaxed) {
+            let fd = self.upper_dir(dir)?;
+            self.writable()?.mark(fd.as_fd(), "impure", b"y")?;
+            part.impure.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,220 @@
+//! Data. I/O is by node: the file behind it is opened when first needed and kept for the next request; once a node is
+//! copied up nobody reads the old file any more.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, OFlags};
+use rustix::io::Errno;
+
+use super::attrs;
+use super::copyup::{Extent, write_all};
+use super::engine::{OpenFile, Overlay};
+use super::node::Node;
+use super::{NodeId, Result};
+use crate::layer::{LayerFile, host};
+use crate::meta::FileKind;
+
+/// Most one `copy_file_range` moves when it goes through memory.
+const COPY_BUFFER: usize = 1 << 20;
+
+impl Overlay {
+    fn regular(&self, node: NodeId) -> Result<Arc<Node>> {
+        let node = self.table.get(node)?;
+        match node.kind {
+            FileKind::Regular => Ok(node),
+            FileKind::Directory => Err(Errno::ISDIR),
+            _ => Err(Errno::INVAL),
+        }
+    }
+
+    /// Checks that the node can be opened so (EROFS on a read-only mount, ESTALE if unknown). Copies nothing up.
+    pub fn open(&self, node: NodeId, write: bool) -> Result<()> {
+        let node = self.table.get(node)?;
+        if write {
+            self.writable()?;
+            if node.is_dir() {
+                return Err(Errno::ISDIR);
+            }
+        }
+        Ok(())
+    }
+
+    /// The file behind a node; with `write` the node is in the upper already.
+    pub(super) fn open_file(&self, node: &Arc<Node>, write: bool) -> Result<OpenFile> {
+        if let Some(open) = self.files.get(&node.id.0)
+            && open.upper == node.in_upper()
+            && (open.writable || !write)
+        {
+            return Ok(open);
+        }
+        let upper = node.in_upper();
+        let open = if upper {
+            let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+            let (fd, writable) = match self.upper_object(node, OFlags::RDWR | flags) {
+                Ok((fd, _)) => (fd, true),
+                // Immutable or append-only, or a program running straight from the upper.
+                Err(Errno::PERM | Errno::ACCESS | Errno::TXTBSY | Errno::ROFS) if !write => {
+                    (self.upper_object(node, OFlags::RDONLY | flags)?.0, false)
+                }
+                Err(e) => return Err(e),
+            };
+            OpenFile {
+                file: LayerFile::Fd(Arc::new(fd)),
+                upper,
+                writable,
+            }
+        } else {
+            let lower = node.state().lowers.first().cloned().ok_or(Errno::STALE)?;
+            let file = self.lowers.layer(lower.layer).open(&lower.node)?;
+            OpenFile {
+                file,
+                upper,
+                writable: false,
+            }
+        };
+        self.files.insert(node.id.0, open.clone());
+        Ok(open)
+    }
+
+    fn writable_file(&self, node: &Arc<Node>) -> Result<OpenFile> {
+        self.copy_up(node, Extent::All)?;
+        self.open_file(node, true)
+    }
+
+    /// Bytes at `offset`; short only at end of file.
+    pub fn read(&self, node: NodeId, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let node = self.regular(node)?;
+        self.open_file(&node, false)?.file.read_at(offset, buf)
+    }
+
+    /// Copies up if need be. `kill_priv`: clear suid, sgid and capabilities, as after a write by an ordinary user.
+    pub fn write(&self, node: NodeId, offset: u64, data: &[u8], kill_priv: bool) -> Result<usize> {
+        let node = self.regular(node)?;
+        let open = self.writable_file(&node)?;
+        let fd = open.file.fd().ok_or(Errno::BADF)?;
+        if offset
+            .checked_add(data.len() as u64)
+            .is_none_or(|end| end > i64::MAX as u64)
+        {
+            return Err(Errno::FBIG);
+        }
+        write_all(fd, offset, data)?;
+        if kill_priv {
+            self.kill_priv(&node)?;
+        }
+        Ok(data.len())
+    }
+
+    /// Takes from a changed file what would give its next caller rights: suid, sgid (unless it means locking: no group
+    /// execute), capabilities.
+    fn kill_priv(&self, node: &Arc<Node>) -> Result<()> {
+        let fd = self.upper_path(node)?;
+        let perm = host::stat_fd(fd.as_fd())?.attr.perm;
+        let mut keep = perm & !libc::S_ISUID;
+        if perm & libc::S_IXGRP != 0 {
+            keep &= !libc::S_ISGID;
+        }
+        if keep != perm {
+            attrs::set_perm(fd.as_fd(), keep)?;
+        }
+        match host::remove_xattr_fd(fd.as_fd(), std::ffi::OsStr::new("security.capability")) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// On disk when it returns, unless the mount is volatile. What is only in a lower is there already.
+    pub fn fsync(&self, node: NodeId, datasync: bool) -> Result<()> {
+        let node = self.table.get(node)?;
+        let Some(upper) = &self.upper else {
+            return Ok(());
+        };
+        if upper.volatile || !node.in_upper() {
+            return Ok(());
+        }
+        match node.kind {
+            FileKind::Regular => {
+                let open = self.open_file(&node, false)?;
+                let fd = open.file.fd().ok_or(Errno::BADF)?;
+                if datasync {
+                    rustix::fs::fdatasync(fd)
+                } else {
+                    rustix::fs::fsync(fd)
+                }
+            }
+            FileKind::Directory => rustix::fs::fsync(
+                self.upper_object(&node, OFlags::RDONLY | OFlags::DIRECTORY)?
+                    .0,
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    /// `mode`: `FALLOC_FL_*` bits.
+    pub fn fallocate(&self, node: NodeId, mode: u32, offset: u64, len: u64) -> Result<()> {
+        let node = self.regular(node)?;
+        let open = self.writable_file(&node)?;
+        let fd = open.file.fd().ok_or(Errno::BADF)?;
+        let flags = FallocateFlags::from_bits(mode).ok_or(Errno::OPNOTSUPP)?;
+        loop {
+            match rustix::fs::fallocate(fd, flags, offset, len) {
+                Err(Errno::INTR) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// `whence`: `SEEK_DATA` or `SEEK_HOLE` (others EINVAL). ENXIO at or behind the end.
+    pub fn lseek(&self, node: NodeId, offset: u64, whence: u32) -> Result<u64> {
+        let node = self.regular(node)?;
+        let size = self.attr_of(&node)?.size;
+        if offset >= size {
+            return Err(Errno::NXIO);
+        }
+        let file = self.open_file(&node, false)?.file;
+        match i32::try_from(whence) {
+            Ok(libc::SEEK_DATA) => file.next_data(offset)?.ok_or(Errno::NXIO),
+            Ok(libc::SEEK_HOLE) => file.next_hole(offset),
+            _ => Err(Errno::INVAL),
+        }
+    }
+
+    /// Copies up to `len` bytes between files (or within one, if the ranges do not overlap); how many it did.
+    pub fn copy_file_range(
+        &self,
+        from: NodeId,
+        from_offset: u64,
+        to: NodeId,
+        to_offset: u64,
+        len: u64,
+    ) -> Result<usize> {
+        let from = self.regular(from)?;
+        let to = self.regular(to)?;
+        let target = self.writable_file(&to)?;
+        let source = self.open_file(&from, false)?;
+        let target = target.file.fd().ok_or(Errno::BADF)?;
+        let len = usize::try_from(len).unwrap_or(usize::MAX).min(1 << 30);
+        if let Some(fd) = source.file.fd() {
+            let (mut a, mut b) = (from_offset, to_offset);
+            match rustix::fs::copy_file_range(fd, Some(&mut a), target, Some(&mut b), len) {
+                Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS) => {}
+                other => return other,
+            }
+        }
+        let mut buf = vec![0; len.min(COPY_BUFFER)];
+        let mut done = 0;
+        while done < len {
+            let want = (len - done).min(buf.len());
+            let got = source
+                .file
+                .read_at(from_offset + done as u64, &mut buf[..want])?;
+            if got == 0 {
+                break;
+            }
+            write_all(target, to_offset + done as u64, &buf[..got])?;
+            done += got;
+        }
+        Ok(done)
+    }
+}

@@ -1,0 +1,321 @@
+//! Nodes: what the engine keeps in memory of each object the transport knows, and the table of them.
+//!
+//! A node lives while the kernel remembers it (lookup count), a child node names it as parent, or an operation holds
+//! it. Dropping the last reference removes it from the table.
+//!
+//! Locks, in this order: the engine's directory-rename lock; `DirState::namespace` of the directories concerned, by
+//! rising node id; then a node's `state`, held only to read or change its fields, never over I/O. `copy_up` of one
+//! node is taken before any namespace lock, and no operation waits for it while it holds one.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::hash::{BuildHasher, RandomState};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+
+use rustix::io::Errno;
+
+use super::listing::Listing;
+use super::{NodeId, Result};
+use crate::layer::{LayerNode, ObjectKey};
+use crate::meta::FileKind;
+
+/// Position in the stack of lowers, 0 on top.
+pub(super) type LayerIndex = u16;
+
+/// An object in one lower layer.
+#[derive(Clone, Debug)]
+pub(super) struct LowerRef {
+    pub layer: LayerIndex,
+    pub node: LayerNode,
+}
+
+/// One name of a node that we know of.
+#[derive(Clone)]
+pub(super) struct Link {
+    pub parent: Arc<Node>,
+    pub name: OsString,
+    /// The upper has this name (else it shows through from a lower).
+    pub in_upper: bool,
+}
+
+/// Where a node's object is in the upper.
+#[derive(Clone, Debug)]
+pub(super) struct UpperObject {
+    /// The real identity, checked whenever the object is opened by name.
+    pub key: ObjectKey,
+    /// Keeps an object without a known name reachable, and its inode number from being given to another.
+    pub pinned: Option<Arc<OwnedFd>>,
+    /// Its entry in the index: the file is the one inode of all names of a hard-linked lower file.
+    pub index: Option<OsString>,
+}
+
+/// The changing part of a node.
+pub(super) struct State {
+    pub links: Vec<Link>,
+    pub upper: Option<UpperObject>,
+    /// Directories: all merged lower directories, topmost first. Others: the lower object shown, or the origin of the
+    /// upper one where it is known.
+    pub lowers: Vec<LowerRef>,
+    /// Directories with lowers: the path those have in their layers.
+    pub lower_path: Option<Arc<OsStr>>,
+}
+
+/// What only directories have.
+pub(super) struct DirState {
+    /// Guards the directory's names: lookups and reads share it, changes own it.
+    pub namespace: RwLock<()>,
+    pub listing: Mutex<Option<Arc<Listing>>>,
+    /// The upper directory carries the `impure` mark: some entry's inode number is not its own.
+    pub impure: AtomicBool,
+}
+
+pub(super) struct Node {
+    pub id: NodeId,
+    pub kind: FileKind,
+    state: RwLock<State>,
+    /// Held by whoever copies this node up.
+    pub copy_up: Mutex<()>,
+    in_upper: AtomicBool,
+    dir: Option<Box<DirState>>,
+    table: Weak<Table>,
+}
+
+/// A poisoned lock means a panic elsewhere; what it guards is changed in single steps, so it is still sound.
+fn unpoison<T>(r: std::result::Result<T, std::sync::PoisonError<T>>) -> T {
+    r.unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+pub(super) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    unpoison(m.lock())
+}
+
+impl Node {
+    pub fn state(&self) -> RwLockReadGuard<'_, State> {
+        unpoison(self.state.read())
+    }
+
+    pub fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+        unpoison(self.state.write())
+    }
+
+    /// Has an object in the upper. Once true it stays true.
+    pub fn in_upper(&self) -> bool {
+        self.in_upper.load(Ordering::Acquire)
+    }
+
+    /// Tells the node it now has an upper object.
+    pub fn set_upper(&self, state: &mut State, upper: UpperObject) {
+        state.upper = Some(upper);
+        self.in_upper.store(true, Ordering::Release);
+    }
+
+    pub fn is_dir(&self) -> bool {
+        self.dir.is_some()
+    }
+
+    /// The directory's part; ENOTDIR for all others.
+    pub fn dir(&self) -> Result<&DirState> {
+        self.dir.as_deref().ok_or(Errno::NOTDIR)
+    }
+
+    pub fn names_shared(&self) -> Result<RwLockReadGuard<'_, ()>> {
+        Ok(unpoison(self.dir()?.namespace.read()))
+    }
+
+    pub fn names_owned(&self) -> Result<RwLockWriteGuard<'_, ()>> {
+        Ok(unpoison(self.dir()?.namespace.write()))
+    }
+
+    /// A directory that was removed, or any object without a name left.
+    pub fn is_removed(&self) -> bool {
+        self.id != NodeId::ROOT && self.state().links.is_empty()
+    }
+
+    /// Records that the object is reachable as `name` in `parent`.
+    pub fn add_link(&self, parent: &Arc<Self>, name: &OsStr, in_upper: bool) {
+        let mut state = self.state_mut();
+        match state
+            .links
+            .iter_mut()
+            .find(|l| Arc::ptr_eq(&l.parent, parent) && l.name == name)
+        {
+            Some(link) => link.in_upper |= in_upper,
+            None => {
+                if self.is_dir() {
+                    state.links.clear();
+                }
+                state.links.push(Link {
+                    parent: Arc::clone(parent),
+                    name: name.to_os_string(),
+                    in_upper,
+                });
+            }
+        }
+    }
+
+    /// Forgets a name. Gives the link back so that the parent is released outside the lock.
+    pub fn remove_link(&self, parent: &Arc<Self>, name: &OsStr) -> Option<Link> {
+        let mut state = self.state_mut();
+        let at = state
+            .links
+            .iter()
+            .position(|l| Arc::ptr_eq(&l.parent, parent) && l.name == name)?;
+        Some(state.links.swap_remove(at))
+    }
+
+    /// The link of this name, if known.
+    pub fn has_link(&self, parent: &Arc<Self>, name: &OsStr) -> Option<Link> {
+        self.state()
+            .links
+            .iter()
+            .find(|l| Arc::ptr_eq(&l.parent, parent) && l.name == name)
+            .cloned()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(table) = self.table.upgrade() {
+            table.remove_dead(self.id, self);
+        }
+    }
+}
+
+/// Locks the namespaces of several directories without deadlock: by rising id, each once.
+pub(super) fn own_all<'a>(dirs: &[&'a Arc<Node>]) -> Result<Vec<RwLockWriteGuard<'a, ()>>> {
+    let mut sorted: Vec<_> = dirs.to_vec();
+    sorted.sort_by_key(|n| n.id);
+    sorted.dedup_by_key(|n| n.id);
+    sorted.into_iter().map(|n| n.names_owned()).collect()
+}
+
+struct Slot {
+    node: Weak<Node>,
+    /// Held while the kernel remembers the node.
+    known: Option<Arc<Node>>,
+    lookups: u64,
+}
+
+/// All live nodes by id, in shards so that no lock is shared by all.
+pub(super) struct Table {
+    shards: [Mutex<HashMap<u64, Slot>>; SHARDS],
+    hasher: RandomState,
+}
+
+const SHARDS: usize = 32;
+
+impl Table {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            shards: std::array::from_fn(|_| Mutex::default()),
+            hasher: RandomState::new(),
+        })
+    }
+
+    fn shard(&self, id: NodeId) -> MutexGuard<'_, HashMap<u64, Slot>> {
+        lock(&self.shards[self.hasher.hash_one(id.0) as usize % SHARDS])
+    }
+
+    /// The node of this id, if alive. ESTALE when the transport names one we do not know.
+    pub fn get(&self, id: NodeId) -> Result<Arc<Node>> {
+        self.find(id).ok_or(Errno::STALE)
+    }
+
+    pub fn find(&self, id: NodeId) -> Option<Arc<Node>> {
+        self.shard(id)
+            .get(&id.0)
+            .and_then(|slot| slot.node.upgrade())
+    }
+
+    /// The live node of this id, or a new one.
+    pub fn intern(
+        self: &Arc<Self>,
+        id: NodeId,
+        kind: FileKind,
+        state: impl FnOnce() -> State,
+    ) -> Arc<Node> {
+        let mut shard = self.shard(id);
+        if let Some(node) = shard.get(&id.0).and_then(|slot| slot.node.upgrade()) {
+            return node;
+        }
+        let state = state();
+        let node = Arc::new(Node {
+            id,
+            kind,
+            in_upper: AtomicBool::new(state.upper.is_some()),
+            state: RwLock::new(state),
+            copy_up: Mutex::default(),
+            dir: kind.is_dir().then(|| {
+                Box::new(DirState {
+                    namespace: RwLock::default(),
+                    listing: Mutex::default(),
+                    impure: AtomicBool::new(false),
+                })
+            }),
+            table: Arc::downgrade(self),
+        });
+        shard.insert(
+            id.0,
+            Slot {
+                node: Arc::downgrade(&node),
+                known: None,
+                lookups: 0,
+            },
+        );
+        node
+    }
+
+    /// One more reference of the kernel's.
+    pub fn remember(&self, node: &Arc<Node>) {
+        if let Some(slot) = self.shard(node.id).get_mut(&node.id.0) {
+            slot.lookups += 1;
+            slot.known.get_or_insert_with(|| Arc::clone(node));
+        }
+    }
+
+    /// The kernel gives back `count` references; `true` when it had no more.
+    pub fn forget(&self, id: NodeId, count: u64) -> bool {
+        let released = {
+            let mut shard = self.shard(id);
+            let Some(slot) = shard.get_mut(&id.0) else {
+                return true;
+            };
+            slot.lookups = slot.lookups.saturating_sub(count);
+            if slot.lookups > 0 {
+                return false;
+            }
+            slot.known.take()
+        };
+        // Dropped outside the shard's lock: dropping a node takes it.
+        drop(released);
+        true
+    }
+
+    fn remove_dead(&self, id: NodeId, node: *const Node) {
+        let mut shard = self.shard(id);
+        if shard
+            .get(&id.0)
+            .is_some_and(|slot| std::ptr::eq(slot.node.as_ptr(), node))
+        {
+            shard.remove(&id.0);
+        }
+    }
+
+    /// Number of nodes in memory.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|s| lock(s).len()).sum()
+    }
+
+    /// Drops what the kernel remembered: the mount is gone.
+    pub fn clear(&self) {
+        for shard in &self.shards {
+            let released: Vec<_> = lock(shard)
+                .values_mut()
+                .filter_map(|slot| slot.known.take())
+                .collect();
+            drop(released);
+        }
+    }
+}

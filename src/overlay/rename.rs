@@ -1,0 +1,297 @@
+//! rename(2) with all its flags, for files and directories of any layer.
+//!
+//! A directory that shows lowers keeps them when it moves: `overlay.redirect` on its upper says where they are, as the
+//! kernel's overlayfs writes it. So nothing is ever EXDEV within a mount.
+
+use std::ffi::OsStr;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use rustix::fs::RenameFlags as SysFlags;
+use rustix::io::Errno;
+
+use super::copyup::Extent;
+use super::engine::{Overlay, UpperName, check_name};
+use super::node::{Node, lock, own_all};
+use super::{NodeId, RenameFlags, Result};
+
+/// One side of a rename.
+struct Side<'a> {
+    dir: &'a Arc<Node>,
+    name: &'a OsStr,
+}
+
+impl Overlay {
+    pub fn rename(
+        &self,
+        parent: NodeId,
+        name: &OsStr,
+        new_parent: NodeId,
+        new_name: &OsStr,
+        flags: RenameFlags,
+    ) -> Result<()> {
+        check_name(name)?;
+        check_name(new_name)?;
+        if flags.exchange && (flags.no_replace || flags.whiteout) {
+            return Err(Errno::INVAL);
+        }
+        self.writable()?;
+        let from_dir = self.table.get(parent)?;
+        let to_dir = self.table.get(new_parent)?;
+        from_dir.dir()?;
+        to_dir.dir()?;
+        self.copy_up(&from_dir, Extent::All)?;
+        self.copy_up(&to_dir, Extent::All)?;
+        let from = Side {
+            dir: &from_dir,
+            name,
+        };
+        let to = Side {
+            dir: &to_dir,
+            name: new_name,
+        };
+        // Directories that change parents move one at a time: so no two can end up inside each other.
+        let _moves = (!Arc::ptr_eq(&from_dir, &to_dir)).then(|| lock(&self.dir_moves));
+        while !self.try_rename(&from, &to, flags)? {}
+        Ok(())
+    }
+
+    /// `false`: something had to be copied up first; try again.
+    fn try_rename(&self, from: &Side<'_>, to: &Side<'_>, flags: RenameFlags) -> Result<bool> {
+        let (source, target) = {
+            let _a = own_all(&[from.dir, to.dir])?;
+            let source = self.child(from.dir, from.name)?.0;
+            let target = match self.resolve(to.dir, to.name)? {
+                Some(found) => Some(self.intern(to.dir, to.name, found)?.0),
+                None => None,
+            };
+            (source, target)
+        };
+        let mut locked = vec![from.dir, to.dir];
+        locked.extend(target.as_ref().filter(|t| t.is_dir()));
+        let _names = own_all(&locked)?;
+        let still =
+            |node: &Arc<Node>, side: &Side<'_>| node.has_link(side.dir, side.name).is_some();
+        if !still(&source, from) || !target.as_ref().is_none_or(|t| still(t, to)) {
+            return Ok(false);
+        }
+        if target.is_none() && self.resolve(to.dir, to.name)?.is_some() {
+            return Ok(false);
+        }
+        if to.dir.is_removed() {
+            return Err(Errno::NOENT);
+        }
+        if let Some(target) = &target {
+            if flags.no_replace {
+                return Err(Errno::EXIST);
+            }
+            if Arc::ptr_eq(&source, target) {
+                // Two names of one file: POSIX leaves both.
+                return Ok(true);
+            }
+        } else if flags.exchange {
+            return Err(Errno::NOENT);
+        }
+        if source.is_dir() && self.is_inside(to.dir, &source)
+            || flags.exchange
+                && target
+                    .as_ref()
+                    .is_some_and(|t| t.is_dir() && self.is_inside(from.dir, t))
+        {
+            return Err(Errno::INVAL);
+        }
+        if !flags.exchange
+            && let Some(target) = &target
+        {
+            match (source.is_dir(), target.is_dir()) {
+                (false, true) => return Err(Errno::ISDIR),
+                (true, false) => return Err(Errno::NOTDIR),
+                (true, true) if !self.listing(target)?.is_empty() => return Err(Errno::NOTEMPTY),
+                _ => {}
+            }
+        }
+        let mut waits = Vec::new();
+        if !source.in_upper() {
+            waits.push(&source);
+        }
+        if let Some(target) = &target
+            && (flags.exchange && !target.in_upper() || self.needs_inode_in_upper(target)?)
+        {
+            waits.push(target);
+        }
+        if !waits.is_empty() {
+            drop(_names);
+            for node in waits {
+                self.copy_up(node, Extent::All)?;
+            }
+            return Ok(false);
+        }
+        self.move_in_upper(from, to, &source, target.as_ref(), flags)?;
+        Ok(true)
+    }
+
+    /// Is `dir` the directory `top` or below it?
+    fn is_inside(&self, dir: &Arc<Node>, top: &Arc<Node>) -> bool {
+        let mut at = Arc::clone(dir);
+        loop {
+            if Arc::ptr_eq(&at, top) {
+                return true;
+            }
+            let Some(up) = at.state().links.first().map(|l| Arc::clone(&l.parent)) else {
+                return false;
+            };
+            at = up;
+        }
+    }
+
+    fn move_in_upper(
+        &self,
+        from: &Side<'_>,
+        to: &Side<'_>,
+        source: &Arc<Node>,
+        target: Option<&Arc<Node>>,
+        flags: RenameFlags,
+    ) -> Result<()> {
+        let upper = self.writable()?;
+        let from_fd = self.upper_dir(from.dir)?;
+        let to_fd = self.upper_dir(to.dir)?;
+        // Every name that moves is a real one in the upper.
+        for (node, side) in [
+            (Some(source), from),
+            (target.filter(|_| flags.exchange), to),
+        ] {
+            if let Some(node) = node
+                && !node
+                    .has_link(side.dir, side.name)
+                    .is_some_and(|l| l.in_upper)
+            {
+                self.link_alias(node, side.dir, side.name)?;
+            }
+        }
+        let shows = |side: &Side<'_>| {
+            let below = side.dir.state().lowers.clone();
+            self.lowers.shows(&below, side.name)
+        };
+        let (from_shows, to_shows) = (shows(from)?, shows(to)?);
+        self.prepare_dir(source, from, to, to_shows)?;
+        if flags.exchange
+            && let Some(target) = target
+        {
+            self.prepare_dir(target, to, from, from_shows)?;
+            rustix::fs::renameat_with(&*from_fd, from.name, &*to_fd, to.name, SysFlags::EXCHANGE)?;
+            self.list_add(to.dir, to.name, source.id, source.kind);
+            self.list_add(from.dir, from.name, target.id, target.kind);
+            self.relink(source, from, to)?;
+            return self.relink(target, to, from);
+        }
+        let mut cleared = None;
+        if let Some(target) = target {
+            self.prepare_goodbye(target, to.dir, to.name)?;
+            if target.is_dir() && target.in_upper() {
+                // Its whiteouts must not outlive it, nor go before it does.
+                let old = self.upper_path(target)?;
+                let twin = self.make_empty_twin(old.as_fd())?;
+                rustix::fs::renameat_with(
+                    upper.work(),
+                    twin.as_os_str(),
+                    &*to_fd,
+                    to.name,
+                    SysFlags::EXCHANGE,
+                )?;
+                cleared = Some(twin);
+            }
+        }
+        let hide = from_shows || flags.whiteout;
+        let over_whiteout =
+            source.is_dir() && matches!(self.upper_name(to.dir, to.name)?, UpperName::Whiteout);
+        if over_whiteout {
+            // A directory cannot replace a device, but they can change places.
+            rustix::fs::renameat_with(&*from_fd, from.name, &*to_fd, to.name, SysFlags::EXCHANGE)?;
+            if !hide {
+                rustix::fs::unlinkat(&*from_fd, from.name, rustix::fs::AtFlags::empty())?;
+            }
+        } else if hide {
+            self.rename_leaving_whiteout(from_fd.as_fd(), from.name, to_fd.as_fd(), to.name)?;
+        } else {
+            rustix::fs::renameat(&*from_fd, from.name, &*to_fd, to.name)?;
+        }
+        if let Some(old) = cleared {
+            upper.remove_work(&old)?;
+        }
+        if let Some(target) = target {
+            self.after_goodbye(target, to.dir, to.name)?;
+        }
+        self.list_remove(from.dir, from.name);
+        self.list_add(to.dir, to.name, source.id, source.kind);
+        self.relink(source, from, to)
+    }
+
+    fn rename_leaving_whiteout(
+        &self,
+        from: std::os::fd::BorrowedFd<'_>,
+        name: &OsStr,
+        to: std::os::fd::BorrowedFd<'_>,
+        new_name: &OsStr,
+    ) -> Result<()> {
+        match rustix::fs::renameat_with(from, name, to, new_name, SysFlags::WHITEOUT) {
+            Err(Errno::INVAL | Errno::PERM | Errno::OPNOTSUPP) => {
+                rustix::fs::renameat(from, name, to, new_name)?;
+                self.writable()?.make_whiteout(from, name)
+            }
+            other => other,
+        }
+    }
+
+    /// Before a directory moves: its upper says where its lowers are, or that it has none to be merged with.
+    fn prepare_dir(
+        &self,
+        node: &Arc<Node>,
+        from: &Side<'_>,
+        to: &Side<'_>,
+        to_shows: bool,
+    ) -> Result<()> {
+        if !node.is_dir() {
+            return Ok(());
+        }
+        let upper = self.writable()?;
+        let (merged, path) = {
+            let state = node.state();
+            (!state.lowers.is_empty(), state.lower_path.clone())
+        };
+        if !merged {
+            if to_shows {
+                upper.mark(self.upper_dir(node)?.as_fd(), "opaque", b"y")?;
+            }
+            return Ok(());
+        }
+        let path = path.ok_or(Errno::STALE)?;
+        let base = to.dir.state().lower_path.clone();
+        // Within one directory the old name is enough, as long as that directory's lowers are where the name counts from.
+        let cut = path.as_bytes().iter().rposition(|b| *b == b'/');
+        let (parent, last) = match cut {
+            Some(cut) => (&path.as_bytes()[..cut], &path.as_bytes()[cut + 1..]),
+            None => (&b""[..], path.as_bytes()),
+        };
+        let relative = Arc::ptr_eq(from.dir, to.dir)
+            && base.as_deref().is_some_and(|b| b.as_bytes() == parent);
+        let redirect = if relative {
+            last.to_vec()
+        } else {
+            [b"/", path.as_bytes()].concat()
+        };
+        upper.mark(self.upper_dir(node)?.as_fd(), "redirect", &redirect)
+    }
+
+    /// The node follows a name that moved.
+    fn relink(&self, node: &Arc<Node>, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
+        let old = node.remove_link(from.dir, from.name);
+        node.add_link(to.dir, to.name, true);
+        drop(old);
+        let key = node.state().upper.as_ref().map(|u| u.key);
+        if key.is_some_and(|key| self.lowers.host_ino(key) != node.id) {
+            self.mark_impure(to.dir)?;
+        }
+        Ok(())
+    }
+}

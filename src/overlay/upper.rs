@@ -1,0 +1,364 @@
+//! The writable part: the upper directory, its workdir, and how things are written there.
+//!
+//! Layout (docs/upper-format.md), as the kernel's overlayfs has it: `UPPER/` holds the changed files themselves;
+//! `WORK/work/` holds what is being made, emptied at every mount; `WORK/index/` holds the one inode of each hard-linked
+//! lower file that was copied up. Nothing of ours is ever put into `UPPER` but whiteouts and xattrs.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, XattrFlags};
+use rustix::io::Errno;
+
+use super::{OpenError, Options, Result, UpperDirs};
+use crate::layer::{ObjectKey, host};
+
+/// Directory that marks an upper as not synced, named as the kernel's overlayfs names it.
+const VOLATILE_MARK: &str = "incompat/volatile/dirty";
+
+pub(super) struct Upper {
+    root: Arc<OwnedFd>,
+    pub key: ObjectKey,
+    /// `WORK` itself, locked as long as we live.
+    base: OwnedFd,
+    work: OwnedFd,
+    index: OwnedFd,
+    /// `trusted.overlay.` or `user.overlay.`
+    prefix: &'static str,
+    pub volatile: bool,
+    /// Nothing may be changed: see [`Options::inspect`].
+    pub inspect: bool,
+    /// Whiteouts cannot be made with mknod here.
+    xattr_whiteouts: AtomicBool,
+    next_temp: AtomicU64,
+    /// Name in `work` of a whiteout to make links of.
+    template: std::sync::Mutex<Option<OsString>>,
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(Errno) -> OpenError {
+    move |e| OpenError::Io {
+        what,
+        path: path.to_path_buf(),
+        source: e.into(),
+    }
+}
+
+fn dir_in(base: &OwnedFd, name: &str) -> Result<OwnedFd> {
+    match rustix::fs::mkdirat(base, name, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(e) => return Err(e),
+    }
+    host::open_at(
+        base.as_fd(),
+        OsStr::new(name),
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW,
+    )
+}
+
+impl Upper {
+    pub fn open(dirs: &UpperDirs, options: &Options) -> std::result::Result<Self, OpenError> {
+        let open = |path: &Path, extra| {
+            rustix::fs::open(
+                path,
+                OFlags::DIRECTORY | OFlags::CLOEXEC | extra,
+                Mode::empty(),
+            )
+        };
+        let root = open(&dirs.upper, OFlags::PATH)
+            .map_err(failed("cannot open upper directory", &dirs.upper))?;
+        let base = open(&dirs.work, OFlags::RDONLY)
+            .map_err(failed("cannot open work directory", &dirs.work))?;
+        let key = host::stat_fd(root.as_fd())
+            .map_err(failed("cannot stat", &dirs.upper))?
+            .key;
+        let base_key = host::stat_fd(base.as_fd())
+            .map_err(failed("cannot stat", &dirs.work))?
+            .key;
+        if key.dev != base_key.dev {
+            return Err(OpenError::Refused(format!(
+                "upper {} and work directory {} are on different file systems: choose a work directory beside the upper",
+                dirs.upper.display(),
+                dirs.work.display()
+            )));
+        }
+        let lock = FlockOperation::NonBlockingLockExclusive;
+        if !options.inspect && rustix::fs::flock(&base, lock).is_err() {
+            return Err(OpenError::Busy(format!(
+                "work directory {} is in use by another mount",
+                dirs.work.display()
+            )));
+        }
+        let work =
+            dir_in(&base, "work").map_err(failed("cannot write to work directory", &dirs.work))?;
+        let index =
+            dir_in(&base, "index").map_err(failed("cannot write to work directory", &dirs.work))?;
+        let mut upper = Self {
+            root: Arc::new(root),
+            key,
+            base,
+            work,
+            index,
+            prefix: "user.overlay.",
+            volatile: options.volatile && !options.inspect,
+            inspect: options.inspect,
+            xattr_whiteouts: AtomicBool::new(false),
+            next_temp: AtomicU64::new(0),
+            template: std::sync::Mutex::default(),
+        };
+        if upper.inspect {
+            let chosen = upper.choose_prefix(options, format!("#inspect-{}", std::process::id()).into());
+            return chosen.map(|()| upper).map_err(failed("cannot set xattrs in", &dirs.work));
+        }
+        if host::open_beneath(upper.work.as_fd(), OsStr::new(VOLATILE_MARK), OFlags::PATH).is_ok() {
+            return Err(OpenError::Refused(format!(
+                "upper {} was mounted volatile and not unmounted cleanly: its content may be incomplete; \
+                 to use it all the same, remove {}/work/incompat",
+                dirs.upper.display(),
+                dirs.work.display()
+            )));
+        }
+        upper
+            .empty_work()
+            .map_err(failed("cannot empty work directory", &dirs.work))?;
+        upper
+            .choose_prefix(options, upper.temp_name())
+            .map_err(failed("cannot set xattrs in", &dirs.work))?;
+        upper.probe_write(&dirs.upper)?;
+        if upper.volatile {
+            let mut at = OsString::new();
+            for part in VOLATILE_MARK.split('/') {
+                if !at.is_empty() {
+                    at.push("/");
+                }
+                at.push(part);
+                rustix::fs::mkdirat(&upper.work, at.as_os_str(), Mode::RWXU)
+                    .map_err(failed("cannot write to work directory", &dirs.work))?;
+            }
+        }
+        Ok(upper)
+    }
+
+    /// A read-only file system or an upper we may not write to is told at mount time, not by the first write.
+    fn probe_write(&self, path: &Path) -> std::result::Result<(), OpenError> {
+        rustix::fs::accessat(
+            &*self.root,
+            c".",
+            rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK,
+            AtFlags::EACCESS,
+        )
+        .map_err(failed("cannot write to upper directory", path))
+    }
+
+    /// `trusted.*` where we may (it cannot be reached by users), else `user.*`.
+    /// Tries them on a directory `temp` that it makes in `work` and removes.
+    fn choose_prefix(&mut self, options: &Options, temp: OsString) -> Result<()> {
+        rustix::fs::mkdirat(&self.work, temp.as_os_str(), Mode::RWXU)?;
+        let fd = host::open_at(self.work.as_fd(), &temp, OFlags::PATH | OFlags::DIRECTORY)?;
+        let works = |prefix: &str| {
+            let name = format!("{prefix}opaque");
+            host::set_xattr_fd(fd.as_fd(), OsStr::new(&name), b"n", XattrFlags::empty())
+        };
+        let chosen = match options.userxattr {
+            Some(true) => works("user.overlay.").map(|()| "user.overlay."),
+            Some(false) => works("trusted.overlay.").map(|()| "trusted.overlay."),
+            None => works("trusted.overlay.")
+                .map(|()| "trusted.overlay.")
+                .or_else(|_| works("user.overlay.").map(|()| "user.overlay.")),
+        };
+        self.remove_work(&temp)?;
+        self.prefix = chosen?;
+        Ok(())
+    }
+
+    pub fn root(&self) -> &Arc<OwnedFd> {
+        &self.root
+    }
+
+    pub fn work(&self) -> BorrowedFd<'_> {
+        self.work.as_fd()
+    }
+
+    pub fn index(&self) -> BorrowedFd<'_> {
+        self.index.as_fd()
+    }
+
+    /// Full name of an internal xattr.
+    pub fn xattr(&self, name: &str) -> OsString {
+        format!("{}{name}", self.prefix).into()
+    }
+
+    /// Sets an internal xattr of an open object.
+    pub fn mark(&self, fd: BorrowedFd<'_>, name: &str, value: &[u8]) -> Result<()> {
+        host::set_xattr_fd(fd, &self.xattr(name), value, XattrFlags::empty())
+    }
+
+    /// Reads an internal xattr of an open object.
+    pub fn mark_of(&self, fd: BorrowedFd<'_>, name: &str) -> Result<Option<Vec<u8>>> {
+        host::xattr_fd(fd, &self.xattr(name))
+    }
+
+    /// Reads an internal xattr of `name` in `dir` without opening it.
+    pub fn mark_at(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        mark: &str,
+    ) -> Result<Option<Vec<u8>>> {
+        host::xattr_at(host::proc_child(dir, name).as_slice(), &self.xattr(mark))
+    }
+
+    /// A name in `work` nobody has.
+    pub fn temp_name(&self) -> OsString {
+        format!("#{:x}", self.next_temp.fetch_add(1, Ordering::Relaxed)).into()
+    }
+
+    /// Removes something from `work`, a whole tree if need be.
+    pub fn remove_work(&self, name: &OsStr) -> Result<()> {
+        remove_tree(self.work.as_fd(), name)
+    }
+
+    fn empty_work(&self) -> Result<()> {
+        for entry in host::read_dir(self.work.as_fd())? {
+            self.remove_work(&entry.name)?;
+        }
+        Ok(())
+    }
+
+    /// Makes a whiteout as `name` in `dir`; EEXIST if the name is there.
+    pub fn make_whiteout(&self, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+        if !self.xattr_whiteouts.load(Ordering::Relaxed) {
+            let mut template = super::node::lock(&self.template);
+            if let Some(source) = &*template {
+                match rustix::fs::linkat(
+                    &self.work,
+                    source.as_os_str(),
+                    dir,
+                    name,
+                    AtFlags::empty(),
+                ) {
+                    // The template has as many links as the file system allows: make a new one.
+                    Err(Errno::MLINK | Errno::NOENT | Errno::XDEV | Errno::PERM) => {}
+                    other => return other,
+                }
+            }
+            let source = self.temp_name();
+            match rustix::fs::mknodat(
+                &self.work,
+                source.as_os_str(),
+                FileType::CharacterDevice,
+                Mode::empty(),
+                0,
+            ) {
+                Ok(()) => {
+                    let made = rustix::fs::linkat(
+                        &self.work,
+                        source.as_os_str(),
+                        dir,
+                        name,
+                        AtFlags::empty(),
+                    );
+                    if let Some(old) = template.replace(source) {
+                        let _ = rustix::fs::unlinkat(&self.work, old.as_os_str(), AtFlags::empty());
+                    }
+                    return match made {
+                        // No hard links to devices here: each whiteout is its own.
+                        Err(Errno::PERM | Errno::MLINK) => rustix::fs::mknodat(
+                            dir,
+                            name,
+                            FileType::CharacterDevice,
+                            Mode::empty(),
+                            0,
+                        ),
+                        other => other,
+                    };
+                }
+                Err(Errno::PERM) => self.xattr_whiteouts.store(true, Ordering::Relaxed),
+                Err(e) => return Err(e),
+            }
+        }
+        let fd = rustix::fs::openat(
+            dir,
+            name,
+            OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        self.mark(fd.as_fd(), "whiteout", b"y")?;
+        if self.mark_of(dir, "opaque")?.is_none() {
+            self.mark(dir, "opaque", b"x")?;
+        }
+        Ok(())
+    }
+
+    /// Puts a whiteout in place of whatever `name` in `dir` is now, in one step; what was there is gone.
+    pub fn replace_by_whiteout(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        was_dir: bool,
+    ) -> Result<()> {
+        let temp = self.temp_name();
+        self.make_whiteout(self.work.as_fd(), &temp)?;
+        let how = if was_dir {
+            RenameFlags::EXCHANGE
+        } else {
+            RenameFlags::empty()
+        };
+        let moved = rustix::fs::renameat_with(&self.work, temp.as_os_str(), dir, name, how);
+        // After an exchange the old directory is here; after a failure the whiteout is.
+        if was_dir || moved.is_err() {
+            self.remove_work(&temp)?;
+        }
+        moved
+    }
+
+    /// The mount ends in order: a volatile upper is synced and loses its mark.
+    pub fn close(&self) {
+        if self.inspect {
+            return;
+        }
+        if rustix::fs::syncfs(&self.base).is_ok() && self.volatile {
+            let _ = self.remove_work(OsStr::new("incompat"));
+        }
+        if let Some(name) = super::node::lock(&self.template).take() {
+            let _ = self.remove_work(&name);
+        }
+    }
+}
+
+/// Removes `name` in `dir` with all it holds, never following a symlink.
+pub(super) fn remove_tree(dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(e) => return Err(e),
+    }
+    match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
+        Ok(()) => return Ok(()),
+        Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+        Err(e) => return Err(e),
+    }
+    let fd = host::open_at(
+        dir,
+        name,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW,
+    )?;
+    for entry in host::read_dir(fd.as_fd())? {
+        remove_tree(fd.as_fd(), &entry.name)?;
+    }
+    rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)
+}
+
+/// Is this one of the xattrs overlays keep for themselves?
+pub(super) fn is_internal_xattr(name: &OsStr) -> bool {
+    INTERNAL_PREFIXES
+        .iter()
+        .any(|p| name.as_bytes().starts_with(p.as_bytes()))
+}
+
+/// Namespaces of internal xattrs; those of the first two can be nested (`overlay.overlay.`).
+pub(super) const INTERNAL_PREFIXES: [&str; 3] =
+    ["trusted.overlay.", "user.overlay.", "user.fuseoverlayfs."];

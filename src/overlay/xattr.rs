@@ -1,0 +1,146 @@
+//! Extended attributes. Those that overlays keep for themselves are never shown; an overlay running on top of this one
+//! has its own stored one level deeper (`trusted.overlay.overlay.*`), as the kernel does, so that nesting works.
+
+use std::borrow::Cow;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
+
+use super::copyup::Extent;
+use super::engine::Overlay;
+use super::node::Node;
+use super::upper::INTERNAL_PREFIXES;
+use super::{NodeId, Result, XattrSet};
+use crate::layer::host;
+
+/// Namespaces that can be nested.
+const NESTABLE: [&str; 2] = [INTERNAL_PREFIXES[0], INTERNAL_PREFIXES[1]];
+
+/// The stored name of an xattr, as the mount's users call it. `None`: theirs to see never.
+fn stored_name(name: &OsStr) -> Option<Cow<'_, OsStr>> {
+    for prefix in NESTABLE {
+        if let Some(rest) = name.as_bytes().strip_prefix(prefix.as_bytes()) {
+            let mut stored = OsString::from(prefix);
+            stored.push("overlay.");
+            stored.push(OsStr::from_bytes(rest));
+            return Some(stored.into());
+        }
+    }
+    (!super::upper::is_internal_xattr(name)).then_some(name.into())
+}
+
+/// The shown name of a stored xattr; `None` for internal ones.
+fn shown_name(name: &OsStr) -> Option<Cow<'_, OsStr>> {
+    for prefix in NESTABLE {
+        if let Some(rest) = name.as_bytes().strip_prefix(prefix.as_bytes()) {
+            let inner = rest.strip_prefix(b"overlay.")?;
+            let mut shown = OsString::from(prefix);
+            shown.push(OsStr::from_bytes(inner));
+            return Some(shown.into());
+        }
+    }
+    (!super::upper::is_internal_xattr(name)).then_some(name.into())
+}
+
+impl Overlay {
+    pub fn getxattr(&self, node: NodeId, name: &OsStr) -> Result<Vec<u8>> {
+        let node = self.table.get(node)?;
+        let stored = stored_name(name).ok_or(Errno::NODATA)?;
+        self.raw_xattr(&node, &stored)?.ok_or(Errno::NODATA)
+    }
+
+    fn raw_xattr(&self, node: &Arc<Node>, name: &OsStr) -> Result<Option<Vec<u8>>> {
+        if node.in_upper() {
+            return host::xattr_fd(self.upper_path(node)?.as_fd(), name);
+        }
+        let lower = node.state().lowers.first().cloned().ok_or(Errno::STALE)?;
+        self.lowers.layer(lower.layer).xattr(&lower.node, name)
+    }
+
+    /// Names, each followed by NUL, as `listxattr(2)`.
+    pub fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
+        let node = self.table.get(node)?;
+        let names = if node.in_upper() {
+            host::xattr_names_fd(self.upper_path(&node)?.as_fd())?
+        } else {
+            let lower = node.state().lowers.first().cloned().ok_or(Errno::STALE)?;
+            self.lowers.layer(lower.layer).xattr_names(&lower.node)?
+        };
+        let mut list = Vec::new();
+        for name in names.iter().filter_map(|n| shown_name(n)) {
+            list.extend_from_slice(name.as_bytes());
+            list.push(0);
+        }
+        Ok(list)
+    }
+
+    pub fn setxattr(&self, node: NodeId, name: &OsStr, value: &[u8], how: XattrSet) -> Result<()> {
+        let node = self.table.get(node)?;
+        self.writable()?;
+        let stored = stored_name(name).ok_or(Errno::PERM)?;
+        let flags = match how {
+            XattrSet::Any => XattrFlags::empty(),
+            XattrSet::Create => XattrFlags::CREATE,
+            XattrSet::Replace => XattrFlags::REPLACE,
+        };
+        self.copy_up(&node, Extent::All)?;
+        host::set_xattr_fd(self.upper_path(&node)?.as_fd(), &stored, value, flags)
+    }
+
+    pub fn removexattr(&self, node: NodeId, name: &OsStr) -> Result<()> {
+        let node = self.table.get(node)?;
+        self.writable()?;
+        let stored = stored_name(name).ok_or(Errno::PERM)?;
+        if !node.in_upper() && self.raw_xattr(&node, &stored)?.is_none() {
+            return Err(Errno::NODATA);
+        }
+        self.copy_up(&node, Extent::All)?;
+        host::remove_xattr_fd(self.upper_path(&node)?.as_fd(), &stored)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_nest_and_internals_stay_hidden() {
+        for (shown, stored) in [
+            ("user.mime", Some("user.mime")),
+            (
+                "trusted.overlay.opaque",
+                Some("trusted.overlay.overlay.opaque"),
+            ),
+            (
+                "trusted.overlay.overlay.opaque",
+                Some("trusted.overlay.overlay.overlay.opaque"),
+            ),
+            (
+                "user.overlay.redirect",
+                Some("user.overlay.overlay.redirect"),
+            ),
+            ("user.fuseoverlayfs.opaque", None),
+            ("security.capability", Some("security.capability")),
+        ] {
+            let got = stored_name(OsStr::new(shown));
+            assert_eq!(got.as_deref(), stored.map(OsStr::new), "{shown}");
+            if let Some(stored) = stored {
+                assert_eq!(
+                    shown_name(OsStr::new(stored)).as_deref(),
+                    Some(OsStr::new(shown))
+                );
+            }
+        }
+        for internal in [
+            "trusted.overlay.opaque",
+            "user.overlay.origin",
+            "user.fuseoverlayfs.opaque",
+        ] {
+            assert_eq!(shown_name(OsStr::new(internal)), None, "{internal}");
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The model test: random sequences of operations on an ovl mount, on the kernel's overlayfs over the same lowers, and
+//! on a plain directory with the same content. The plain directory is the law: ovl must answer every operation with
+//! the same result and show the same tree, also after remounts, dropped caches, and when the kernel's overlayfs takes
+//! over ovl's upper for a while and hands it back.
+//!
+//! A failing sequence prints its seed and its operations; `MODEL_SEED=N cargo test --test model` runs it alone.
+//! `MODEL_SEQUENCES` and `MODEL_OPERATIONS` set how many and how long (defaults below).
+
+mod ops;
+mod systems;
+mod tree;
+
+use std::path::Path;
+
+use ops::{Hand, Op};
+use systems::{By, System};
+
+const SEQUENCES: u64 = 120;
+const OPERATIONS: usize = 50;
+
+/// splitmix64: small, and the same on every machine.
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut x = self.0;
+        x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ x >> 31
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    pub fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+
+    pub fn pick<'a, T>(&mut self, of: &'a [T]) -> &'a T {
+        &of[self.below(of.len())]
+    }
+}
+
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().map_or(default, |v| {
+        v.parse()
+            .unwrap_or_else(|_| panic!("{name} is no number: {v}"))
+    })
+}
+
+#[test]
+fn ovl_behaves_like_a_plain_directory() {
+    if std::env::var_os("MODEL_SEED").is_some() {
+        return sequence(setting("MODEL_SEED", 0));
+    }
+    let sequences = setting("MODEL_SEQUENCES", SEQUENCES);
+    // Two at a time: the machine's cores are better used by the daemons.
+    std::thread::scope(|scope| {
+        let halves: Vec<_> = (0..2)
+            .map(|half| scope.spawn(move || (half..sequences).step_by(2).for_each(sequence)))
+            .collect();
+        for half in halves {
+            if let Err(panic) = half.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
+    });
+}
+
+fn sequence(seed: u64) {
+    let mut rng = Rng(seed.wrapping_mul(0x1000_0001));
+    let dir = tempfile::Builder::new()
+        .prefix("ovl-model-")
+        .tempdir()
+        .expect("a scratch directory");
+    tree::populate(
+        &dir.path().join("lower1"),
+        &dir.path().join("lower2"),
+        &mut rng,
+    );
+    let mut trace: Vec<String> = Vec::new();
+    let mut systems = [
+        System::new("ovl", dir.path(), By::Ovl),
+        System::new("kernel", dir.path(), By::Kernel),
+        System::new("plain", dir.path(), By::Nobody),
+    ];
+    tree::clone_merged(dir.path(), &systems[2].root);
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        for system in &mut systems {
+            system.mount();
+        }
+        compare_trees(&systems, "at the start");
+        for _ in 0..setting("MODEL_OPERATIONS", OPERATIONS as u64) {
+            step(&mut rng, &mut systems, &mut trace);
+        }
+        for system in &mut systems {
+            system.hands.clear();
+        }
+        compare_trees(&systems, "at the end");
+        let before = tree::inodes(&systems[0].root);
+        systems[0].remount(By::Ovl);
+        compare_trees(&systems, "after a remount");
+        tree::same_inodes(&before, &tree::inodes(&systems[0].root));
+        systems[0].remount(By::Kernel);
+        compare_trees(&systems, "as the kernel's overlayfs sees the upper");
+    }));
+    for system in &mut systems {
+        system.unmount();
+    }
+    if let Err(panic) = outcome {
+        eprintln!("MODEL_SEED={seed} failed after:");
+        for line in &trace {
+            eprintln!("  {line}");
+        }
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn step(rng: &mut Rng, systems: &mut [System; 3], trace: &mut Vec<String>) {
+    match rng.below(100) {
+        0 => {
+            trace.push("remount".into());
+            systems.iter_mut().for_each(|s| s.hands.clear());
+            let before = tree::inodes(&systems[0].root);
+            let by = systems[0].by;
+            systems[0].remount(by);
+            systems[1].remount(By::Kernel);
+            compare_trees(systems, "after a remount");
+            if by == By::Ovl {
+                tree::same_inodes(&before, &tree::inodes(&systems[0].root));
+            }
+        }
+        1 => {
+            let by = if systems[0].by == By::Ovl {
+                By::Kernel
+            } else {
+                By::Ovl
+            };
+            trace.push(format!("swap: ovl's upper is now mounted by {by:?}"));
+            systems.iter_mut().for_each(|s| s.hands.clear());
+            systems[0].remount(by);
+            compare_trees(systems, "after a swap");
+        }
+        2 => {
+            trace.push("drop caches".into());
+            // 2: names and inodes, which makes the kernel forget what it looked up.
+            std::fs::write("/proc/sys/vm/drop_caches", "2").expect("root may drop caches");
+        }
+        3..=9 => compare_trees(systems, "in between"),
+        _ => {
+            let op = ops::choose(rng, &systems[2].root, systems[2].hands.len());
+            trace.push(format!("{op:?}"));
+            let results: Vec<_> = systems
+                .iter_mut()
+                .map(|s| (s.name, ops::apply(&op, s)))
+                .collect();
+            // The kernel's overlayfs keeps a read-only open file at the lower's data: not what POSIX says.
+            let kernel_excused = systems[0].by == By::Kernel && matches!(op, Op::HandRead { .. });
+            assert!(
+                results[0].1 == results[2].1 || kernel_excused,
+                "{op:?}: {} answered {:?}, {} answered {:?} ({} answered {:?})",
+                results[0].0,
+                results[0].1,
+                results[2].0,
+                results[2].1,
+                results[1].0,
+                results[1].1,
+            );
+            if results[1].1 != results[2].1 {
+                trace.push(format!(
+                    "  (the kernel's overlayfs answered {:?})",
+                    results[1].1
+                ));
+            }
+        }
+    }
+}
+
+fn compare_trees(systems: &[System; 3], when: &str) {
+    let plain = tree::snapshot(&systems[2].root, true);
+    let ovl = tree::snapshot(&systems[0].root, systems[0].by == By::Ovl);
+    tree::assert_same(
+        &ovl,
+        &plain,
+        &format!("{when}, mounted by {:?}", systems[0].by),
+    );
+}
+
+/// Hands are open files kept over operations.
+pub type Hands = Vec<Hand>;
+
+/// What a scratch directory is called.
+pub fn under(base: &Path, system: &str, name: &str) -> std::path::PathBuf {
+    base.join(format!("{system}-{name}"))
+}

@@ -1,0 +1,130 @@
+//! The three systems under comparison and how each is mounted.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::{Hands, under};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    Ovl,
+    Kernel,
+    Nobody,
+}
+
+pub struct System {
+    pub name: &'static str,
+    base: PathBuf,
+    /// Where operations go.
+    pub root: PathBuf,
+    pub by: By,
+    mounted: bool,
+    /// Open files; closed before any unmount.
+    pub hands: Hands,
+}
+
+fn run(command: &mut Command) {
+    let out = command
+        .output()
+        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(
+        out.status.success(),
+        "{command:?}: {}\n{}{}",
+        out.status,
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    );
+}
+
+impl System {
+    pub fn new(name: &'static str, base: &Path, by: By) -> Self {
+        let root = under(base, name, "root");
+        std::fs::create_dir(&root).unwrap();
+        if by != By::Nobody {
+            std::fs::create_dir(under(base, name, "upper")).unwrap();
+            std::fs::create_dir(under(base, name, "work")).unwrap();
+        }
+        if by != By::Nobody {
+            // A fresh upper's root is of now; the plain copy's is the lower's.
+            let like = std::fs::metadata(base.join("lower2"))
+                .and_then(|m| m.modified())
+                .unwrap();
+            std::fs::File::open(under(base, name, "upper"))
+                .and_then(|d| d.set_modified(like))
+                .unwrap();
+        }
+        Self {
+            name,
+            base: base.to_path_buf(),
+            root,
+            by,
+            mounted: false,
+            hands: Vec::new(),
+        }
+    }
+
+    fn ovl(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ovl"));
+        command.env("OVL_ROOT", under(&self.base, self.name, "store"));
+        command.env("OVL_RUN", under(&self.base, self.name, "run"));
+        command
+    }
+
+    pub fn mount(&mut self) {
+        let lowers = format!("{0}/lower2:{0}/lower1", self.base.display());
+        let upper = under(&self.base, self.name, "upper");
+        let work = under(&self.base, self.name, "work");
+        match self.by {
+            By::Nobody => return,
+            By::Ovl => {
+                let mut command = self.ovl();
+                command
+                    .arg("mount")
+                    .arg("--workdir")
+                    .arg(&work)
+                    .arg(&lowers)
+                    .arg(&upper)
+                    .arg(&self.root);
+                run(&mut command);
+            }
+            By::Kernel => {
+                let options = format!(
+                    "lowerdir={lowers},upperdir={},workdir={},redirect_dir=on,index=on,xino=on",
+                    upper.display(),
+                    work.display()
+                );
+                run(Command::new("mount")
+                    .args(["-t", "overlay", "overlay", "-o", &options])
+                    .arg(&self.root));
+            }
+        }
+        self.mounted = true;
+    }
+
+    pub fn unmount(&mut self) {
+        self.hands.clear();
+        if !self.mounted {
+            return;
+        }
+        self.mounted = false;
+        match self.by {
+            By::Ovl => run(self.ovl().arg("umount").arg(&self.root)),
+            _ => run(Command::new("umount").arg(&self.root)),
+        }
+    }
+
+    pub fn remount(&mut self, by: By) {
+        self.unmount();
+        self.by = by;
+        self.mount();
+    }
+}
+
+impl Drop for System {
+    fn drop(&mut self) {
+        if self.mounted {
+            self.hands.clear();
+            let _ = Command::new("umount").arg("-l").arg(&self.root).status();
+        }
+    }
+}
