@@ -123,14 +123,18 @@ impl Importer<'_> {
         ) {
             return Err(self.unlike("it is a directory"));
         }
-        if !dir.has("index.json") || !dir.has("oci-layout") {
-            let reason = "a directory must be an OCI layout, with oci-layout and index.json";
-            return Err(Error::MissingManifest {
-                what: self.what.clone(),
-                reason,
-            });
-        }
-        self.random_access(&Archive::Dir(dir), Dialect::Oci)
+        let dialect = match self.source.transport {
+            _ if dir.has("oci-layout") && dir.has("index.json") => Dialect::Oci,
+            Transport::Auto if dir.has("version") && dir.has("manifest.json") => Dialect::FlatDir,
+            _ => {
+                let reason = "a directory must be an OCI layout, with oci-layout and index.json";
+                return Err(Error::MissingManifest {
+                    what: self.what.clone(),
+                    reason,
+                });
+            }
+        };
+        self.random_access(&Archive::Dir(dir), dialect)
     }
 
     fn file(&self, mut file: File) -> Result<Vec<ImportedImage>> {

@@ -29,6 +29,9 @@ pub enum Dialect {
     DockerSave,
     /// `oci-layout` and `index.json`.
     Oci,
+    /// One image's `manifest.json` beside its blobs, each named by its digest's digits: a directory as `skopeo copy
+    /// dir:` writes it.
+    FlatDir,
 }
 
 /// What the user wants of the archive.
@@ -65,16 +68,22 @@ pub fn plan(
     dialect: Dialect,
     wish: &Wish<'_>,
 ) -> Result<Vec<PlannedImage>> {
-    let planner = Planner { documents, wish };
+    let planner = Planner {
+        documents,
+        wish,
+        dialect,
+    };
     match dialect {
         Dialect::DockerSave => planner.docker(),
         Dialect::Oci => planner.oci(),
+        Dialect::FlatDir => planner.flat_dir(),
     }
 }
 
 struct Planner<'a> {
     documents: &'a dyn Documents,
     wish: &'a Wish<'a>,
+    dialect: Dialect,
 }
 
 impl Planner<'_> {
@@ -259,6 +268,26 @@ impl Planner<'_> {
         Ok(images)
     }
 
+    // --- skopeo's directories
+
+    fn flat_dir(&self) -> Result<Vec<PlannedImage>> {
+        let bytes = self.required(b"manifest.json", self.wish.limits.manifest)?;
+        if let Some(select) = self.wish.select {
+            return Err(self.nothing_selected(select, Vec::new()));
+        }
+        Ok(vec![self.oci_document("manifest.json", bytes, "", 0)?])
+    }
+
+    /// Where the blob of this digest lies.
+    fn blob_path(&self, digest: &Digest) -> Vec<u8> {
+        match self.dialect {
+            Dialect::FlatDir => digest.hex().into_bytes(),
+            Dialect::DockerSave | Dialect::Oci => {
+                format!("blobs/sha256/{}", digest.hex()).into_bytes()
+            }
+        }
+    }
+
     /// Those of `entries` that suit the platform; never empty.
     fn for_platform<'d>(&self, entries: &[&'d Descriptor]) -> Result<Vec<&'d Descriptor>> {
         let host = Platform::host();
@@ -292,10 +321,20 @@ impl Planner<'_> {
     }
 
     fn oci_image(&self, descriptor: &Descriptor, depth: usize) -> Result<PlannedImage> {
+        let bytes = self.blob(descriptor, self.wish.limits.manifest)?;
+        self.oci_document(&descriptor.digest, bytes, &descriptor.media_type, depth)
+    }
+
+    /// The image that a manifest, or an index over manifests, describes.
+    fn oci_document(
+        &self,
+        name: &str,
+        bytes: Vec<u8>,
+        claimed: &str,
+        depth: usize,
+    ) -> Result<PlannedImage> {
         let limits = self.wish.limits;
-        let name = &descriptor.digest;
-        let bytes = self.blob(descriptor, limits.manifest)?;
-        match Document::parse(name, &bytes, &descriptor.media_type)? {
+        match Document::parse(name, &bytes, claimed)? {
             Document::Index { .. } if depth >= limits.index_depth => Err(Error::document(
                 name,
                 format!("indexes nest more than {} deep", limits.index_depth),
@@ -329,7 +368,7 @@ impl Planner<'_> {
                 let layers = layers.iter().zip(&view.diff_ids).map(|(layer, diff_id)| {
                     let blob = layer.digest()?;
                     Ok(PlannedLayer {
-                        path: blob_path(&blob),
+                        path: self.blob_path(&blob),
                         diff_id: *diff_id,
                         blob: Some(blob),
                         blob_size: Some(layer.size),
@@ -349,7 +388,7 @@ impl Planner<'_> {
     fn blob(&self, descriptor: &Descriptor, max: u64) -> Result<Vec<u8>> {
         let digest = descriptor.digest()?;
         super::archive::check_document_size(|| descriptor.digest.clone(), descriptor.size, max)?;
-        let bytes = self.required(&blob_path(&digest), max)?;
+        let bytes = self.required(&self.blob_path(&digest), max)?;
         if bytes.len() as u64 != descriptor.size {
             return Err(Error::SizeMismatch {
                 what: descriptor.digest.clone(),
@@ -360,10 +399,6 @@ impl Planner<'_> {
         check_digest(&descriptor.digest, &bytes, &digest)?;
         Ok(bytes)
     }
-}
-
-pub fn blob_path(digest: &Digest) -> Vec<u8> {
-    format!("blobs/sha256/{}", digest.hex()).into_bytes()
 }
 
 fn check_digest(what: &str, bytes: &[u8], expected: &Digest) -> Result<()> {
