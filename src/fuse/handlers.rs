@@ -495,3 +495,20 @@ impl fuser::Filesystem for Transport {
     // Locks are the kernel's while POSIX_LOCKS and FLOCK_LOCKS are not requested. release and releasedir have nothing to
     // let go.
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_an_io_error_and_counted() {
+        let counters = Counters::default();
+        let fine = guarded(&counters, "test", || Ok(7));
+        assert_eq!(fine, Ok(7));
+        let failed = guarded::<()>(&counters, "test", || Err(rustix::io::Errno::EXIST));
+        assert_eq!(failed, Err(fuser::Errno::EEXIST));
+        let panicked = guarded::<()>(&counters, "test", || panic!("on purpose"));
+        assert_eq!(panicked, Err(fuser::Errno::EIO));
+        assert_eq!((counters.requests(), counters.errors(), counters.panics()), (3, 2, 1));
+    }
+}

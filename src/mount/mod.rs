@@ -3,6 +3,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `spec` | what LOWER means; checks of upper and work directory |
+//! | `options` | the `-o` words of fuse-overlayfs and mount(8) |
 //! | `kernel` | the mount step itself, and unmounting by mount id |
 //! | `mountinfo`, `process` | naming a mount and a process so that neither is taken for another |
 //! | `serve` | layers, engine, mount, requests, in that order, in one process |
@@ -21,6 +22,7 @@ mod error;
 mod holders;
 mod kernel;
 mod mountinfo;
+pub mod options;
 mod process;
 mod registry;
 mod serve;
