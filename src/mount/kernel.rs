@@ -17,7 +17,7 @@ use rustix::io::{Errno, FdFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags};
 
 use super::error::{Error, Result};
-use super::mountinfo::{self, MountId, MountInfo};
+use super::mountinfo::{self, MountId, MountInfo, MountKey};
 
 /// Type of our mounts in the mount table.
 pub const FSTYPE: &[u8] = b"fuse.ovl";
@@ -298,14 +298,14 @@ fn receive_descriptor(socket: &UnixStream) -> io::Result<OwnedFd> {
         .ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))
 }
 
-/// Takes the mount `id` away, wherever it has been moved to. `Ok(false)`: it is gone already. EBUSY while it is in use
+/// Takes the mount `key` means away, wherever it has been moved to. `Ok(false)`: it is gone already. EBUSY while it is in use
 /// (unless `lazy`) or hidden below another mount.
-pub fn unmount(id: MountId, lazy: bool) -> io::Result<bool> {
-    let Some(mount) = mountinfo::by_id(id)? else {
+pub fn unmount(key: &MountKey, lazy: bool) -> io::Result<bool> {
+    let Some(mount) = key.find()? else {
         return Ok(false);
     };
     // A mount on top of ours would be hit in its place. (Nobody can pin a path, so a race of a few microseconds stays.)
-    if mountinfo::mounted_at(&mount.mount_point)?.is_none_or(|top| top.id != id) {
+    if mountinfo::mounted_at(&mount.mount_point)?.is_none_or(|top| top.id != key.id) {
         return Err(Errno::BUSY.into());
     }
     let mut flags = UnmountFlags::NOFOLLOW;

@@ -11,7 +11,7 @@
 //! | `registry`, `holders`, `unmount` | live mounts, who uses one, taking one down |
 //!
 //! Invariants:
-//! - What is unmounted is the mount meant, known by its id, never whatever lies at a path now.
+//! - What is unmounted is the mount meant, known by its ids, never whatever lies at a path now.
 //! - A daemon forks before it has threads, opens the store or mounts; it keeps nothing of its caller's open.
 //! - The caller of a daemon returns when the mount is visible to it, or knows why it is not; a failed mount leaves
 //!   nothing mounted and no record.
@@ -36,7 +36,7 @@ use std::path::{Path, PathBuf};
 pub use error::{Error, Result};
 pub use holders::Holder;
 pub use kernel::Flags;
-pub use mountinfo::MountId;
+pub use mountinfo::{MountId, MountKey};
 pub use process::Process;
 pub use registry::{EscapedPath, Record, RecordedLower, RunDir};
 pub use spec::{Lower, UpperSpec, parse_lowers};

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::mountinfo::{self, MountId};
+use super::mountinfo::{self, MountKey};
 use super::process::Process;
 
 /// One live mount.
@@ -22,9 +22,7 @@ pub struct Record {
     pub id: String,
     pub daemon: Process,
     pub mount_point: EscapedPath,
-    pub mount_id: MountId,
-    /// `st_dev` of what the mount shows, as `major:minor`.
-    pub device: (u32, u32),
+    pub mount: MountKey,
     /// Topmost first, as given.
     pub lowers: Vec<RecordedLower>,
     pub upper: Option<EscapedPath>,
@@ -215,7 +213,7 @@ impl RunDir {
         let Some(mount) = mountinfo::mounted_at(name)? else {
             return Ok(None);
         };
-        Ok(records.into_iter().find(|r| r.mount_id == mount.id))
+        Ok(records.into_iter().find(|r| r.mount.means(&mount)))
     }
 }
 
@@ -240,8 +238,12 @@ mod tests {
             id: id.into(),
             daemon: Process::current().expect("own process"),
             mount_point: EscapedPath(OsString::from_vec(mount_point.to_vec()).into()),
-            mount_id: MountId(u64::MAX),
-            device: (0, 42),
+            mount: MountKey {
+                id: mountinfo::MountId(u64::MAX),
+                major: 0,
+                minor: 42,
+                unique: Some(1 << 40),
+            },
             lowers: vec![
                 RecordedLower::Dir(EscapedPath("/a\\b".into())),
                 RecordedLower::Image {
