@@ -166,6 +166,18 @@ impl Overlay {
         if attr.kind == FileKind::CharDevice && attr.rdev == 0 {
             super::create::mark_device(fd)?;
         }
+        self.dress(fd, lower, attr)?;
+        if let Some(data) = data
+            && !upper.volatile
+        {
+            rustix::fs::fsync(data)?;
+        }
+        Ok(copy)
+    }
+
+    /// Gives a new object of the upper what a lower's has: owner, xattrs, permissions, times.
+    fn dress(&self, fd: BorrowedFd<'_>, lower: &LowerRef, attr: &Attr) -> Result<()> {
+        let layer = self.lowers.layer(lower.layer);
         attrs::set_owner(fd, Some(attr.uid), Some(attr.gid))?;
         for name in layer.xattr_names(&lower.node)? {
             if is_internal_xattr(&name) && !is_nested(&name) {
@@ -183,13 +195,17 @@ impl Overlay {
         if attr.kind != FileKind::Symlink {
             attrs::set_perm(fd, attr.perm)?;
         }
-        attrs::set_times(fd, attrs::at(attr.atime), attrs::at(attr.mtime))?;
-        if let Some(data) = data
-            && !upper.volatile
-        {
-            rustix::fs::fsync(data)?;
-        }
-        Ok(copy)
+        attrs::set_times(fd, attrs::at(attr.atime), attrs::at(attr.mtime))
+    }
+
+    /// Makes the root look as in the lowers. For an upper directory that was just made for this mount: one that was there
+    /// before shows its own attributes, as in the kernel's overlayfs.
+    pub fn dress_root(&self) -> Result<()> {
+        let Some(lower) = self.root.state().lowers.first().cloned() else {
+            return Ok(());
+        };
+        let attr = self.lowers.layer(lower.layer).attr(&lower.node)?;
+        self.dress(self.writable()?.root().as_fd(), &lower, &attr)
     }
 
     /// Moves the copy to its place. `false`: the name is gone or another's by now, choose again.
