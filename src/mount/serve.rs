@@ -62,6 +62,9 @@ pub fn serve(
         upper: upper.as_ref().map(|dirs| UpperDirs { upper: dirs.upper.clone(), work: dirs.work.clone() }),
     };
     let engine = Arc::new(Overlay::new(stack, &spec.overlay)?);
+    if let Some(dirs) = upper.as_ref().filter(|dirs| dirs.fresh) {
+        engine.dress_root().map_err(|e| Error::io("giving the lowers' attributes to", &dirs.upper, e))?;
+    }
 
     let mut flags = spec.flags.clone();
     flags.read_only |= engine.is_read_only();

@@ -106,6 +106,8 @@ pub struct UpperSpec {
 pub struct CheckedUpper {
     pub upper: PathBuf,
     pub work: PathBuf,
+    /// The upper was made just now.
+    pub fresh: bool,
 }
 
 pub fn check_lower(dir: &Path) -> Result<PathBuf> {
@@ -145,12 +147,16 @@ pub fn check_upper(spec: &UpperSpec, lowers: &[PathBuf]) -> Result<CheckedUpper>
         })?;
         made = Some(spec.upper.clone());
     }
-    let checked = check_existing_upper(spec, lowers);
-    if let (Err(_), Some(made)) = (&checked, made) {
-        // Only an empty directory goes, which it is unless somebody else has been quick.
-        let _ = fs::remove_dir(made);
+    match (check_existing_upper(spec, lowers), made) {
+        (Ok(checked), made) => Ok(CheckedUpper { fresh: made.is_some(), ..checked }),
+        (Err(error), made) => {
+            if let Some(made) = made {
+                // Only an empty directory goes, which it is unless somebody else has been quick.
+                let _ = fs::remove_dir(made);
+            }
+            Err(error)
+        }
     }
-    checked
 }
 
 fn check_existing_upper(spec: &UpperSpec, lowers: &[PathBuf]) -> Result<CheckedUpper> {
@@ -192,7 +198,7 @@ fn check_existing_upper(spec: &UpperSpec, lowers: &[PathBuf]) -> Result<CheckedU
     if dev(&work)? != dev(&upper)? {
         return Err(Error::WorkElsewhere { work, upper });
     }
-    Ok(CheckedUpper { upper, work })
+    Ok(CheckedUpper { upper, work, fresh: false })
 }
 
 /// `/a/up` works in `/a/.up.ovl-work`: on the same file system unless something is mounted on `/a/up`.

@@ -202,6 +202,18 @@ impl Overlay {
         if attr.kind == FileKind::CharDevice && attr.rdev == 0 {
             super::create::mark_device(fd)?;
         }
+        self.dress(fd, lower, attr)?;
+        if let Some(data) = data
+            && !upper.volatile
+        {
+            rustix::fs::fsync(data)?;
+        }
+        Ok(copy)
+    }
+
+    /// Gives a new object of the upper what a lower's has: owner, xattrs, permissions, times.
+    fn dress(&self, fd: BorrowedFd<'_>, lower: &LowerRef, attr: &Attr) -> Result<()> {
+        let layer = self.lowers.layer(lower.layer);
         attrs::set_owner(fd, Some(attr.uid), Some(attr.gid))?;
         for name in layer.xattr_names(&lower.node)? {
             if is_internal_xattr(&name) && !is_nested(&name) {
@@ -219,13 +231,17 @@ impl Overlay {
         if attr.kind != FileKind::Symlink {
             attrs::set_perm(fd, attr.perm)?;
         }
-        attrs::set_times(fd, attrs::at(attr.atime), attrs::at(attr.mtime))?;
-        if let Some(data) = data
-            && !upper.volatile
-        {
-            rustix::fs::fsync(data)?;
-        }
-        Ok(copy)
+        attrs::set_times(fd, attrs::at(attr.atime), attrs::at(attr.mtime))
+    }
+
+    /// Makes the root look as in the lowers. For an upper directory that was just made for this mount: one that was there
+    /// before shows its own attributes, as in the kernel's overlayfs.
+    pub fn dress_root(&self) -> Result<()> {
+        let Some(lower) = self.root.state().lowers.first().cloned() else {
+            return Ok(());
+        };
+        let attr = self.lowers.layer(lower.layer).attr(&lower.node)?;
+        self.dress(self.writable()?.root().as_fd(), &lower, &attr)
     }
 
     /// Where a file copied up without its data says that is: its path in the lowers, from the root. `None`: the data
