@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
-use ovl::mount::options::{Options, XattrPermissions};
 use ovl::mount::{self, Flags, Lower, MountSpec, UpperSpec};
 use ovl::{fuse, overlay};
 
@@ -36,8 +35,10 @@ pub struct Mount {
     /// Stay in the foreground, until unmounted or SIGTERM
     #[arg(short, long)]
     foreground: bool,
-    /// Options as mount(8) has them, joined by commas: ro, nosuid, nodev, noexec, atime, allow_other, volatile, userxattr,
-    /// workdir=DIR, timeout=SECONDS, writeback=0, fsname=NAME
+    /// Options of mount(8), the kernel's overlayfs and fuse-overlayfs, joined by commas: ro, nosuid, nodev, noexec, atime,
+    /// allow_other, workdir=DIR, volatile, metacopy=on, redirect_dir=on|follow|off|nofollow, userxattr, uidmapping=…,
+    /// gidmapping=…, squash_to_root, squash_to_uid=N, squash_to_gid=N, static_nlink, ino32_t, timeout=SECONDS,
+    /// writeback=0, fsname=NAME
     #[arg(short, long, value_name = "OPTION,…")]
     options: Vec<OsString>,
 }
@@ -54,7 +55,11 @@ impl Mount {
             tracing::warn!("{warning}");
         }
         let words = parsed.options;
-        refuse_unsupported(&words)?;
+        if !words.lowers.is_empty() || words.upper.is_some() {
+            return Err(Failure::usage(
+                "-o lowerdir and upperdir are not for this command: give directories as LOWER and UPPER",
+            ));
+        }
         let missing = || {
             Failure::usage(
                 "mount wants LOWER, UPPER and a mount point, or --read-only with LOWER and a mount point",
@@ -76,73 +81,23 @@ impl Mount {
         for word in &self.words {
             lowers.extend(mount::parse_lowers(word)?);
         }
-        Ok(MountSpec {
+        let mut spec = MountSpec {
             lowers,
             upper,
             mount_point: mount_point.into(),
             store_root: context.root.clone(),
             resolve_image: find::manifest_of,
             run_dir: super::mounts::run_dir()?,
-            flags: flags(&words),
-            fuse: transport(&words),
+            flags: Flags::default(),
+            fuse: fuse::Config::default(),
             overlay: overlay::Options {
-                volatile: self.volatile || words.volatile || words.no_fsync,
-                userxattr: words.userxattr.then_some(true),
+                volatile: self.volatile,
                 ..overlay::Options::default()
             },
             foreground: self.foreground,
             log_file: None,
-        })
+        };
+        words.apply(&mut spec)?;
+        Ok(spec)
     }
-}
-
-/// Words that would change what the mount means, and that it cannot honour yet: silence would be wrong.
-fn refuse_unsupported(words: &Options) -> anyhow::Result<()> {
-    for (given, word) in [
-        (!words.lowers.is_empty(), "lowerdir"),
-        (words.upper.is_some(), "upperdir"),
-        (!words.uid_mapping.is_empty(), "uidmapping"),
-        (!words.gid_mapping.is_empty(), "gidmapping"),
-        (words.squash_to_root, "squash_to_root"),
-        (words.squash_to_uid.is_some(), "squash_to_uid"),
-        (words.squash_to_gid.is_some(), "squash_to_gid"),
-        (
-            words.xattr_permissions != XattrPermissions::Off,
-            "xattr_permissions",
-        ),
-    ] {
-        if given {
-            let instead = if word.ends_with("dir") {
-                "give directories as LOWER and UPPER"
-            } else {
-                "ovl cannot do that yet"
-            };
-            return Err(Failure::usage(format!(
-                "-o {word} is not for this command: {instead}"
-            )));
-        }
-    }
-    Ok(())
-}
-
-fn flags(words: &Options) -> Flags {
-    let defaults = Flags::default();
-    Flags {
-        source: words.fsname.clone().unwrap_or(defaults.source),
-        read_only: words.read_only,
-        suid: words.suid.unwrap_or(defaults.suid),
-        dev: words.dev.unwrap_or(defaults.dev),
-        exec: words.exec.unwrap_or(defaults.exec),
-        atime: words.atime.unwrap_or(defaults.atime),
-        allow_other: words.allow_other.unwrap_or(defaults.allow_other),
-    }
-}
-
-fn transport(words: &Options) -> fuse::Config {
-    let mut config = fuse::Config::default();
-    if let Some(timeout) = words.timeout {
-        (config.entry_ttl, config.attr_ttl, config.negative_ttl) = (timeout, timeout, timeout);
-    }
-    config.writeback = words.writeback.unwrap_or(config.writeback);
-    config
 }

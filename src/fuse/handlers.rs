@@ -582,7 +582,9 @@ impl fuser::Filesystem for Transport {
         const SET_FLAGS: u32 = 0x4008_6602;
         let answer = self.call("ioctl", |e| match (cmd, in_data.first_chunk()) {
             (GET_FLAGS, _) => e.flags(node(ino)).map(|flags| flags.to_ne_bytes().to_vec()),
-            (SET_FLAGS, Some(flags)) => e.set_flags(node(ino), u32::from_ne_bytes(*flags)).map(|()| Vec::new()),
+            (SET_FLAGS, Some(flags)) => e
+                .set_flags(node(ino), u32::from_ne_bytes(*flags))
+                .map(|()| Vec::new()),
             (SET_FLAGS, None) => Err(rustix::io::Errno::INVAL),
             _ => Err(rustix::io::Errno::NOTTY),
         });

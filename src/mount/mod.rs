@@ -3,7 +3,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `spec` | what LOWER means; checks of upper and work directory |
-//! | `options` | the `-o` words of fuse-overlayfs and mount(8) |
+//! | `options`, `apply` | the `-o` words of fuse-overlayfs and mount(8), and what they mean for a mount |
 //! | `kernel` | the mount step itself, and unmounting by mount id |
 //! | `mountinfo`, `process` | naming a mount and a process so that neither is taken for another |
 //! | `serve` | layers, engine, mount, requests, in that order, in one process |
@@ -17,6 +17,7 @@
 //!   nothing mounted and no record.
 //! - Two live mounts never share an upper or work directory.
 
+mod apply;
 mod daemon;
 mod error;
 mod holders;
@@ -87,6 +88,22 @@ impl MountSpec {
         for (set, word) in [
             (self.overlay.volatile, "volatile"),
             (self.overlay.userxattr == Some(true), "userxattr"),
+            (self.overlay.metacopy, "metacopy=on"),
+            (
+                self.overlay.redirect == overlay::Redirect::All,
+                "redirect_dir=on",
+            ),
+            (
+                self.overlay.redirect == overlay::Redirect::Off,
+                "redirect_dir=off",
+            ),
+            (
+                self.overlay.redirect == overlay::Redirect::Ignore,
+                "redirect_dir=nofollow",
+            ),
+            (self.overlay.ino32, "ino32_t"),
+            (self.overlay.static_nlink, "static_nlink"),
+            (self.overlay.ids != overlay::IdMap::default(), "id mapping"),
             (self.flags.allow_other, "allow_other"),
             (!self.flags.suid, "nosuid"),
             (!self.flags.dev, "nodev"),

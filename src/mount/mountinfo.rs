@@ -30,7 +30,12 @@ pub struct MountKey {
 
 impl MountKey {
     pub fn of(mount: &MountInfo) -> Self {
-        Self { id: mount.id, major: mount.major, minor: mount.minor, unique: unique_id(mount) }
+        Self {
+            id: mount.id,
+            major: mount.major,
+            minor: mount.minor,
+            unique: unique_id(mount),
+        }
     }
 
     /// Where the mount is now; `None` if it is gone, or not in this namespace.
@@ -212,13 +217,24 @@ mod tests {
 
     #[test]
     fn a_key_means_one_mount_only() {
-        let root = mounted_at(Path::new("/")).expect("mountinfo").expect("a root mount");
+        let root = mounted_at(Path::new("/"))
+            .expect("mountinfo")
+            .expect("a root mount");
         let key = MountKey::of(&root);
         assert_eq!(key.find().expect("find"), Some(root));
         for other in [
-            MountKey { id: MountId(key.id.0 + 1_000_000), ..key },
-            MountKey { minor: key.minor + 1, ..key },
-            MountKey { unique: Some(1), ..key },
+            MountKey {
+                id: MountId(key.id.0 + 1_000_000),
+                ..key
+            },
+            MountKey {
+                minor: key.minor + 1,
+                ..key
+            },
+            MountKey {
+                unique: Some(1),
+                ..key
+            },
         ] {
             // Without unique numbers the kernel cannot tell the last one.
             if key.unique.is_some() || other.unique.is_none() {

@@ -159,7 +159,8 @@ impl Parsed {
         };
         if !known {
             let word = String::from_utf8_lossy(word);
-            self.warnings.push(format!("unknown argument ignored: {}", word.escape_debug()));
+            self.warnings
+                .push(format!("unknown argument ignored: {}", word.escape_debug()));
         }
         Ok(())
     }
@@ -186,7 +187,9 @@ impl Parsed {
             b"atime" | b"relatime" | b"strictatime" => o.atime = Some(true),
             b"noatime" => o.atime = Some(false),
             // The kernel cannot let in root alone; letting in everybody instead would be wrong.
-            b"allow_root" => self.warnings.push("allow_root is not supported, allow_other is".into()),
+            b"allow_root" => self
+                .warnings
+                .push("allow_root is not supported, allow_other is".into()),
             // Always so, or without a meaning here.
             b"default_permissions"
             | b"diratime"
@@ -212,9 +215,12 @@ impl Parsed {
             | b"threaded" => {}
             word if word.starts_with(b"splice_") || word.starts_with(b"no_splice_") => {}
             // Words with a value, without one.
-            b"lowerdir" | b"upperdir" | b"workdir" | b"uidmapping" | b"gidmapping" | b"squash_to_uid"
-            | b"squash_to_gid" | b"timeout" | b"xattr_permissions" => {
-                return Err(Error::Usage(format!("option {} wants a value", String::from_utf8_lossy(word))));
+            b"lowerdir" | b"upperdir" | b"workdir" | b"uidmapping" | b"gidmapping"
+            | b"squash_to_uid" | b"squash_to_gid" | b"timeout" | b"xattr_permissions" => {
+                return Err(Error::Usage(format!(
+                    "option {} wants a value",
+                    String::from_utf8_lossy(word)
+                )));
             }
             _ => return Ok(false),
         }
@@ -226,16 +232,21 @@ impl Parsed {
         let bad = |wants: &str| bad_value(key, value, wants);
         match key {
             b"lowerdir" => {
-                let value =
-                    value.strip_prefix(b"\"").map_or(value, |quoted| quoted.strip_suffix(b"\"").unwrap_or(quoted));
+                let value = value
+                    .strip_prefix(b"\"")
+                    .map_or(value, |quoted| quoted.strip_suffix(b"\"").unwrap_or(quoted));
                 o.lowers = split_dirs(value)?;
             }
             b"upperdir" => o.upper = some_path(key, value)?,
             b"workdir" => o.work = some_path(key, value)?,
             b"uidmapping" => o.uid_mapping = mapping(key, value)?,
             b"gidmapping" => o.gid_mapping = mapping(key, value)?,
-            b"squash_to_uid" => o.squash_to_uid = Some(number(value).ok_or_else(|| bad("a user id"))?),
-            b"squash_to_gid" => o.squash_to_gid = Some(number(value).ok_or_else(|| bad("a group id"))?),
+            b"squash_to_uid" => {
+                o.squash_to_uid = Some(number(value).ok_or_else(|| bad("a user id"))?)
+            }
+            b"squash_to_gid" => {
+                o.squash_to_gid = Some(number(value).ok_or_else(|| bad("a group id"))?)
+            }
             b"xattr_permissions" => {
                 o.xattr_permissions = match value {
                     b"0" => XattrPermissions::Off,
@@ -317,7 +328,10 @@ fn some_path(key: &[u8], value: &[u8]) -> Result<Option<PathBuf>> {
 fn number(value: &[u8]) -> Option<u32> {
     let digits = std::str::from_utf8(value).ok()?;
     // `parse` would take a sign.
-    digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())?
+    digits
+        .bytes()
+        .all(|b| b.is_ascii_digit())
+        .then(|| digits.parse().ok())?
 }
 
 fn truth(value: &[u8]) -> Option<bool> {
@@ -341,13 +355,20 @@ fn seconds(value: &[u8]) -> Option<Duration> {
 /// Triples `inside:outside:length` joined by `:`. podman puts a colon before the first.
 fn mapping(key: &[u8], value: &[u8]) -> Result<Vec<IdRange>> {
     let bad = |wants: &str| bad_value(key, value, wants);
-    let numbers: Option<Vec<u32>> = value.split(|b| *b == b':').filter(|part| !part.is_empty()).map(number).collect();
+    let numbers: Option<Vec<u32>> = value
+        .split(|b| *b == b':')
+        .filter(|part| !part.is_empty())
+        .map(number)
+        .collect();
     let numbers = numbers.ok_or_else(|| bad("numbers below 2^32"))?;
     if numbers.is_empty() || !numbers.len().is_multiple_of(3) {
         return Err(bad("triples inside:outside:length"));
     }
-    let ranges =
-        numbers.chunks_exact(3).map(|triple| IdRange { inside: triple[0], outside: triple[1], len: triple[2] });
+    let ranges = numbers.chunks_exact(3).map(|triple| IdRange {
+        inside: triple[0],
+        outside: triple[1],
+        len: triple[2],
+    });
     let fits = |start: u32, len: u32| start.checked_add(len - 1).is_some();
     ranges
         .map(|r| {

@@ -247,7 +247,12 @@ mod tests {
             id: id.into(),
             daemon: Process::current().expect("own process"),
             mount_point: EscapedPath(OsString::from_vec(mount_point.to_vec()).into()),
-            mount: MountKey { id: mountinfo::MountId(u64::MAX), major: 0, minor: 42, unique: Some(1 << 40) },
+            mount: MountKey {
+                id: mountinfo::MountId(u64::MAX),
+                major: 0,
+                minor: 42,
+                unique: Some(1 << 40),
+            },
             lowers: vec![
                 RecordedLower::Dir(EscapedPath("/a\\b".into())),
                 RecordedLower::Image {

@@ -148,7 +148,10 @@ pub fn check_upper(spec: &UpperSpec, lowers: &[PathBuf]) -> Result<CheckedUpper>
         made = Some(spec.upper.clone());
     }
     match (check_existing_upper(spec, lowers), made) {
-        (Ok(checked), made) => Ok(CheckedUpper { fresh: made.is_some(), ..checked }),
+        (Ok(checked), made) => Ok(CheckedUpper {
+            fresh: made.is_some(),
+            ..checked
+        }),
         (Err(error), made) => {
             if let Some(made) = made {
                 // Only an empty directory goes, which it is unless somebody else has been quick.
@@ -198,7 +201,11 @@ fn check_existing_upper(spec: &UpperSpec, lowers: &[PathBuf]) -> Result<CheckedU
     if dev(&work)? != dev(&upper)? {
         return Err(Error::WorkElsewhere { work, upper });
     }
-    Ok(CheckedUpper { upper, work, fresh: false })
+    Ok(CheckedUpper {
+        upper,
+        work,
+        fresh: false,
+    })
 }
 
 /// `/a/up` works in `/a/.up.ovl-work`: on the same file system unless something is mounted on `/a/up`.

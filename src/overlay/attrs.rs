@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, OFlags, Gid, Mode, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
 use rustix::io::Errno;
 
 use super::copyup::Extent;
@@ -25,12 +25,9 @@ impl Overlay {
 
     pub(super) fn attr_of(&self, node: &Arc<Node>) -> Result<Attr> {
         let mut attr = if node.in_upper() {
-            self.upper_object(
-                node,
-                OFlags::PATH | OFlags::NOFOLLOW,
-            )?
-            .1
-            .attr
+            self.upper_object(node, OFlags::PATH | OFlags::NOFOLLOW)?
+                .1
+                .attr
         } else {
             let lower = node.state().lowers.first().cloned().ok_or(Errno::STALE)?;
             self.lowers.layer(lower.layer).attr(&lower.node)?
@@ -73,10 +70,7 @@ impl Overlay {
 
     /// Link count of a file whose names are partly in the lower.
     pub(super) fn indexed_nlink(&self, node: &Arc<Node>) -> Result<u32> {
-        let (fd, stat) = self.upper_object(
-            node,
-            OFlags::PATH | OFlags::NOFOLLOW,
-        )?;
+        let (fd, stat) = self.upper_object(node, OFlags::PATH | OFlags::NOFOLLOW)?;
         let mark = self.some_upper()?.mark_of(fd.as_fd(), NLINK_MARK)?;
         let Some((base, offset)) = mark.as_deref().and_then(parse_nlink) else {
             return Ok(stat.attr.nlink);
@@ -99,10 +93,7 @@ impl Overlay {
     /// upper inode's.
     pub(super) fn base_nlink_on_upper(&self, node: &Arc<Node>) -> Result<()> {
         let now = self.indexed_nlink(node)?;
-        let (fd, stat) = self.upper_object(
-            node,
-            OFlags::PATH | OFlags::NOFOLLOW,
-        )?;
+        let (fd, stat) = self.upper_object(node, OFlags::PATH | OFlags::NOFOLLOW)?;
         let offset = i64::from(now) - i64::from(stat.attr.nlink);
         self.writable()?
             .mark(fd.as_fd(), NLINK_MARK, format!("U{offset:+}").as_bytes())

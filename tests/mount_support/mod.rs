@@ -78,7 +78,11 @@ impl Site {
     pub fn serve(&self, fuse: fuse::Config) -> std::thread::JoinHandle<mount::Result<()>> {
         let spec = MountSpec {
             lowers: vec![Lower::Dir(self.path("lower"))],
-            upper: Some(UpperSpec { upper: self.path("upper"), work: None, create: false }),
+            upper: Some(UpperSpec {
+                upper: self.path("upper"),
+                work: None,
+                create: false,
+            }),
             mount_point: self.path("mnt"),
             store_root: self.path("store"),
             resolve_image: mount::exact_name,
@@ -90,7 +94,9 @@ impl Site {
             log_file: None,
         };
         let (visible, seen) = std::sync::mpsc::channel();
-        let server = std::thread::spawn(move || mount::run(&spec, |_| visible.send(()).expect("the test waits")));
+        let server = std::thread::spawn(move || {
+            mount::run(&spec, |_| visible.send(()).expect("the test waits"))
+        });
         seen.recv().expect("a visible mount");
         server
     }
