@@ -48,11 +48,16 @@ fn write_tree(root: &Path, tar: &mut LayerTarWriter<'_>) -> io::Result<()> {
         let name = path.strip_prefix(root).unwrap();
         let attr = attr_of(&path);
         let inode = path.symlink_metadata().unwrap().ino();
+        let xattrs = xattrs_of(&path);
         if !attr.kind.is_dir() && attr.nlink > 1 {
             if let Some(target) = inodes.get(&inode) {
                 tar.append(LayerEntry {
                     path: name.as_os_str(),
-                    kind: EntryKind::HardLink { target },
+                    kind: EntryKind::HardLink {
+                        target,
+                        attr: &attr,
+                        xattrs: &xattrs,
+                    },
                 })?;
                 continue;
             }
@@ -71,7 +76,6 @@ fn write_tree(root: &Path, tar: &mut LayerTarWriter<'_>) -> io::Result<()> {
             }
             _ => NodeContent::None,
         };
-        let xattrs = xattrs_of(&path);
         tar.append(LayerEntry {
             path: name.as_os_str(),
             kind: EntryKind::Node {
@@ -288,6 +292,8 @@ fn changes_stack_on_a_parent_and_load_elsewhere() {
             "etc/motd2",
             EntryKind::HardLink {
                 target: OsStr::new("etc/motd"),
+                attr: &attr,
+                xattrs: &[],
             },
         ))?;
         tar.append(entry("etc/passwd", EntryKind::Whiteout))?;
@@ -453,6 +459,8 @@ fn failures_record_nothing() {
         |tar| {
             let kind = EntryKind::HardLink {
                 target: OsStr::new("nowhere"),
+                attr: &attr,
+                xattrs: &[],
             };
             tar.append(LayerEntry {
                 path: OsStr::new("link"),

@@ -60,7 +60,6 @@ fn a_moved_mount_point_is_found_and_its_old_name_is_free() {
         let mut task = site.task();
         task.upper = Some(site.path(upper));
         task.mount_point = site.path("place/mnt");
-        task.words = vec!["create".into()];
         let output = site.try_mount(&task);
         assert!(output.status.success(), "{}", complaint(&output));
         let record = ovl::mount::find(&site.run_dir(), &site.path("place/mnt"));
@@ -162,6 +161,7 @@ fn the_daemon_gives_up_what_it_inherited() {
     assert!(target("2").ends_with(format!("run/log/{}.log", record.id)), "{:?}", target("2"));
     for entry in fs::read_dir(&fds).expect("fds") {
         let target: PathBuf = fs::read_link(entry.expect("fd").path()).expect("target");
+        assert_ne!(target, site.path("mnt"), "the covered directory is held open");
         let text = target.to_string_lossy().into_owned();
         assert!(!text.starts_with("pipe:") && !text.starts_with("socket:"), "{text}");
     }
@@ -179,7 +179,7 @@ fn the_daemon_gives_up_what_it_inherited() {
 fn the_foreground_serves_until_unmounted() {
     let site = Site::new();
     let mut task = site.task();
-    task.words = vec!["foreground".into()];
+    task.words = vec!["--foreground"];
     let mut server = site.command(&task).stdout(Stdio::null()).spawn().expect("spawn");
     assert!(wait_until(PATIENCE, || site.record().is_some()));
     assert_eq!(site.record().expect("record").daemon.pid, server.id());
@@ -208,7 +208,7 @@ fn found_by_any_path_that_leads_there() {
     assert_eq!(find(&site.path("mnt/sub")), None);
     assert_eq!(find(&site.path("lower")), None);
     let meta = fs::metadata(site.path("mnt")).expect("stat");
-    assert_eq!((libc::major(meta.dev()), libc::minor(meta.dev())), record.device);
+    assert_eq!((libc::major(meta.dev()), libc::minor(meta.dev())), (record.mount.major, record.mount.minor));
     unmount(&run, &site.path("link"), How::default()).expect("through a symlink");
 }
 
@@ -230,10 +230,10 @@ fn refusals_say_why_and_leave_nothing() {
         ("file as mount point", Box::new(at(site.path("file"))), 2, "not a directory"),
         ("no lower", Box::new(lower(site.path("none"))), 4, "does not exist"),
         ("file as lower", Box::new(lower(site.path("file"))), 2, "not a directory"),
-        ("no upper", Box::new(upper(site.path("none"))), 4, "does not exist"),
+        ("no image", Box::new(|t| t.lower = "no-such:image".into()), 4, "no-such:image"),
         ("upper in lower", Box::new(upper(site.path("lower/sub"))), 2, "inside"),
         ("lower in upper", Box::new(lower(site.path("other/x"))), 2, "inside"),
-        ("unwritable upper", Box::new(upper("/proc/self".into())), 1, "cannot be written"),
+        ("unwritable upper", Box::new(upper("/proc/self/new".into())), 1, "cannot be written"),
     ];
     for (name, change, code, words) in table {
         let mut task = site.task();

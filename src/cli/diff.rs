@@ -20,7 +20,13 @@ pub struct Diff {
     #[arg(value_name = "MOUNTPOINT")]
     mount: PathBuf,
     /// table or json
-    #[arg(long, value_enum, default_value_t, value_name = "FORMAT", hide_possible_values = true)]
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT",
+        hide_possible_values = true
+    )]
     format: Format,
 }
 
@@ -36,13 +42,17 @@ impl Diff {
         let live = Live::open(context, &self.mount)?;
         let mut rows = Vec::new();
         live.engine.changes(&mut |change| {
-            rows.push(Row { kind: letter(change.kind), path: absolute(&change.path) });
+            rows.push(Row {
+                kind: letter(change.kind),
+                path: absolute(&change.path),
+            });
             Ok(())
         })?;
         match self.format {
             Format::Json => output::json(&rows),
             Format::Table => output::stdout(|out| {
-                rows.iter().try_for_each(|row| writeln!(out, "{} {}", row.kind, escape(&row.path)))
+                rows.iter()
+                    .try_for_each(|row| writeln!(out, "{} {}", row.kind, escape(&row.path)))
             }),
         }
     }

@@ -98,7 +98,9 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if cause.is::<image::ReferenceError>() {
         return Some(2);
     }
-    cause.downcast_ref::<store::Error>().map(store::Error::exit_code)
+    cause
+        .downcast_ref::<store::Error>()
+        .map(store::Error::exit_code)
 }
 
 /// The whole chain of causes in one line: causes that their parent's text already tells are left out, control characters

@@ -27,12 +27,19 @@ impl Context {
         if let Some(store) = self.existing_store()?
             && let Some((record, name)) = look_up(&store, words)?
         {
-            return Ok(Found { store, record, name });
+            return Ok(Found {
+                store,
+                record,
+                name,
+            });
         }
         if !looks_like_id(words) {
             Reference::from_str(words)?;
         }
-        Err(Failure::not_found(format!("no image {words} in {}; see: ovl images", self.root.display())))
+        Err(Failure::not_found(format!(
+            "no image {words} in {}; see: ovl images",
+            self.root.display()
+        )))
     }
 }
 
@@ -47,11 +54,19 @@ fn look_up(store: &Store, words: &str) -> store::Result<Option<(ImageRecord, Opt
             Some(digest) => Some(*digest),
             None => store.resolve_name(&name.to_string())?,
         };
-        if let Some(record) = manifest.map(|digest| store.image(&digest)).transpose()?.flatten() {
+        if let Some(record) = manifest
+            .map(|digest| store.image(&digest))
+            .transpose()?
+            .flatten()
+        {
             return Ok(Some((record, Some(name))));
         }
     }
-    Ok(if looks_like_id(words) { by_id(store, words)?.map(|record| (record, None)) } else { None })
+    Ok(if looks_like_id(words) {
+        by_id(store, words)?.map(|record| (record, None))
+    } else {
+        None
+    })
 }
 
 fn looks_like_id(words: &str) -> bool {
@@ -61,11 +76,15 @@ fn looks_like_id(words: &str) -> bool {
 
 fn by_id(store: &Store, words: &str) -> store::Result<Option<ImageRecord>> {
     let hex = words.strip_prefix("sha256:").unwrap_or(words);
-    let matches = |record: &ImageRecord| record.config.hex().starts_with(hex) || record.manifest.hex().starts_with(hex);
+    let matches = |record: &ImageRecord| {
+        record.config.hex().starts_with(hex) || record.manifest.hex().starts_with(hex)
+    };
     let mut found: Vec<ImageRecord> = store.images()?.into_iter().filter(matches).collect();
     // One configuration may come with several manifests (compressed in other ways); the newest stands for them.
     if found.iter().any(|record| record.config != found[0].config) {
-        return Err(store::Error::Conflict(format!("{words} is the beginning of several image IDs; give more digits")));
+        return Err(store::Error::Conflict(format!(
+            "{words} is the beginning of several image IDs; give more digits"
+        )));
     }
     Ok((!found.is_empty()).then(|| found.swap_remove(0)))
 }

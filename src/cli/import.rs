@@ -8,7 +8,7 @@ use ovl::image::{ImportOptions, Platform, Reference, Source};
 
 use super::Context;
 use super::find::familiar;
-use super::output::{self, size};
+use super::output::{self, count, size};
 use super::progress::Progress;
 use super::tag::new_name;
 
@@ -42,23 +42,51 @@ impl Import {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let options = self.options()?;
         let source = Source::parse(&self.source)?;
-        let progress = Progress::new(if self.quiet { super::progress::Mode::None } else { context.progress });
+        let progress = Progress::new(if self.quiet {
+            super::progress::Mode::None
+        } else {
+            context.progress
+        });
         let started = Instant::now();
         let images = ovl::image::import(&context.store()?, &source, &options, &progress)?;
         if !self.quiet {
-            let names: Vec<String> = images.iter().flat_map(|image| &image.names).map(|name| familiar(name)).collect();
+            let names: Vec<String> = images
+                .iter()
+                .flat_map(|image| &image.names)
+                .map(|name| familiar(name))
+                .collect();
             let (layers, new, bytes) = progress.counts();
-            let what = if names.is_empty() { "an image without a name".to_owned() } else { names.join(", ") };
+            let what = if names.is_empty() {
+                "an image without a name".to_owned()
+            } else {
+                names.join(", ")
+            };
             let seconds = started.elapsed().as_secs_f64();
-            eprintln!("imported {what}: {layers} layers, {new} of them new ({}), {seconds:.1} s", size(bytes));
+            let layers = count(layers as u64, "layer");
+            eprintln!(
+                "imported {what}: {layers}, {new} new ({}), {seconds:.1} s",
+                size(bytes)
+            );
         }
-        output::stdout(|out| images.iter().try_for_each(|image| writeln!(out, "{}", image.config)))
+        output::stdout(|out| {
+            images
+                .iter()
+                .try_for_each(|image| writeln!(out, "{}", image.config))
+        })
     }
 
     fn options(&self) -> anyhow::Result<ImportOptions> {
         Ok(ImportOptions {
-            tags: self.tag.iter().map(|name| new_name(name)).collect::<anyhow::Result<Vec<Reference>>>()?,
-            platform: self.platform.as_deref().map(str::parse::<Platform>).transpose()?,
+            tags: self
+                .tag
+                .iter()
+                .map(|name| new_name(name))
+                .collect::<anyhow::Result<Vec<Reference>>>()?,
+            platform: self
+                .platform
+                .as_deref()
+                .map(str::parse::<Platform>)
+                .transpose()?,
             replace_names: self.replace,
             limits: self.limits.limits(),
         })

@@ -12,7 +12,13 @@ use super::{Context, mounts};
 #[derive(Args)]
 pub struct Info {
     /// table or json
-    #[arg(long, value_enum, default_value_t, value_name = "FORMAT", hide_possible_values = true)]
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT",
+        hide_possible_values = true
+    )]
     format: Format,
 }
 
@@ -34,7 +40,10 @@ struct Answer {
 
 impl Info {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
-        let usage = context.existing_store()?.map(|store| store.usage()).transpose()?;
+        let usage = context
+            .existing_store()?
+            .map(|store| store.usage())
+            .transpose()?;
         let run_dir = mounts::run_dir()?;
         let answer = Answer {
             version: env!("CARGO_PKG_VERSION"),
@@ -43,7 +52,10 @@ impl Info {
             layers: usage.as_ref().map_or(0, |usage| usage.layers),
             run_directory: run_dir.path().display().to_string(),
             mounts: ovl::mount::list(&run_dir)?.len(),
-            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            kernel: rustix::system::uname()
+                .release()
+                .to_string_lossy()
+                .into_owned(),
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             user: rustix::process::geteuid().as_raw(),
             fuse: fuse(),

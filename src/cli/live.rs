@@ -16,8 +16,6 @@ use super::{Context, mounts};
 pub struct Live {
     pub record: Record,
     pub engine: Overlay,
-    /// Diff IDs of all its layers that are stored, bottom first.
-    pub stored: Vec<Digest>,
 }
 
 impl Live {
@@ -25,18 +23,28 @@ impl Live {
     pub fn open(context: &Context, name: &Path) -> anyhow::Result<Self> {
         let record = mounts::find(name)?;
         flush(&record.mount_point.0)?;
-        let (lowers, stored) = lowers(context, &record)?;
+        let lowers = lowers(context, &record)?;
         let (Some(upper), Some(work)) = (&record.upper, &record.work) else {
-            return Err(Failure::usage(format!("{} is mounted read-only: nothing can have changed", name.display())));
+            return Err(Failure::usage(format!(
+                "{} is mounted read-only: nothing can have changed",
+                name.display()
+            )));
         };
-        let upper = Some(UpperDirs { upper: upper.0.clone(), work: work.0.clone() });
+        let upper = Some(UpperDirs {
+            upper: upper.0.clone(),
+            work: work.0.clone(),
+        });
         let options = Options {
-            userxattr: record.options.iter().any(|word| word == "userxattr").then_some(true),
+            userxattr: record
+                .options
+                .iter()
+                .any(|word| word == "userxattr")
+                .then_some(true),
             inspect: true,
             ..Options::default()
         };
         let engine = Overlay::new(Stack { lowers, upper }, &options)?;
-        Ok(Self { record, engine, stored })
+        Ok(Self { record, engine })
     }
 }
 
@@ -46,28 +54,37 @@ fn flush(mount_point: &Path) -> anyhow::Result<()> {
     flushed.with_context(|| format!("flushing {}", mount_point.display()))
 }
 
-/// The lowers of a mount, topmost first, and which of them are stored.
-fn lowers(context: &Context, record: &Record) -> anyhow::Result<(Vec<Arc<dyn Layer>>, Vec<Digest>)> {
+/// The lowers of a mount, topmost first.
+fn lowers(context: &Context, record: &Record) -> anyhow::Result<Vec<Arc<dyn Layer>>> {
     let mut layers: Vec<Arc<dyn Layer>> = Vec::new();
-    let mut stored = Vec::new();
     for lower in &record.lowers {
         match lower {
             RecordedLower::Dir(path) => {
-                let layer = DirLayer::open(&path.0).with_context(|| format!("opening lower {}", path.0.display()))?;
+                let layer = DirLayer::open(&path.0)
+                    .with_context(|| format!("opening lower {}", path.0.display()))?;
                 layers.push(Arc::new(layer));
             }
-            RecordedLower::Image { reference, layers: diff_ids, .. } => {
-                let no_store = || Failure::not_found(format!("no store in {}; --root can name it", context.root.display()));
+            RecordedLower::Image {
+                reference,
+                layers: diff_ids,
+                ..
+            } => {
+                let no_store = || {
+                    Failure::not_found(format!(
+                        "no store in {}; --root can name it",
+                        context.root.display()
+                    ))
+                };
                 let store: Store = context.existing_store()?.ok_or_else(no_store)?;
                 for diff_id in diff_ids.iter().rev() {
                     let diff_id: Digest = diff_id.parse()?;
-                    let layer = store.open_layer(&diff_id).with_context(|| format!("opening image {reference}"))?;
+                    let layer = store
+                        .open_layer(&diff_id)
+                        .with_context(|| format!("opening image {reference}"))?;
                     layers.push(Arc::new(StoredLayer::new(layer)));
-                    stored.push(diff_id);
                 }
             }
         }
     }
-    stored.reverse();
-    Ok((layers, stored))
+    Ok(layers)
 }

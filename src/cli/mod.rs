@@ -2,10 +2,14 @@
 //!
 //! stdout carries data ([`output`]), stderr words: one `ovl: …` line for an error ([`error`]), progress ([`progress`]).
 
+mod change;
+mod commit;
 mod completion;
 mod df;
 mod diff;
+mod entries;
 mod error;
+mod export;
 mod find;
 mod gc;
 mod history;
@@ -86,6 +90,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     Import(import::Import),
+    Export(export::Export),
     Images(images::Images),
     Inspect(inspect::Inspect),
     History(history::History),
@@ -96,6 +101,7 @@ enum Verb {
     Umount(mounts::Umount),
     Mounts(mounts::Mounts),
     Diff(diff::Diff),
+    Commit(commit::Commit),
     Gc(gc::Gc),
     Df(df::Df),
     Info(info::Info),
@@ -109,6 +115,7 @@ impl Verb {
     fn run(self, context: &Context) -> anyhow::Result<()> {
         match self {
             Self::Import(verb) => verb.run(context),
+            Self::Export(verb) => verb.run(context),
             Self::Images(verb) => verb.run(context),
             Self::Inspect(verb) => verb.run(context),
             Self::History(verb) => verb.run(context),
@@ -119,6 +126,7 @@ impl Verb {
             Self::Umount(verb) => verb.run(),
             Self::Mounts(verb) => verb.run(),
             Self::Diff(verb) => verb.run(context),
+            Self::Commit(verb) => verb.run(context),
             Self::Gc(verb) => verb.run(context),
             Self::Df(verb) => verb.run(context),
             Self::Info(verb) => verb.run(context),

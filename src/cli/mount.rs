@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
+use ovl::mount::options::{Options, XattrPermissions};
 use ovl::mount::{self, Flags, Lower, MountSpec, UpperSpec};
 use ovl::{fuse, overlay};
 
@@ -16,7 +17,9 @@ use super::{Context, find};
 /// doubt. Several LOWERs are stacked, the first on top. Changes go to the directory UPPER, which is made if its parent is
 /// there. The mount is a process of its own; `ovl umount` ends it.
 #[derive(Args)]
-#[command(override_usage = "ovl mount [OPTIONS] LOWER... UPPER MOUNTPOINT\n       ovl mount [OPTIONS] --read-only LOWER... MOUNTPOINT")]
+#[command(
+    override_usage = "ovl mount [OPTIONS] LOWER... UPPER MOUNTPOINT\n       ovl mount [OPTIONS] --read-only LOWER... MOUNTPOINT"
+)]
 pub struct Mount {
     /// LOWER... UPPER MOUNTPOINT, without UPPER if read-only
     #[arg(required = true, num_args = 2.., value_name = "LOWER UPPER MOUNTPOINT")]
@@ -33,6 +36,10 @@ pub struct Mount {
     /// Stay in the foreground, until unmounted or SIGTERM
     #[arg(short, long)]
     foreground: bool,
+    /// Options as mount(8) has them, joined by commas: ro, nosuid, nodev, noexec, atime, allow_other, volatile, userxattr,
+    /// workdir=DIR, timeout=SECONDS, writeback=0, fsname=NAME
+    #[arg(short, long, value_name = "OPTION,…")]
+    options: Vec<OsString>,
 }
 
 impl Mount {
@@ -42,15 +49,23 @@ impl Mount {
     }
 
     fn spec(mut self, context: &Context) -> anyhow::Result<MountSpec> {
+        let parsed = mount::options::parse(&self.options)?;
+        for warning in &parsed.warnings {
+            tracing::warn!("{warning}");
+        }
+        let words = parsed.options;
+        refuse_unsupported(&words)?;
         let missing = || {
-            Failure::usage("mount wants LOWER, UPPER and a mount point, or --read-only with LOWER and a mount point")
+            Failure::usage(
+                "mount wants LOWER, UPPER and a mount point, or --read-only with LOWER and a mount point",
+            )
         };
         let mount_point = self.words.pop().ok_or_else(missing)?;
-        let upper = match self.read_only {
+        let upper = match self.read_only || words.read_only {
             true => None,
             false => Some(UpperSpec {
                 upper: self.words.pop().ok_or_else(missing)?.into(),
-                work: self.workdir,
+                work: self.workdir.or_else(|| words.work.clone()),
                 create: true,
             }),
         };
@@ -68,11 +83,66 @@ impl Mount {
             store_root: context.root.clone(),
             resolve_image: find::manifest_of,
             run_dir: super::mounts::run_dir()?,
-            flags: Flags::default(),
-            fuse: fuse::Config::default(),
-            overlay: overlay::Options { volatile: self.volatile, ..overlay::Options::default() },
+            flags: flags(&words),
+            fuse: transport(&words),
+            overlay: overlay::Options {
+                volatile: self.volatile || words.volatile || words.no_fsync,
+                userxattr: words.userxattr.then_some(true),
+                ..overlay::Options::default()
+            },
             foreground: self.foreground,
             log_file: None,
         })
     }
+}
+
+/// Words that would change what the mount means, and that it cannot honour yet: silence would be wrong.
+fn refuse_unsupported(words: &Options) -> anyhow::Result<()> {
+    for (given, word) in [
+        (!words.lowers.is_empty(), "lowerdir"),
+        (words.upper.is_some(), "upperdir"),
+        (!words.uid_mapping.is_empty(), "uidmapping"),
+        (!words.gid_mapping.is_empty(), "gidmapping"),
+        (words.squash_to_root, "squash_to_root"),
+        (words.squash_to_uid.is_some(), "squash_to_uid"),
+        (words.squash_to_gid.is_some(), "squash_to_gid"),
+        (
+            words.xattr_permissions != XattrPermissions::Off,
+            "xattr_permissions",
+        ),
+    ] {
+        if given {
+            let instead = if word.ends_with("dir") {
+                "give directories as LOWER and UPPER"
+            } else {
+                "ovl cannot do that yet"
+            };
+            return Err(Failure::usage(format!(
+                "-o {word} is not for this command: {instead}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn flags(words: &Options) -> Flags {
+    let defaults = Flags::default();
+    Flags {
+        source: words.fsname.clone().unwrap_or(defaults.source),
+        read_only: words.read_only,
+        suid: words.suid.unwrap_or(defaults.suid),
+        dev: words.dev.unwrap_or(defaults.dev),
+        exec: words.exec.unwrap_or(defaults.exec),
+        atime: words.atime.unwrap_or(defaults.atime),
+        allow_other: words.allow_other.unwrap_or(defaults.allow_other),
+    }
+}
+
+fn transport(words: &Options) -> fuse::Config {
+    let mut config = fuse::Config::default();
+    if let Some(timeout) = words.timeout {
+        (config.entry_ttl, config.attr_ttl, config.negative_ttl) = (timeout, timeout, timeout);
+    }
+    config.writeback = words.writeback.unwrap_or(config.writeback);
+    config
 }

@@ -25,7 +25,13 @@ pub struct Mounts {
     #[arg(short, long)]
     quiet: bool,
     /// table or json
-    #[arg(long, value_enum, default_value_t, value_name = "FORMAT", hide_possible_values = true)]
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT",
+        hide_possible_values = true
+    )]
     format: Format,
 }
 
@@ -48,7 +54,9 @@ struct Row {
 
 impl From<&Record> for Row {
     fn from(record: &Record) -> Self {
-        let path = |path: &Option<mount::EscapedPath>| path.as_ref().map(|path| path.0.display().to_string());
+        let path = |path: &Option<mount::EscapedPath>| {
+            path.as_ref().map(|path| path.0.display().to_string())
+        };
         Self {
             id: record.id.clone(),
             mount_point: record.mount_point.0.display().to_string(),
@@ -76,7 +84,10 @@ impl Mounts {
         let records = mount::list(&run_dir()?).context("reading the list of mounts")?;
         let rows: Vec<Row> = records.iter().map(Row::from).collect();
         if self.quiet {
-            return output::stdout(|out| rows.iter().try_for_each(|row| writeln!(out, "{}", row.mount_point)));
+            return output::stdout(|out| {
+                rows.iter()
+                    .try_for_each(|row| writeln!(out, "{}", row.mount_point))
+            });
         }
         if self.format == Format::Json {
             return output::json(&rows);
@@ -85,7 +96,14 @@ impl Mounts {
         for (row, record) in rows.into_iter().zip(&records) {
             let age = ago(Timestamp::new(record.started, 0), Timestamp::now());
             let upper = row.upper.unwrap_or_else(|| "<read-only>".to_owned());
-            table.row(vec![row.id, row.mount_point, row.lowers.join(":"), upper, row.pid.to_string(), age]);
+            table.row(vec![
+                row.id,
+                row.mount_point,
+                row.lowers.join(":"),
+                upper,
+                row.pid.to_string(),
+                age,
+            ]);
         }
         table.print()
     }
@@ -111,10 +129,17 @@ pub struct Umount {
 impl Umount {
     pub fn run(self) -> anyhow::Result<()> {
         let run = run_dir()?;
-        let how = How { lazy: self.lazy, timeout: Duration::from_secs(self.timeout) };
+        let how = How {
+            lazy: self.lazy,
+            timeout: Duration::from_secs(self.timeout),
+        };
         if self.all {
             // The latest first: it may lie inside an earlier one.
-            for record in mount::list(&run).context("reading the list of mounts")?.iter().rev() {
+            for record in mount::list(&run)
+                .context("reading the list of mounts")?
+                .iter()
+                .rev()
+            {
                 mount::unmount(&run, Path::new(&record.id), how)?;
             }
             return Ok(());
@@ -132,5 +157,10 @@ pub fn find(name: &Path) -> anyhow::Result<Record> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         found => found.with_context(|| format!("looking for a mount at {}", name.display()))?,
     };
-    found.ok_or_else(|| Failure::not_found(format!("{} is no mount of ovl; see: ovl mounts", name.display())))
+    found.ok_or_else(|| {
+        Failure::not_found(format!(
+            "{} is no mount of ovl; see: ovl mounts",
+            name.display()
+        ))
+    })
 }

@@ -67,7 +67,10 @@ impl Progress {
             Mode::Plain => Show::Plain,
             Mode::Json => Show::Json,
         };
-        Self { show, state: Mutex::default() }
+        Self {
+            show,
+            state: Mutex::default(),
+        }
     }
 
     /// Layers met, how many of them were new, and the bytes of the new ones' tars.
@@ -92,18 +95,33 @@ impl ImportProgress for Progress {
             Show::Plain | Show::Json | Show::Nothing => None,
         };
         let now = Instant::now();
-        self.state().layers.insert(index, Layer { name, total, done: 0, started: now, told: now, bar });
+        self.state().layers.insert(
+            index,
+            Layer {
+                name,
+                total,
+                done: 0,
+                started: now,
+                told: now,
+                bar,
+            },
+        );
     }
 
     fn layer_bytes(&self, index: usize, bytes: u64) {
         let mut state = self.state();
-        let Some(layer) = state.layers.get_mut(&index) else { return };
+        let Some(layer) = state.layers.get_mut(&index) else {
+            return;
+        };
         layer.done += bytes;
         if let Some(bar) = &layer.bar {
             bar.set_position(layer.done);
         } else if matches!(self.show, Show::Json) && layer.told.elapsed() >= JSON_EVERY {
             layer.told = Instant::now();
-            tell(&json!({ "layer": layer.name, "bytes": layer.done, "total": layer.total }).to_string());
+            tell(
+                &json!({ "layer": layer.name, "bytes": layer.done, "total": layer.total })
+                    .to_string(),
+            );
         }
     }
 
@@ -118,7 +136,9 @@ impl ImportProgress for Progress {
                 "new"
             }
         };
-        let Some(layer) = state.layers.remove(&index) else { return };
+        let Some(layer) = state.layers.remove(&index) else {
+            return;
+        };
         let seconds = layer.started.elapsed().as_secs_f64();
         match self.show {
             Show::Bars(_) => {
@@ -127,7 +147,11 @@ impl ImportProgress for Progress {
                     bar.finish_with_message(format!("{}  {note}", escape(&layer.name)));
                 }
             }
-            Show::Plain => tell(&format!("layer {}: {note}, {}, {seconds:.1} s", escape(&layer.name), size(layer.done))),
+            Show::Plain => tell(&format!(
+                "layer {}: {note}, {}, {seconds:.1} s",
+                escape(&layer.name),
+                size(layer.done)
+            )),
             Show::Json => {
                 tell(&json!({ "layer": layer.name, "bytes": layer.done, "done": note, "seconds": seconds }).to_string());
             }
@@ -144,9 +168,9 @@ fn short(name: &str) -> &str {
 }
 
 fn bar(total: Option<u64>) -> ProgressBar {
-    const KNOWN: &str =
-        "{msg:20!} {bar:30} {decimal_bytes:>10} of {decimal_total_bytes:<10} {decimal_bytes_per_sec:>12} {eta:>4}";
-    const UNKNOWN: &str = "{msg:20!} {spinner} {decimal_bytes:>10} {decimal_bytes_per_sec:>12} {elapsed:>4}";
+    const KNOWN: &str = "{msg:20!} {bar:30} {decimal_bytes:>10} of {decimal_total_bytes:<10} {decimal_bytes_per_sec:>12} {eta:>4}";
+    const UNKNOWN: &str =
+        "{msg:20!} {spinner} {decimal_bytes:>10} {decimal_bytes_per_sec:>12} {elapsed:>4}";
     match total {
         Some(total) => ProgressBar::new(total).with_style(style(KNOWN).progress_chars("#> ")),
         None => ProgressBar::new_spinner().with_style(style(UNKNOWN)),

@@ -19,6 +19,8 @@ use super::limits::Limits;
 use super::tar::{Kind, TarError, TarReader};
 use super::{Error, Result};
 
+/// Bytes of member names that are kept.
+const MAX_NAMES: usize = 16 << 20;
 /// Symlinks in a row that are followed within an archive.
 const MAX_LINKS: usize = 8;
 
@@ -44,6 +46,8 @@ pub struct Members {
     pub any: bool,
     /// Some member lies in a directory that root file systems have.
     system_like: bool,
+    /// Bytes of the names and link targets in `by_path`.
+    names: usize,
     /// More members than an archive of images may have: only documents are kept.
     overflow: bool,
 }
@@ -60,7 +64,12 @@ impl Members {
             .find(|name| name.as_bytes() == path);
         self.image_like |= is_image_like(&path);
         self.system_like |= is_system_like(&path);
-        if decisive.is_none() && self.by_path.len() >= limits.members {
+        self.names += path.len();
+        if let Member::Link(target) = &member {
+            self.names += target.len();
+        }
+        let full = self.by_path.len() >= limits.members || self.names > MAX_NAMES;
+        if decisive.is_none() && full {
             self.overflow = true;
             return;
         }

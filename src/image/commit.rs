@@ -11,12 +11,12 @@ use crate::meta::Timestamp;
 use crate::store::{self, Digest, ImageRecord, NewImage, Store};
 
 use super::documents::{ConfigView, OCI_MANIFEST};
-use super::import::plain_manifest;
 use super::ingest::{self, Expected, LayerFacts};
 use super::layer_tar::LayerTarWriter;
 use super::limits::Limits;
 use super::platform::Platform;
 use super::pump::pump;
+use super::record::plain_manifest;
 use super::reference::Reference;
 use super::timestamp;
 use super::{Error, Result};

@@ -29,8 +29,13 @@ pub enum EntryKind<'a> {
         xattrs: &'a [(OsString, Vec<u8>)],
         content: NodeContent<'a>,
     },
-    /// Another name of an entry written before.
-    HardLink { target: &'a OsStr },
+    /// Another name of an entry written before. Attributes and xattrs are written again: some programs (podman's storage)
+    /// apply those of the last name to the inode.
+    HardLink {
+        target: &'a OsStr,
+        attr: &'a Attr,
+        xattrs: &'a [(OsString, Vec<u8>)],
+    },
     /// The name is absent from here down.
     Whiteout,
     /// The directory at `path` hides what lower layers have below it.
@@ -80,8 +85,13 @@ impl<'o> LayerTarWriter<'o> {
                 xattrs,
                 content,
             } => self.node(entry.path, attr, xattrs, content)?,
-            EntryKind::HardLink { target } => {
+            EntryKind::HardLink {
+                target,
+                attr,
+                xattrs,
+            } => {
                 let mut header = Fields::new(entry.path.as_bytes().to_vec(), b'1');
+                header.describe(attr, xattrs);
                 header.link = target.as_bytes().to_vec();
                 self.header(&header)?;
             }
@@ -148,13 +158,7 @@ impl<'o> LayerTarWriter<'o> {
             FileKind::Fifo | FileKind::Socket => b'6',
         };
         let mut header = Fields::new(name, typeflag);
-        (header.perm, header.uid, header.gid) = (attr.perm & 0o7777, attr.uid, attr.gid);
-        header.mtime = attr.mtime;
-        header.xattrs = xattrs
-            .iter()
-            .map(|(name, value)| (name.as_bytes(), value.as_slice()))
-            .collect();
-        header.xattrs.sort();
+        header.describe(attr, xattrs);
         if attr.kind.is_device() {
             header.device = (libc::major(attr.rdev), libc::minor(attr.rdev));
         }
@@ -273,7 +277,18 @@ struct Fields<'a> {
     xattrs: Vec<(&'a [u8], &'a [u8])>,
 }
 
-impl Fields<'_> {
+impl<'a> Fields<'a> {
+    /// Takes over what is said of a node beside its kind and size.
+    fn describe(&mut self, attr: &Attr, xattrs: &'a [(OsString, Vec<u8>)]) {
+        (self.perm, self.uid, self.gid) = (attr.perm & 0o7777, attr.uid, attr.gid);
+        self.mtime = attr.mtime;
+        self.xattrs = xattrs
+            .iter()
+            .map(|(name, value)| (name.as_bytes(), value.as_slice()))
+            .collect();
+        self.xattrs.sort();
+    }
+
     fn new(name: Vec<u8>, typeflag: u8) -> Self {
         Self {
             name,

@@ -3,6 +3,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `spec` | what LOWER means; checks of upper and work directory |
+//! | `options` | the `-o` words of fuse-overlayfs and mount(8) |
 //! | `kernel` | the mount step itself, and unmounting by mount id |
 //! | `mountinfo`, `process` | naming a mount and a process so that neither is taken for another |
 //! | `serve` | layers, engine, mount, requests, in that order, in one process |
@@ -10,7 +11,7 @@
 //! | `registry`, `holders`, `unmount` | live mounts, who uses one, taking one down |
 //!
 //! Invariants:
-//! - What is unmounted is the mount meant, known by its id, never whatever lies at a path now.
+//! - What is unmounted is the mount meant, known by its ids, never whatever lies at a path now.
 //! - A daemon forks before it has threads, opens the store or mounts; it keeps nothing of its caller's open.
 //! - The caller of a daemon returns when the mount is visible to it, or knows why it is not; a failed mount leaves
 //!   nothing mounted and no record.
@@ -21,6 +22,7 @@ mod error;
 mod holders;
 mod kernel;
 mod mountinfo;
+pub mod options;
 mod process;
 mod registry;
 mod serve;
@@ -34,7 +36,7 @@ use std::path::{Path, PathBuf};
 pub use error::{Error, Result};
 pub use holders::Holder;
 pub use kernel::Flags;
-pub use mountinfo::MountId;
+pub use mountinfo::{MountId, MountKey};
 pub use process::Process;
 pub use registry::{EscapedPath, Record, RecordedLower, RunDir};
 pub use spec::{Lower, UpperSpec, parse_lowers};
@@ -143,7 +145,9 @@ pub fn run(spec: &MountSpec, visible: impl FnOnce(&Record)) -> Result<()> {
         None => spec.run_dir.log_file(&id),
     };
     let own_log = spec.log_file.is_none().then_some(log.as_path());
-    let launched = daemon::launch(&log, |ready| serve::serve(&spec, &id, Some(&log), |record| ready.announce(record)));
+    let launched = daemon::launch(&log, |ready| {
+        serve::serve(&spec, &id, Some(&log), |record| ready.announce(record))
+    });
     match launched {
         Ok(record) => {
             visible(&record);

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use super::error::{Error, Result};
 use super::holders;
 use super::kernel;
-use super::mountinfo::{self, MountInfo};
+use super::mountinfo::{self, MountInfo, MountKey};
 use super::registry::{Record, RunDir};
 
 /// How to unmount.
@@ -32,7 +32,7 @@ impl Default for How {
 pub fn unmount(run: &RunDir, name: &Path, how: How) -> Result<PathBuf> {
     let records = run.all().map_err(|e| Error::io("reading the list of mounts in", run.path(), e))?;
     if let Some(record) = records.iter().find(|r| name == Path::new(&r.id)) {
-        return match mountinfo::by_id(record.mount_id).map_err(no_mountinfo)? {
+        return match record.mount.find().map_err(no_mountinfo)? {
             Some(mount) => take_down(run, &mount, Some(record), how),
             None => from_inside(run, record, how),
         };
@@ -45,7 +45,7 @@ pub fn unmount(run: &RunDir, name: &Path, how: How) -> Result<PathBuf> {
         .map_err(missing)?
         .filter(mountinfo::is_ours)
         .ok_or_else(|| Error::NotMounted { path: name.to_owned() })?;
-    let record = records.iter().find(|r| r.mount_id == mount.id);
+    let record = records.iter().find(|r| r.mount.means(&mount));
     take_down(run, &mount, record, how)
 }
 
@@ -61,14 +61,15 @@ fn take_down(run: &RunDir, mount: &MountInfo, record: Option<&Record>, how: How)
         Some(record) => record.daemon.is_alive() == Some(false),
         None => is_dead(&path),
     };
+    let key = MountKey::of(mount);
     let busy = |e: &io::Error| e.raw_os_error() == Some(Errno::BUSY.raw_os_error());
-    let mut done = kernel::unmount(mount.id, how.lazy || dead);
+    let mut done = kernel::unmount(&key, how.lazy || dead);
     for _ in 0..BUSY_TRIES {
         if !done.as_ref().is_err_and(busy) {
             break;
         }
         std::thread::sleep(BUSY_PAUSE);
-        done = kernel::unmount(mount.id, how.lazy || dead);
+        done = kernel::unmount(&key, how.lazy || dead);
     }
     match done {
         Ok(_) => {}

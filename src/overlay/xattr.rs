@@ -87,7 +87,7 @@ impl Overlay {
             XattrSet::Create => XattrFlags::CREATE,
             XattrSet::Replace => XattrFlags::REPLACE,
         };
-        self.copy_up(&node, Extent::All)?;
+        self.copy_up(&node, Extent::Metadata)?;
         host::set_xattr_fd(self.upper_path(&node)?.as_fd(), &stored, value, flags)
     }
 
@@ -98,7 +98,7 @@ impl Overlay {
         if !node.in_upper() && self.raw_xattr(&node, &stored)?.is_none() {
             return Err(Errno::NODATA);
         }
-        self.copy_up(&node, Extent::All)?;
+        self.copy_up(&node, Extent::Metadata)?;
         host::remove_xattr_fd(self.upper_path(&node)?.as_fd(), &stored)
     }
 }

@@ -7,17 +7,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use ovl::mount::{self, Record, RunDir};
+use ovl::mount::{self, Flags, Lower, MountSpec, Record, RunDir, UpperSpec};
+use ovl::{fuse, overlay};
 use tempfile::TempDir;
 
 /// What is mounted.
 #[derive(Clone, Debug)]
 pub struct Task {
     pub lower: OsString,
+    /// `None`: read-only.
     pub upper: Option<PathBuf>,
     pub mount_point: PathBuf,
-    pub run: PathBuf,
-    pub words: Vec<String>,
+    /// Further words for `ovl mount`.
+    pub words: Vec<&'static str>,
 }
 
 pub struct Site {
@@ -27,7 +29,10 @@ pub struct Site {
 impl Site {
     /// `lower/hello` and `lower/sub/inner`, empty `upper`, `mnt`, `run`.
     pub fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("ovl-mount-").tempdir().expect("temporary directory");
+        let dir = tempfile::Builder::new()
+            .prefix("ovl-mount-")
+            .tempdir()
+            .expect("temporary directory");
         let site = Self { dir };
         for name in ["lower/sub", "upper", "mnt"] {
             fs::create_dir_all(site.path(name)).expect("mkdir");
@@ -50,20 +55,44 @@ impl Site {
             lower: self.path("lower").into(),
             upper: Some(self.path("upper")),
             mount_point: self.path("mnt"),
-            run: self.path("run"),
             words: Vec::new(),
         }
     }
 
     pub fn command(&self, task: &Task) -> Command {
-        let mut command = Command::new(program());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ovl"));
         command
-            .args([task.run.as_os_str(), &task.lower])
-            .arg(task.upper.as_deref().unwrap_or(Path::new("")))
-            .arg(&task.mount_point)
+            .arg("mount")
             .args(&task.words)
+            .args(task.upper.is_none().then_some("--read-only"))
+            .arg(&task.lower)
+            .args(&task.upper)
+            .arg(&task.mount_point)
+            .env("OVL_RUN", self.path("run"))
+            .env("OVL_ROOT", self.path("store"))
             .stdin(Stdio::null());
         command
+    }
+
+    /// Serves a mount from a thread of this process, with a transport of the test's choice; until it is unmounted.
+    pub fn serve(&self, fuse: fuse::Config) -> std::thread::JoinHandle<mount::Result<()>> {
+        let spec = MountSpec {
+            lowers: vec![Lower::Dir(self.path("lower"))],
+            upper: Some(UpperSpec { upper: self.path("upper"), work: None, create: false }),
+            mount_point: self.path("mnt"),
+            store_root: self.path("store"),
+            resolve_image: mount::exact_name,
+            run_dir: self.run_dir(),
+            flags: Flags::default(),
+            fuse,
+            overlay: overlay::Options::default(),
+            foreground: true,
+            log_file: None,
+        };
+        let (visible, seen) = std::sync::mpsc::channel();
+        let server = std::thread::spawn(move || mount::run(&spec, |_| visible.send(()).expect("the test waits")));
+        seen.recv().expect("a visible mount");
+        server
     }
 
     pub fn try_mount(&self, task: &Task) -> Output {
@@ -72,13 +101,7 @@ impl Site {
 
     /// Mounts in the background; the record of the mount.
     pub fn mount(&self) -> Record {
-        self.mount_with(&[])
-    }
-
-    pub fn mount_with(&self, words: &[&str]) -> Record {
-        let mut task = self.task();
-        task.words = words.iter().map(|w| (*w).to_owned()).collect();
-        let output = self.try_mount(&task);
+        let output = self.try_mount(&self.task());
         assert!(output.status.success(), "{}", complaint(&output));
         self.record().expect("a record")
     }
@@ -90,7 +113,9 @@ impl Site {
     pub fn is_mounted(&self, name: &str) -> bool {
         let path = self.path(name);
         let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
-        table.lines().any(|line| line.split(' ').nth(4) == path.to_str())
+        table
+            .lines()
+            .any(|line| line.split(' ').nth(4) == path.to_str())
     }
 }
 
@@ -104,13 +129,20 @@ impl Drop for Site {
             }
         }
         if std::thread::panicking() {
-            for log in fs::read_dir(below.join("run/log")).into_iter().flatten().flatten() {
+            for log in fs::read_dir(below.join("run/log"))
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
                 let text = fs::read_to_string(log.path()).unwrap_or_default();
                 eprintln!("--- {}\n{text}", log.path().display());
             }
         }
         for record in self.run_dir().all().unwrap_or_default() {
             let pid = record.daemon.pid;
+            if pid == std::process::id() {
+                continue;
+            }
             if record.daemon.is_alive() == Some(true) && !wait_gone(pid, Duration::from_secs(5)) {
                 kill(pid, rustix::process::Signal::KILL);
             }
@@ -141,11 +173,4 @@ pub fn wait_until(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
         std::thread::sleep(Duration::from_millis(2));
     }
     done()
-}
-
-/// The example `mount`, which cargo builds beside the tests.
-fn program() -> PathBuf {
-    let tests = std::env::current_exe().expect("own path");
-    let target = tests.parent().and_then(Path::parent).expect("target directory");
-    target.join("examples/mount")
 }

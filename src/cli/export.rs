@@ -1,0 +1,151 @@
+//! `ovl export`: images as archives that podman, skopeo and docker load.
+
+use std::ffi::{OsStr, OsString};
+use std::io::IsTerminal;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use clap::{Args, ValueEnum};
+use ovl::image::{Compression, ExportFormat, ExportImage, ExportOptions, ExportTarget};
+
+use super::Context;
+use super::error::Failure;
+
+/// Write images as an archive
+///
+/// TARGET is `docker-archive:PATH`, `oci-archive:PATH`, `oci:DIRECTORY`, a bare path (a docker-archive, unless --format says
+/// otherwise) or `-` for standard output. Each layer is proven against its digest while it is written; a failure leaves
+/// no file.
+#[derive(Args)]
+#[command(override_usage = "ovl export [OPTIONS] IMAGE... TARGET")]
+pub struct Export {
+    /// Names or IDs of images, and where to
+    #[arg(required = true, num_args = 2.., value_name = "IMAGE TARGET")]
+    words: Vec<OsString>,
+    /// docker-archive, oci-archive or oci
+    #[arg(long, value_enum, value_name = "FORMAT", hide_possible_values = true)]
+    format: Option<Kind>,
+    /// Compress layers: none, gzip or zstd
+    #[arg(long, value_enum, default_value_t = Compress::None, value_name = "HOW", hide_possible_values = true)]
+    compress: Compress,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    DockerArchive,
+    OciArchive,
+    Oci,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Compress {
+    None,
+    Gzip,
+    Zstd,
+}
+
+impl Export {
+    pub fn run(mut self, context: &Context) -> anyhow::Result<()> {
+        let Some(target) = self.words.pop() else {
+            return Err(Failure::usage(
+                "export wants an image and where to write it",
+            ));
+        };
+        let (kind, path) = self.target(&target)?;
+        let mut images = Vec::new();
+        let mut store = None;
+        for words in &self.words {
+            let words = words
+                .to_str()
+                .ok_or_else(|| Failure::usage(format!("not an image name: {}", words.display())))?;
+            let found = context.find(words)?;
+            let names = found
+                .name
+                .into_iter()
+                .filter(|name| name.digest().is_none())
+                .collect();
+            images.push(ExportImage {
+                manifest: found.record.manifest,
+                names,
+            });
+            store = Some(found.store);
+        }
+        let Some(store) = store else {
+            return Err(Failure::usage(
+                "export wants an image and where to write it",
+            ));
+        };
+        let options = ExportOptions {
+            format: kind.into(),
+            compression: self.compress.into(),
+        };
+        if path != "-" {
+            return Ok(ovl::image::export(
+                &store,
+                &images,
+                options,
+                ExportTarget::Path(Path::new(path)),
+            )?);
+        }
+        let stdout = std::io::stdout();
+        if stdout.is_terminal() {
+            return Err(Failure::usage(
+                "an archive is nothing for a terminal; send it to a file or a pipe",
+            ));
+        }
+        ovl::image::export(
+            &store,
+            &images,
+            options,
+            ExportTarget::Stream(&mut stdout.lock()),
+        )?;
+        Ok(())
+    }
+
+    fn target<'a>(&self, target: &'a OsStr) -> anyhow::Result<(Kind, &'a OsStr)> {
+        let prefixes = [
+            (Kind::DockerArchive, "docker-archive:"),
+            (Kind::OciArchive, "oci-archive:"),
+            (Kind::Oci, "oci:"),
+        ];
+        let prefixed = prefixes.iter().find_map(|(kind, prefix)| {
+            Some((
+                *kind,
+                OsStr::from_bytes(target.as_bytes().strip_prefix(prefix.as_bytes())?),
+            ))
+        });
+        match prefixed {
+            Some((kind, _)) if self.format.is_some_and(|format| format != kind) => {
+                Err(Failure::usage(format!(
+                    "--format and {} contradict each other",
+                    target.display()
+                )))
+            }
+            Some((_, path)) if path.is_empty() => {
+                Err(Failure::usage(format!("{} lacks a path", target.display())))
+            }
+            Some(found) => Ok(found),
+            None => Ok((self.format.unwrap_or(Kind::DockerArchive), target)),
+        }
+    }
+}
+
+impl From<Kind> for ExportFormat {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::DockerArchive => Self::DockerArchive,
+            Kind::OciArchive => Self::OciArchive,
+            Kind::Oci => Self::OciDir,
+        }
+    }
+}
+
+impl From<Compress> for Compression {
+    fn from(compress: Compress) -> Self {
+        match compress {
+            Compress::None => Self::None,
+            Compress::Gzip => Self::Gzip,
+            Compress::Zstd => Self::Zstd,
+        }
+    }
+}
