@@ -84,8 +84,8 @@ pub(super) fn decode(list: &[u8]) -> Result<Vec<Extent>> {
 
 /// Gathers the extents of one content as it is written, and its name: the SHA-256 over kinds, lengths and chunk digests.
 ///
-/// The name is not the hash of the file's bytes. Those are already hashed chunk by chunk; hashing them again would cost
-/// a third of an import, and a file that claims exabytes of hole would take years.
+/// The name is not the hash of the file's bytes. Those are already hashed chunk by chunk, so another pass over them would
+/// prove nothing more, and for a file that claims exabytes of hole it would take years.
 pub(super) struct ListBuilder {
     name: Sha256,
     lists: Vec<(u64, Vec<u8>)>,
