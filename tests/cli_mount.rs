@@ -334,8 +334,8 @@ fn mistakes_leave_nothing_mounted() {
         (2, "mount -o timeout=soon busybox upper2 other", "timeout"),
         (
             2,
-            "mount -o squash_to_root busybox upper2 other",
-            "squash_to_root",
+            "mount -o xattr_permissions=2 busybox upper2 other",
+            "xattr_permissions=2",
         ),
         (2, "mount -o lowerdir=/ busybox upper2 other", "lowerdir"),
         (2, "mount ./other other/upper2 mnt2", "other"),
