@@ -231,10 +231,6 @@ impl Layer for DirLayer {
         }
     }
 
-    fn is_implicit(&self, _: &LayerNode) -> Result<bool> {
-        Ok(false)
-    }
-
     fn read_link(&self, node: &LayerNode) -> Result<OsString> {
         host::read_link_fd(self.object(node)?.as_fd())
     }

@@ -82,9 +82,6 @@ pub trait Layer: Send + Sync {
     /// Where the layers below have this directory, if it says that they have it elsewhere (`overlay.redirect`).
     fn redirect(&self, dir: &LayerNode) -> Result<Option<OsString>>;
     fn attr(&self, node: &LayerNode) -> Result<Attr>;
-    /// The directory stands here only because something below it does: the archive said nothing of its attributes, so
-    /// those of the next layer that has it are the right ones.
-    fn is_implicit(&self, dir: &LayerNode) -> Result<bool>;
     fn read_link(&self, node: &LayerNode) -> Result<OsString>;
     fn open(&self, node: &LayerNode) -> Result<LayerFile>;
     /// A descriptor to ask for inode flags (chattr), of a file or directory; `None` where there are no such flags.

@@ -104,10 +104,6 @@ impl Layer for StoredLayer {
         })
     }
 
-    fn is_implicit(&self, dir: &LayerNode) -> Result<bool> {
-        Ok(self.reader.inode(dir.key.ino).map_err(errno)?.implicit)
-    }
-
     fn read_link(&self, node: &LayerNode) -> Result<OsString> {
         self.reader.symlink_target(node.key.ino).map_err(errno)
     }

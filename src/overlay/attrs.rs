@@ -29,7 +29,7 @@ impl Overlay {
                 .1
                 .attr
         } else {
-            let lower = self.dressed_lower(node)?;
+            let lower = node.state().lowers.first().cloned().ok_or(Errno::STALE)?;
             self.lowers.layer(lower.layer).attr(&lower.node)?
         };
         if node.in_upper() && !node.data_in_upper() {

@@ -221,7 +221,7 @@ impl Walk<'_> {
 
     /// Has a merged directory other attributes or xattrs than its topmost lower?
     fn attributes_changed(&self, node: &Arc<Node>, attr: &Attr, base: &[LowerRef]) -> Result<bool> {
-        let Some(lower) = self.overlay.lowers.dressed(base)?.filter(|_| node.in_upper()) else {
+        let Some(lower) = base.first().filter(|_| node.in_upper()) else {
             return Ok(false);
         };
         let layer = self.overlay.lowers.layer(lower.layer);

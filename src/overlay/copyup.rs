@@ -90,10 +90,9 @@ impl Overlay {
                 self.copy_up_data(node, extent)
             };
         }
-        let first = node.state().lowers.first().cloned().ok_or(Errno::STALE)?;
-        let origin = Origin::of(&self.lowers, &first);
-        let lower = self.dressed_lower(node)?;
+        let lower = node.state().lowers.first().cloned().ok_or(Errno::STALE)?;
         let attr = self.lowers.layer(lower.layer).attr(&lower.node)?;
+        let origin = Origin::of(&self.lowers, &lower);
         let indexed = !node.is_dir() && attr.nlink > 1;
         let path = (extent == Extent::Metadata)
             .then(|| self.lower_path_of(node, &attr))
@@ -238,10 +237,9 @@ impl Overlay {
     /// Makes the root look as in the lowers. For an upper directory that was just made for this mount: one that was there
     /// before shows its own attributes, as in the kernel's overlayfs.
     pub fn dress_root(&self) -> Result<()> {
-        if self.root.state().lowers.is_empty() {
+        let Some(lower) = self.root.state().lowers.first().cloned() else {
             return Ok(());
-        }
-        let lower = self.dressed_lower(&self.root)?;
+        };
         let attr = self.lowers.layer(lower.layer).attr(&lower.node)?;
         self.dress(self.writable()?.root().as_fd(), &lower, &attr)
     }

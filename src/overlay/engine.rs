@@ -580,12 +580,6 @@ impl Overlay {
         Ok((node, attr))
     }
 
-    /// The lower object whose attributes a node without an upper shows.
-    pub(super) fn dressed_lower(&self, node: &Arc<Node>) -> Result<LowerRef> {
-        let lowers = node.state().lowers.clone();
-        self.lowers.dressed(&lowers)?.cloned().ok_or(Errno::STALE)
-    }
-
     /// Descriptor (`O_PATH`) of a directory in the upper.
     pub(super) fn upper_dir(&self, node: &Arc<Node>) -> Result<Arc<OwnedFd>> {
         if node.id == NodeId::ROOT {

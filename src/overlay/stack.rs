@@ -232,18 +232,6 @@ impl Lowers {
         Ok(hit)
     }
 
-    /// Which of merged directories shows its attributes: the topmost that has any of its own.
-    pub fn dressed<'a>(&self, dirs: &'a [LowerRef]) -> Result<Option<&'a LowerRef>> {
-        if dirs.len() > 1 {
-            for dir in dirs {
-                if !dir.node.kind.is_dir() || !self.layer(dir.layer).is_implicit(&dir.node)? {
-                    return Ok(Some(dir));
-                }
-            }
-        }
-        Ok(dirs.first())
-    }
-
     /// Is there anything of this name in the layers below?
     pub fn shows(&self, dirs: &[LowerRef], name: &OsStr) -> Result<bool> {
         for dir in dirs {

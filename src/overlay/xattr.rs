@@ -57,7 +57,7 @@ impl Overlay {
         if node.in_upper() {
             return host::xattr_fd(self.upper_path(node)?.as_fd(), name);
         }
-        let lower = self.dressed_lower(node)?;
+        let lower = node.state().lowers.first().cloned().ok_or(Errno::STALE)?;
         self.lowers.layer(lower.layer).xattr(&lower.node, name)
     }
 
@@ -67,7 +67,7 @@ impl Overlay {
         let names = if node.in_upper() {
             host::xattr_names_fd(self.upper_path(&node)?.as_fd())?
         } else {
-            let lower = self.dressed_lower(&node)?;
+            let lower = node.state().lowers.first().cloned().ok_or(Errno::STALE)?;
             self.lowers.layer(lower.layer).xattr_names(&lower.node)?
         };
         let mut list = Vec::new();
