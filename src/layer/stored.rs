@@ -81,6 +81,10 @@ impl Layer for StoredLayer {
         Ok(self.reader.inode(dir.key.ino).map_err(errno)?.opaque)
     }
 
+    fn is_implied(&self, dir: &LayerNode) -> Result<bool> {
+        Ok(self.reader.inode(dir.key.ino).map_err(errno)?.implicit)
+    }
+
     fn attr(&self, node: &LayerNode) -> Result<Attr> {
         let i = self.reader.inode(node.key.ino).map_err(errno)?;
         Ok(Attr {

@@ -72,11 +72,12 @@ impl Overlay {
         if node.in_upper() {
             return Ok(());
         }
-        let lower = node.state().lowers.first().cloned().ok_or(Errno::STALE)?;
+        let lowers = node.state().lowers.clone();
+        let origin = Origin::of(&self.lowers, lowers.first().ok_or(Errno::STALE)?);
+        let lower = self.lowers.spokesman(&lowers)?;
         let attr = self.lowers.layer(lower.layer).attr(&lower.node)?;
-        let origin = Origin::of(&self.lowers, &lower);
         let indexed = !node.is_dir() && attr.nlink > 1;
-        let mut copy = self.make_copy(&lower, &attr, extent)?;
+        let mut copy = self.make_copy(lower, &attr, extent)?;
         let upper = self.writable()?;
         let (mark, value) = origin.mark();
         // User xattrs cannot be on symlinks and devices: those then keep their number only until the next mount.
@@ -201,11 +202,13 @@ impl Overlay {
     /// Makes the root look as in the lowers. For an upper directory that was just made for this mount: one that was there
     /// before shows its own attributes, as in the kernel's overlayfs.
     pub fn dress_root(&self) -> Result<()> {
-        let Some(lower) = self.root.state().lowers.first().cloned() else {
+        let lowers = self.root.state().lowers.clone();
+        if lowers.is_empty() {
             return Ok(());
-        };
+        }
+        let lower = self.lowers.spokesman(&lowers)?;
         let attr = self.lowers.layer(lower.layer).attr(&lower.node)?;
-        self.dress(self.writable()?.root().as_fd(), &lower, &attr)
+        self.dress(self.writable()?.root().as_fd(), lower, &attr)
     }
 
     /// Moves the copy to its place. `false`: the name is gone or another's by now, choose again.

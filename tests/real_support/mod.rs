@@ -60,7 +60,6 @@ pub type Tree = BTreeMap<PathBuf, Facts>;
 
 /// Looks at everything below `root`. Any error is a failed test: a tree that can be listed can be read.
 pub fn tree(root: &Path) -> Tree {
-    let start = std::time::Instant::now();
     let mut tree = Tree::new();
     let mut first_names: HashMap<(u64, u64), PathBuf> = HashMap::new();
     for entry in walkdir::WalkDir::new(root).sort_by_file_name() {
@@ -74,7 +73,6 @@ pub fn tree(root: &Path) -> Tree {
         }
         tree.insert(inside, facts);
     }
-    eprintln!("TIME tree {} {:?}", root.display(), start.elapsed());
     tree
 }
 
