@@ -81,6 +81,11 @@ pub trait Layer: Send + Sync {
     fn is_opaque(&self, dir: &LayerNode) -> Result<bool>;
     /// Where the layers below have this directory, if it says that they have it elsewhere (`overlay.redirect`).
     fn redirect(&self, dir: &LayerNode) -> Result<Option<OsString>>;
+    /// The layer holds things in the directory without naming the directory itself: its attributes are made up, and those
+    /// of the same directory in a lower layer hold.
+    fn is_implied(&self, _dir: &LayerNode) -> Result<bool> {
+        Ok(false)
+    }
     fn attr(&self, node: &LayerNode) -> Result<Attr>;
     fn read_link(&self, node: &LayerNode) -> Result<OsString>;
     fn open(&self, node: &LayerNode) -> Result<LayerFile>;

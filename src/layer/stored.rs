@@ -86,6 +86,10 @@ impl Layer for StoredLayer {
         Ok(None)
     }
 
+    fn is_implied(&self, dir: &LayerNode) -> Result<bool> {
+        Ok(self.reader.inode(dir.key.ino).map_err(errno)?.implicit)
+    }
+
     fn attr(&self, node: &LayerNode) -> Result<Attr> {
         let i = self.reader.inode(node.key.ino).map_err(errno)?;
         Ok(Attr {

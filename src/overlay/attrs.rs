@@ -29,7 +29,8 @@ impl Overlay {
                 .1
                 .attr
         } else {
-            let lower = node.state().lowers.first().cloned().ok_or(Errno::STALE)?;
+            let lowers = node.state().lowers.clone();
+            let lower = self.lowers.spokesman(&lowers)?;
             self.lowers.layer(lower.layer).attr(&lower.node)?
         };
         if node.in_upper() && !node.data_in_upper() {

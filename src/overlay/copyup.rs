@@ -90,9 +90,10 @@ impl Overlay {
                 self.copy_up_data(node, extent)
             };
         }
-        let lower = node.state().lowers.first().cloned().ok_or(Errno::STALE)?;
+        let lowers = node.state().lowers.clone();
+        let origin = Origin::of(&self.lowers, lowers.first().ok_or(Errno::STALE)?);
+        let lower = self.lowers.spokesman(&lowers)?;
         let attr = self.lowers.layer(lower.layer).attr(&lower.node)?;
-        let origin = Origin::of(&self.lowers, &lower);
         let indexed = !node.is_dir() && attr.nlink > 1;
         let path = (extent == Extent::Metadata)
             .then(|| self.lower_path_of(node, &attr))
@@ -102,7 +103,7 @@ impl Overlay {
         } else {
             extent.or_all()
         };
-        let mut copy = self.make_copy(&lower, &attr, extent)?;
+        let mut copy = self.make_copy(lower, &attr, extent)?;
         let upper = self.writable()?;
         if let Some(path) = path {
             upper.mark(copy.fd.as_fd(), "redirect", path.as_bytes())?;
@@ -237,11 +238,13 @@ impl Overlay {
     /// Makes the root look as in the lowers. For an upper directory that was just made for this mount: one that was there
     /// before shows its own attributes, as in the kernel's overlayfs.
     pub fn dress_root(&self) -> Result<()> {
-        let Some(lower) = self.root.state().lowers.first().cloned() else {
+        let lowers = self.root.state().lowers.clone();
+        if lowers.is_empty() {
             return Ok(());
-        };
+        }
+        let lower = self.lowers.spokesman(&lowers)?;
         let attr = self.lowers.layer(lower.layer).attr(&lower.node)?;
-        self.dress(self.writable()?.root().as_fd(), &lower, &attr)
+        self.dress(self.writable()?.root().as_fd(), lower, &attr)
     }
 
     /// Where a file copied up without its data says that is: its path in the lowers, from the root. `None`: the data

@@ -232,6 +232,19 @@ impl Lowers {
         Ok(hit)
     }
 
+    /// Of what is merged to one directory (or the one file), that whose attributes show: the topmost that its layer names.
+    pub fn spokesman<'a>(&self, merged: &'a [LowerRef]) -> Result<&'a LowerRef> {
+        let first = merged.first().ok_or(rustix::io::Errno::STALE)?;
+        if merged.len() > 1 && first.node.kind.is_dir() {
+            for lower in merged {
+                if !self.layer(lower.layer).is_implied(&lower.node)? {
+                    return Ok(lower);
+                }
+            }
+        }
+        Ok(first)
+    }
+
     /// Is there anything of this name in the layers below?
     pub fn shows(&self, dirs: &[LowerRef], name: &OsStr) -> Result<bool> {
         for dir in dirs {

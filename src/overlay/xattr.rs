@@ -57,7 +57,8 @@ impl Overlay {
         if node.in_upper() {
             return host::xattr_fd(self.upper_path(node)?.as_fd(), name);
         }
-        let lower = node.state().lowers.first().cloned().ok_or(Errno::STALE)?;
+        let lowers = node.state().lowers.clone();
+        let lower = self.lowers.spokesman(&lowers)?;
         self.lowers.layer(lower.layer).xattr(&lower.node, name)
     }
 
@@ -67,7 +68,8 @@ impl Overlay {
         let names = if node.in_upper() {
             host::xattr_names_fd(self.upper_path(&node)?.as_fd())?
         } else {
-            let lower = node.state().lowers.first().cloned().ok_or(Errno::STALE)?;
+            let lowers = node.state().lowers.clone();
+            let lower = self.lowers.spokesman(&lowers)?;
             self.lowers.layer(lower.layer).xattr_names(&lower.node)?
         };
         let mut list = Vec::new();

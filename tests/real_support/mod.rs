@@ -60,7 +60,6 @@ pub type Tree = BTreeMap<PathBuf, Facts>;
 
 /// Looks at everything below `root`. Any error is a failed test: a tree that can be listed can be read.
 pub fn tree(root: &Path) -> Tree {
-    let start = std::time::Instant::now();
     let mut tree = Tree::new();
     let mut first_names: HashMap<(u64, u64), PathBuf> = HashMap::new();
     for entry in walkdir::WalkDir::new(root).sort_by_file_name() {
@@ -74,7 +73,6 @@ pub fn tree(root: &Path) -> Tree {
         }
         tree.insert(inside, facts);
     }
-    eprintln!("TIME tree {} {:?}", root.display(), start.elapsed());
     tree
 }
 
@@ -178,4 +176,42 @@ pub fn memory(pid: u32, field: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
     let number = line.and_then(|rest| rest.trim().strip_suffix(" kB")).unwrap_or_else(|| panic!("{field} in {status}"));
     number.trim().parse().unwrap()
+}
+
+/// The digests of an image archive's uncompressed layers, bottom first, of each image in it; by tar, gzip, zstd and
+/// sha256sum. `archive` is a docker-archive, an oci-archive or an OCI layout.
+pub fn layers_by_others(archive: &Path) -> Vec<Vec<Digest>> {
+    let read = |member: &str| -> Vec<u8> {
+        if archive.is_dir() {
+            return std::fs::read(archive.join(member)).unwrap();
+        }
+        crate::common::command("tar", ["-xOf".as_ref(), archive.as_os_str(), "--".as_ref(), member.as_ref()]).stdout
+    };
+    let json = |member: &str| -> serde_json::Value { serde_json::from_slice(&read(member)).unwrap() };
+    let uncompressed = |member: &str| {
+        sha256_of_pipe(
+            r#"member() { if [ -d "$1" ]; then cat "$1/$2"; else tar -xOf "$1" -- "$2"; fi; }
+            case $(member "$@" 2> /dev/null | head -c 4 | od -An -tx1 | tr -d ' ') in
+                1f8b*) program='gzip -dc' ;; 28b52ffd) program='zstd -dc' ;; *) program=cat ;;
+            esac
+            member "$@" | $program"#,
+            &[archive, Path::new(member)],
+        )
+    };
+    let members = |list: &serde_json::Value| -> Vec<String> {
+        list.as_array().unwrap().iter().map(|member| member.as_str().unwrap().to_owned()).collect()
+    };
+    let blob = |digest: &serde_json::Value| format!("blobs/{}", digest.as_str().unwrap().replace(':', "/"));
+    let is_docker = !archive.is_dir() && !archive.to_str().unwrap().contains(".oci.");
+    let images: Vec<Vec<String>> = if is_docker {
+        json("manifest.json").as_array().unwrap().iter().map(|image| members(&image["Layers"])).collect()
+    } else {
+        let index = json("index.json");
+        let manifests = index["manifests"].as_array().unwrap().iter();
+        let layers = |manifest: &serde_json::Value| json(&blob(&manifest["digest"]))["layers"].clone();
+        manifests
+            .map(|manifest| layers(manifest).as_array().unwrap().iter().map(|layer| blob(&layer["digest"])).collect())
+            .collect()
+    };
+    images.iter().map(|layers| layers.iter().map(|layer| uncompressed(layer)).collect()).collect()
 }
