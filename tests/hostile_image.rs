@@ -210,6 +210,24 @@ fn t04_hard_links_into_lower_layers() {
     }
 }
 
+/// On a pipe each layer with such links stays half written until the end: there is a bound.
+#[test]
+fn t04_too_many_waiting_layers_on_a_pipe() {
+    let lower = RawTar::new().file("f", b"lower").end();
+    let upper = |i: usize| RawTar::new().hard_link(&format!("link{i}"), "f").end();
+    let layers = |n: usize| -> Vec<Vec<u8>> {
+        std::iter::once(lower.clone())
+            .chain((0..n).map(upper))
+            .collect()
+    };
+    let f = Fixture::new();
+    let error = f.pipe(&docker_archive(&layers(33))).unwrap_err();
+    assert!(error.to_string().contains("uncompressed file"), "{error}");
+    f.untouched();
+    assert!(f.import(&docker_archive(&layers(33))).is_ok());
+    assert!(Fixture::new().pipe(&docker_archive(&layers(32))).is_ok());
+}
+
 #[test]
 fn t05_whiteouts_that_escape() {
     let f = Fixture::new();

@@ -16,7 +16,7 @@ use super::limits::Limits;
 use super::plan::{Dialect, Documents, PlannedImage, PlannedLayer, Wish, plan};
 use super::platform::Platform;
 use super::progress::{Bar, ImportProgress, LayerOutcome};
-use super::pump::{PIECE, PumpReader, pump};
+use super::pump::{self, PIECE, PumpReader, pump};
 use super::record::rootfs_config;
 use super::reference::Reference;
 use super::source::{Location, Source, Transport};
@@ -327,9 +327,7 @@ impl Importer<'_> {
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             {
                 // The consumer stopped first, and knows why.
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe && result.is_err() => {
-                    result
-                }
+                Err(error) if pump::is_reader_gone(&error) && result.is_err() => result,
                 Err(source) if compression == Compression::None => Err(reading(source)),
                 Err(source) => Err(Error::Decompress {
                     what: self.what.clone(),
