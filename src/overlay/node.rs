@@ -77,6 +77,8 @@ pub(super) struct Node {
     state: RwLock<State>,
     /// Held by whoever copies this node up.
     pub copy_up: Mutex<()>,
+    /// Held while a write puts the time back that it moved.
+    pub write_back: Mutex<()>,
     in_upper: AtomicBool,
     dir: Option<Box<DirState>>,
     table: Weak<Table>,
@@ -247,6 +249,7 @@ impl Table {
             in_upper: AtomicBool::new(state.upper.is_some()),
             state: RwLock::new(state),
             copy_up: Mutex::default(),
+            write_back: Mutex::default(),
             dir: kind.is_dir().then(|| {
                 Box::new(DirState {
                     namespace: RwLock::default(),
