@@ -11,17 +11,14 @@ demo: ## Import a real Debian image, mount it, change it, see the difference, ke
 	$(CARGO) build --locked
 	@fixtures/demo.sh $(OVL)
 
-test: images tools ## Run every test (root and /dev/fuse are needed, as for mounting)
+test: images ## Run every test (root and /dev/fuse are needed, as for mounting)
 	$(CARGO) test --locked --no-fail-fast
 
 images: ## Make the test images (once; kept in ~/.cache/ovl-test-images)
 	@fixtures/setup.sh test
 	@for set in base small five; do fixtures/images.sh $$set; done
 
-tools: ## Install the test suites that tests run (pjdfstest, fsx), below target/tools
-	@fixtures/tools.sh $(CARGO)
-
-torture: images tools ## The long campaigns: model, crashes, fsx (about two hours)
+torture: images ## The long campaigns: model, crashes, fsx (about two hours)
 	MODEL_SEQUENCES=10000 OVL_CRASH_ROUNDS=500 OVL_FSX_SEEDS=10 OVL_FSX_OPERATIONS=100000 \
 		$(CARGO) test --locked --no-fail-fast --test model --test crash --test posix_suite
 
@@ -46,4 +43,4 @@ clean: ## Remove what was built, and the test images
 	$(CARGO) clean
 	rm -rf "$${OVL_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/ovl-test-images}"
 
-.PHONY: help demo test images tools torture lint build install clean
+.PHONY: help demo test images torture lint build install clean
