@@ -106,7 +106,6 @@ impl System {
         if !self.mounted {
             return;
         }
-        self.mounted = false;
         match self.by {
             By::Ovl => run(self.ovl().arg("umount").arg(&self.root)),
             // A process that another thread is just starting holds copies of our files until exec closes them.
@@ -130,6 +129,7 @@ impl System {
                 );
             }
         }
+        self.mounted = false;
     }
 
     pub fn remount(&mut self, by: By) {
