@@ -109,7 +109,13 @@ impl Overlay {
     /// Writes what the transport's cache kept back. There the file's time was set when the bytes were written, so it is not
     /// set again now: a file would otherwise get younger after its last change, and other than what its users were told.
     /// A newer time, if the cache has one, comes as `setattr` afterwards.
-    pub fn write_back(&self, node: NodeId, offset: u64, data: &[u8], kill_priv: bool) -> Result<usize> {
+    pub fn write_back(
+        &self,
+        node: NodeId,
+        offset: u64,
+        data: &[u8],
+        kill_priv: bool,
+    ) -> Result<usize> {
         let inner = self.regular(node)?;
         let open = self.writable_file(&inner)?;
         let fd = open.file.fd().ok_or(Errno::BADF)?;
