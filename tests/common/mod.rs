@@ -70,8 +70,16 @@ impl Sandbox {
         let mut command = self.ovl(args);
         let output = command.output().expect("ovl runs");
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(code), "{command:?}, stderr: {stderr}");
-        assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{command:?} failed and wrote to stdout");
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{command:?}, stderr: {stderr}"
+        );
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            "",
+            "{command:?} failed and wrote to stdout"
+        );
         let line = stderr
             .strip_prefix("ovl: ")
             .unwrap_or_else(|| panic!("not our line: {stderr:?}"));
