@@ -89,10 +89,20 @@ const USE_COMPILER: &str = "
 fn programs_work_in_the_mounted_image_and_a_commit_keeps_what_they_did() {
     require_mounting();
     let sandbox = Sandbox::new();
-    sandbox.run(["import".as_ref(), images("five").join("v1.docker.tar").as_os_str(), "--quiet".as_ref()]);
+    sandbox.run([
+        "import".as_ref(),
+        images("five").join("v1.docker.tar").as_os_str(),
+        "--quiet".as_ref(),
+    ]);
     let (mnt, second) = (sandbox.mkdir("mnt"), sandbox.mkdir("second"));
     sandbox.run(["mount", "localhost/five:1", "upper", "mnt"]);
-    for script in [MAKE_PACKAGE, USE_PACKAGES, USE_GIT, USE_PYTHON, USE_COMPILER] {
+    for script in [
+        MAKE_PACKAGE,
+        USE_PACKAGES,
+        USE_GIT,
+        USE_PYTHON,
+        USE_COMPILER,
+    ] {
         chroot(&mnt, script);
     }
 
@@ -105,17 +115,29 @@ fn programs_work_in_the_mounted_image_and_a_commit_keeps_what_they_did() {
         "A /srv/clone/.git/HEAD",
         "A /srv/c/run",
     ] {
-        assert!(difference.lines().any(|l| l == line), "no {line:?} in {difference}");
+        assert!(
+            difference.lines().any(|l| l == line),
+            "no {line:?} in {difference}"
+        );
     }
-    let untouched = difference.lines().find(|line| line.contains("dist-packages/numpy/") && !line.contains("pycache"));
+    let untouched = difference
+        .lines()
+        .find(|line| line.contains("dist-packages/numpy/") && !line.contains("pycache"));
     assert_eq!(untouched, None);
 
     let shown = tree(&mnt);
     sandbox.run(["commit", "mnt", "localhost/five:worked"]);
     assert_same("the mount, after the commit", &tree(&mnt), &shown);
     sandbox.run(["mount", "--read-only", "localhost/five:worked", "second"]);
-    assert_same("the committed image", &without_root_time(tree(&second)), &without_root_time(shown.clone()));
-    assert_eq!(chroot(&second, "ovl-test; python3 /opt/app/app.py; /srv/c/run"), "setting=1\n80200\n43\n");
+    assert_same(
+        "the committed image",
+        &without_root_time(tree(&second)),
+        &without_root_time(shown.clone()),
+    );
+    assert_eq!(
+        chroot(&second, "ovl-test; python3 /opt/app/app.py; /srv/c/run"),
+        "setting=1\n80200\n43\n"
+    );
     sandbox.run(["umount", "second", "mnt"]);
 
     // The upper is all there is to the mount.
