@@ -68,11 +68,15 @@ impl Written {
         loop {
             *next += 1;
             let number = *next;
-            let length = random.below(if number % 20 == 0 { 3_000_000 } else { 30_000 }) as usize;
+            let length = random.below(if number.is_multiple_of(20) {
+                3_000_000
+            } else {
+                30_000
+            }) as usize;
             self.begun.insert(number, length);
             let mut file = File::create_new(dir.join(number.to_string()))?;
             file.write_all(&pattern(number, length))?;
-            let synced = number % 3 == 0;
+            let synced = number.is_multiple_of(3);
             if synced {
                 file.sync_all()?;
             }
