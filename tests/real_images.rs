@@ -91,7 +91,7 @@ fn images_of_every_program_come_back_bit_for_bit() {
                 command("skopeo", ["copy", "--quiet", &read, &copy]);
                 assert_eq!(
                     layers_by_others(&file),
-                    std::slice::from_ref(&layers),
+                    std::slice::from_ref(layers),
                     "{} to {target}",
                     archive.display()
                 );
