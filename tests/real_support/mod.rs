@@ -231,8 +231,6 @@ pub fn chroot(root: &Path, script: &str) -> String {
     stdout.into_owned()
 }
 
-pub use crate::common::daemon_of;
-
 /// A field of `/proc/PID/status` in KiB (`VmRSS`, `VmHWM`).
 pub fn memory(pid: u32, field: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a living process");
