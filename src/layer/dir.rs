@@ -246,8 +246,7 @@ impl Layer for DirLayer {
             Err(Errno::PERM) => open(OFlags::empty())?,
             other => other?,
         };
-        let attr = host::stat_fd(fd.as_fd())?.attr;
-        if attr.blocks * 512 < attr.size && whiteout::is_metacopy(fd.as_fd())? {
+        if whiteout::is_metacopy(fd.as_fd())? {
             tracing::error!(path = ?node.path, "has its data in another layer (metacopy): such lowers are not supported");
             return Err(Errno::IO);
         }

@@ -277,6 +277,9 @@ impl Overlay {
         if keep > 0 {
             let from = self.lowers.layer(lower.layer).open(&lower.node)?;
             copy_data(&from, &to, keep, stat.attr.size)?;
+        } else {
+            // Without the mark the hole would be zeros.
+            rustix::fs::ftruncate(&to, 0)?;
         }
         if !upper.volatile {
             rustix::fs::fsync(&to)?;
@@ -316,9 +319,17 @@ impl Overlay {
         let dir = self.upper_dir(parent)?;
         let before = host::stat_fd(dir.as_fd())?.attr.mtime;
         let temp = copy.name.clone().ok_or(Errno::STALE)?;
+        let object = UpperObject {
+            key: host::stat_fd(copy.fd.as_fd())?.key,
+            pinned: None,
+            index: index.map(OsStr::to_os_string),
+            data_below: copy.data_below,
+        };
         if let Some(index) = index {
             rustix::fs::renameat(upper.work(), temp.as_os_str(), upper.index(), index)?;
             copy.name = None;
+            // Before it can be found by another name, whose directory is not locked: it must be this node then.
+            node.set_upper(&mut node.state_mut(), object.clone());
             self.index
                 .write()
                 .unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -340,23 +351,17 @@ impl Overlay {
             )?;
             copy.name = None;
         }
-        attrs::restore_mtime(dir.as_fd(), before)?;
-        let key = host::stat_fd(copy.fd.as_fd())?.key;
         let mut state = node.state_mut();
         for known in &mut state.links {
             if Arc::ptr_eq(&known.parent, parent) && known.name == link.name {
                 known.in_upper = true;
             }
         }
-        node.set_upper(
-            &mut state,
-            UpperObject {
-                key,
-                pinned: None,
-                index: index.map(OsStr::to_os_string),
-                data_below: copy.data_below,
-            },
-        );
+        if index.is_none() {
+            node.set_upper(&mut state, object);
+        }
+        drop(state);
+        attrs::restore_mtime(dir.as_fd(), before)?;
         Ok(true)
     }
 

@@ -240,7 +240,8 @@ impl Overlay {
             };
             rustix::fs::renameat_with(upper.work(), temp.as_os_str(), dir, name, how)?;
             if is_dir {
-                upper.remove_work(&temp)?;
+                // It is done: what is left over goes with the next mount.
+                let _ = upper.remove_work(&temp);
             }
             Ok(stat)
         })();
@@ -283,6 +284,9 @@ impl Overlay {
         dir.dir()?;
         self.copy_up(&dir, Extent::All)?;
         self.copy_up(&node, Extent::Metadata)?;
+        if self.data_by_name(&node)? {
+            self.copy_up(&node, Extent::All)?;
+        }
         let _names = dir.names_owned()?;
         let was = self.free_name(&dir, name)?;
         let upper = self.writable()?;
@@ -337,6 +341,24 @@ impl Overlay {
         upper.mark(fd.as_fd(), "opaque", b"y")?;
         attrs::set_owner(fd.as_fd(), Some(attr.uid), Some(attr.gid))?;
         attrs::set_perm(fd.as_fd(), attr.perm)?;
+        Ok(temp)
+    }
+}
+
+impl Overlay {
+    /// Makes, in the workdir, a character device 0:0 that is no whiteout. EINVAL where it cannot be told from one.
+    pub(super) fn make_device(&self) -> Result<OsString> {
+        let upper = self.writable()?;
+        let temp = upper.temp_name();
+        let mode = Mode::empty();
+        rustix::fs::mknodat(upper.work(), &temp, FileType::CharacterDevice, mode, 0)
+            .map_err(|_| Errno::INVAL)?;
+        let marked = host::open_at(upper.work(), &temp, OFlags::PATH | OFlags::NOFOLLOW)
+            .and_then(|fd| mark_device(fd.as_fd()));
+        if marked.is_err() {
+            let _ = upper.remove_work(&temp);
+            return Err(Errno::INVAL);
+        }
         Ok(temp)
     }
 }

@@ -61,6 +61,22 @@ pub(super) struct OpenFile {
     pub writable: bool,
 }
 
+/// See [`Overlay::hold`].
+pub(super) struct Held<'a> {
+    node: &'a Arc<Node>,
+    ours: bool,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if self.ours
+            && let Some(upper) = &mut self.node.state_mut().upper
+        {
+            upper.pinned = None;
+        }
+    }
+}
+
 /// What a name in a directory turned out to be.
 pub(super) struct Found {
     pub id: NodeId,
@@ -325,8 +341,8 @@ impl Overlay {
 
     /// Has the upper's file only its metadata? The kernel's `overlay.metacopy` says so.
     fn is_metacopy(&self, dir: BorrowedFd<'_>, name: &OsStr, stat: &Stat) -> Result<bool> {
-        // Such a file is all hole.
-        if stat.attr.kind != FileKind::Regular || stat.attr.blocks * 512 >= stat.attr.size {
+        // No telling from the blocks: xattrs may have one, and a copy that was cut short has many.
+        if stat.attr.kind != FileKind::Regular {
             return Ok(false);
         }
         Ok(self
@@ -580,24 +596,57 @@ impl Overlay {
         Ok((node, attr))
     }
 
+    /// A directory's descriptor that is open already.
+    fn dir_at_hand(&self, node: &Node) -> Result<Option<Arc<OwnedFd>>> {
+        if node.id == NodeId::ROOT {
+            return Ok(Some(Arc::clone(self.some_upper()?.root())));
+        }
+        Ok(self.dirs.get(&node.id.0))
+    }
+
     /// Descriptor (`O_PATH`) of a directory in the upper.
     pub(super) fn upper_dir(&self, node: &Arc<Node>) -> Result<Arc<OwnedFd>> {
-        if node.id == NodeId::ROOT {
-            return Ok(Arc::clone(self.some_upper()?.root()));
-        }
-        if let Some(fd) = self.dirs.get(&node.id.0) {
+        if let Some(fd) = self.dir_at_hand(node)? {
             return Ok(fd);
         }
-        let fd = Arc::new(
-            self.upper_object(node, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW)?
-                .0,
-        );
-        self.dirs.insert(node.id.0, Arc::clone(&fd));
-        Ok(fd)
+        // Up to a directory that is open, then down again: in loops, since paths can be thousands of names deep.
+        let mut path = Vec::new();
+        let mut near = None;
+        let mut at = Arc::clone(node);
+        loop {
+            let Some(up) = at.state().parent_in_upper() else {
+                break;
+            };
+            path.push(std::mem::replace(&mut at, up));
+            if let Some(fd) = self.dir_at_hand(&at)? {
+                near = Some((Arc::clone(&at), fd));
+                break;
+            }
+        }
+        if near.is_none() {
+            path.push(at);
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        while let Some(at) = path.pop() {
+            let fd = Arc::new(self.upper_object_near(&at, flags, near.as_ref())?.0);
+            self.dirs.insert(at.id.0, Arc::clone(&fd));
+            near = Some((at, fd));
+        }
+        near.map(|(_, fd)| fd).ok_or(Errno::STALE)
     }
 
     /// Opens a node's upper object, and makes sure it is that very object: names move while we look.
     pub(super) fn upper_object(&self, node: &Arc<Node>, flags: OFlags) -> Result<(OwnedFd, Stat)> {
+        self.upper_object_near(node, flags, None)
+    }
+
+    /// The same; `near` is a directory, perhaps the node's parent, whose descriptor is at hand.
+    fn upper_object_near(
+        &self,
+        node: &Arc<Node>,
+        flags: OFlags,
+        near: Option<&(Arc<Node>, Arc<OwnedFd>)>,
+    ) -> Result<(OwnedFd, Stat)> {
         enum Place {
             Fd(Arc<OwnedFd>),
             Name(Arc<Node>, OsString),
@@ -608,13 +657,13 @@ impl Overlay {
             let stat = host::stat_fd(fd.as_fd())?;
             return Ok((fd, stat));
         }
-        for _ in 0..RETRIES {
+        for attempt in 0..RETRIES {
             let (place, key): (Place, ObjectKey) = {
                 let state = node.state();
                 let upper = state.upper.as_ref().ok_or(Errno::STALE)?;
                 let place = if let Some(fd) = &upper.pinned {
                     Place::Fd(Arc::clone(fd))
-                } else if let Some(link) = state.links.iter().find(|l| l.in_upper) {
+                } else if let Some(link) = state.link_in_upper(attempt) {
                     Place::Name(Arc::clone(&link.parent), link.name.clone())
                 } else if let Some(index) = &upper.index {
                     Place::Index(index.clone())
@@ -629,7 +678,11 @@ impl Overlay {
                     .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO)),
                 Place::Fd(fd) => host::reopen(fd.as_fd(), flags - OFlags::NOFOLLOW),
                 Place::Name(parent, name) => {
-                    host::open_at(self.upper_dir(&parent)?.as_fd(), &name, flags)
+                    let dir = match near {
+                        Some((dir, fd)) if Arc::ptr_eq(dir, &parent) => Arc::clone(fd),
+                        _ => self.upper_dir(&parent)?,
+                    };
+                    host::open_at(dir.as_fd(), &name, flags)
                 }
                 Place::Index(name) => host::open_at(self.some_upper()?.index(), &name, flags),
             };
@@ -651,6 +704,30 @@ impl Overlay {
     /// An `O_PATH` descriptor of a node's upper object.
     pub(super) fn upper_path(&self, node: &Arc<Node>) -> Result<OwnedFd> {
         Ok(self.upper_object(node, OFlags::PATH | OFlags::NOFOLLOW)?.0)
+    }
+
+    /// Keeps a node of the upper in reach while its name changes: whoever has it open meanwhile must not find it gone.
+    pub(super) fn hold<'a>(&self, node: &'a Arc<Node>) -> Result<Held<'a>> {
+        let fd = self.upper_path(node)?;
+        let mut state = node.state_mut();
+        let upper = state.upper.as_mut().ok_or(Errno::STALE)?;
+        let ours = upper.pinned.is_none();
+        if ours {
+            upper.pinned = Some(Arc::new(fd));
+        }
+        drop(state);
+        Ok(Held { node, ours })
+    }
+
+    /// A file without data of its own whose data is found by the file's name: it must not get another one so.
+    pub(super) fn data_by_name(&self, node: &Arc<Node>) -> Result<bool> {
+        if !node.in_upper() || node.data_in_upper() {
+            return Ok(false);
+        }
+        let redirect = self
+            .some_upper()?
+            .mark_of(self.upper_path(node)?.as_fd(), "redirect")?;
+        Ok(redirect.is_none_or(|path| path.first() != Some(&b'/')))
     }
 
     /// Remembers whether the upper directory carries the `impure` mark.

@@ -311,9 +311,10 @@ impl Upper {
             RenameFlags::empty()
         };
         let moved = rustix::fs::renameat_with(&self.work, temp.as_os_str(), dir, name, how);
-        // After an exchange the old directory is here; after a failure the whiteout is.
+        // After an exchange the old directory is here; after a failure the whiteout is. What cannot be removed goes with
+        // the next mount.
         if was_dir || moved.is_err() {
-            self.remove_work(&temp)?;
+            let _ = self.remove_work(&temp);
         }
         moved
     }
