@@ -177,7 +177,7 @@ fn open_lowers(spec: &MountSpec) -> Result<Opened> {
         match lower {
             Lower::Dir(path) => {
                 let real = spec::check_lower(path)?;
-                let layer = DirLayer::open(&real)
+                let layer = DirLayer::open_with(&real, spec.overlay.permissions)
                     .map_err(|e| Error::io("opening lower directory", path, e))?;
                 opened.layers.push(Arc::new(layer));
                 opened

@@ -18,7 +18,7 @@ use super::engine::{METACOPY_MARK, Overlay};
 use super::node::{Link, LowerRef, Node, UpperObject, lock};
 use super::origin::Origin;
 use super::upper::is_internal_xattr;
-use crate::layer::{LayerFile, host};
+use crate::layer::{LayerFile, Permissions, host};
 use crate::meta::{Attr, FileKind};
 
 /// How much is read at once from a layer that has no descriptor to copy from.
@@ -147,7 +147,7 @@ impl Overlay {
         let name = upper.temp_name();
         let work = upper.work();
         let temp = name.as_os_str();
-        let data = match attr.kind {
+        let data = match self.kind_on_disk(attr.kind) {
             FileKind::Regular => Some(rustix::fs::openat(
                 work,
                 temp,
@@ -200,7 +200,7 @@ impl Overlay {
             }
         }
         let fd = copy.fd.as_fd();
-        if attr.kind == FileKind::CharDevice && attr.rdev == 0 {
+        if self.kind_on_disk(attr.kind) == FileKind::CharDevice && attr.rdev == 0 {
             super::create::mark_device(fd)?;
         }
         self.dress(fd, lower, attr)?;
@@ -215,7 +215,10 @@ impl Overlay {
     /// Gives a new object of the upper what a lower's has: owner, xattrs, permissions, times.
     fn dress(&self, fd: BorrowedFd<'_>, lower: &LowerRef, attr: &Attr) -> Result<()> {
         let layer = self.lowers.layer(lower.layer);
-        attrs::set_owner(fd, Some(attr.uid), Some(attr.gid))?;
+        // chown takes capabilities away, so it comes before them.
+        if self.permissions == Permissions::Inode {
+            attrs::set_owner(fd, Some(attr.uid), Some(attr.gid))?;
+        }
         for name in layer.xattr_names(&lower.node)? {
             if is_internal_xattr(&name) && !is_nested(&name) {
                 continue;
@@ -229,7 +232,9 @@ impl Overlay {
                 }
             }
         }
-        if attr.kind != FileKind::Symlink {
+        if self.permissions != Permissions::Inode {
+            self.keep(fd, attr)?;
+        } else if attr.kind != FileKind::Symlink {
             attrs::set_perm(fd, attr.perm)?;
         }
         attrs::set_times(fd, attrs::at(attr.atime), attrs::at(attr.mtime))

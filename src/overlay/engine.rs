@@ -17,7 +17,7 @@ use super::stack::Lowers;
 use super::upper::Upper;
 use super::{Entry, IdMap, NodeId, OpenError, Options, Redirect, Result, Stack};
 use crate::layer::host::{self, Stat};
-use crate::layer::{LayerFile, ObjectKey, whiteout};
+use crate::layer::{LayerFile, ObjectKey, Permissions, whiteout};
 use crate::meta::{Attr, FileKind};
 
 /// Open files and directory descriptors kept for reuse, each kind. Well below any usual descriptor limit.
@@ -37,6 +37,7 @@ pub struct Overlay {
     pub(super) redirect: Redirect,
     pub(super) static_nlink: bool,
     pub(super) ids: IdMap,
+    pub(super) permissions: Permissions,
     pub(super) table: Arc<Table>,
     pub(super) root: Arc<Node>,
     /// Key of listing positions.
@@ -170,6 +171,7 @@ impl Overlay {
             redirect: options.redirect,
             static_nlink: options.static_nlink,
             ids: options.ids.clone(),
+            permissions: options.permissions,
             table,
             root,
             hasher: RandomState::new(),
@@ -255,7 +257,7 @@ impl Overlay {
             return Ok(UpperName::Absent);
         }
         let fd = self.upper_dir(dir)?;
-        let Some(stat) = host::stat_at(fd.as_fd(), name)? else {
+        let Some(mut stat) = host::stat_at(fd.as_fd(), name)? else {
             return Ok(UpperName::Absent);
         };
         let upper = self.some_upper()?;
@@ -263,11 +265,11 @@ impl Overlay {
             || (stat.attr.kind == FileKind::Regular
                 && stat.attr.size == 0
                 && upper.mark_at(fd.as_fd(), name, "whiteout")?.is_some());
-        Ok(if whiteout {
-            UpperName::Whiteout
-        } else {
-            UpperName::Present(stat)
-        })
+        if whiteout {
+            return Ok(UpperName::Whiteout);
+        }
+        self.show_at(fd.as_fd(), name, &mut stat.attr)?;
+        Ok(UpperName::Present(stat))
     }
 
     /// What a name is in the merged directory. The caller holds the directory's namespace lock.
@@ -405,7 +407,8 @@ impl Overlay {
         {
             return Ok(());
         }
-        if let Some(stat) = host::stat_at(upper.index(), &name)? {
+        if let Some(mut stat) = host::stat_at(upper.index(), &name)? {
+            self.show_at(upper.index(), &name, &mut stat.attr)?;
             found.data_below = self.is_metacopy(upper.index(), &name, &stat)?;
             found.upper = Some((stat, Some(name)));
         }
@@ -654,7 +657,7 @@ impl Overlay {
         }
         if node.id == NodeId::ROOT {
             let fd = host::open_at(self.some_upper()?.root().as_fd(), OsStr::new("."), flags)?;
-            let stat = host::stat_fd(fd.as_fd())?;
+            let stat = self.stat(fd.as_fd())?;
             return Ok((fd, stat));
         }
         for attempt in 0..RETRIES {
@@ -688,7 +691,7 @@ impl Overlay {
             };
             match opened {
                 Ok(fd) => {
-                    let stat = host::stat_fd(fd.as_fd())?;
+                    let stat = self.stat(fd.as_fd())?;
                     if stat.key == key {
                         return Ok((fd, stat));
                     }

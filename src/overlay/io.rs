@@ -133,13 +133,13 @@ impl Overlay {
     /// execute), capabilities.
     fn kill_priv(&self, node: &Arc<Node>) -> Result<()> {
         let fd = self.upper_path(node)?;
-        let perm = host::stat_fd(fd.as_fd())?.attr.perm;
+        let perm = self.stat(fd.as_fd())?.attr.perm;
         let mut keep = perm & !libc::S_ISUID;
         if perm & libc::S_IXGRP != 0 {
             keep &= !libc::S_ISGID;
         }
         if keep != perm {
-            attrs::set_perm(fd.as_fd(), keep)?;
+            self.give(fd.as_fd(), None, None, Some(keep))?;
         }
         match host::remove_xattr_fd(fd.as_fd(), std::ffi::OsStr::new("security.capability")) {
             Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),

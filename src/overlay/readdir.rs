@@ -11,7 +11,7 @@ use super::engine::Overlay;
 use super::listing::{self, Item, Listing};
 use super::node::{Node, lock};
 use super::{DirItem, NodeId, Result};
-use crate::layer::{ObjectKey, host};
+use crate::layer::{ObjectKey, Permissions, host};
 use crate::meta::FileKind;
 
 /// What is known of a name while layers are merged.
@@ -146,6 +146,7 @@ impl Overlay {
         for entry in host::read_dir(fd.as_fd())? {
             // Only what may be a whiteout, or may show another's inode number, needs a closer look.
             let plain = match entry.kind {
+                Some(FileKind::Regular) if self.permissions != Permissions::Inode => None,
                 Some(kind) if !impure && kind != FileKind::CharDevice => Some(kind),
                 _ => None,
             };
