@@ -4,6 +4,8 @@ mod engine_support;
 
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use engine_support::{Bench, ROOT};
@@ -218,4 +220,84 @@ fn data_found_by_name_is_found_after_a_rename() {
         assert_eq!(b.read("g2"), b"data of g");
         b.remount();
     }
+}
+
+/// Runs a test of this file again as an ordinary user; `true` in that run.
+fn as_nobody(test: &str) -> bool {
+    const NOBODY: u32 = 65534;
+    if !rustix::process::geteuid().is_root() {
+        return true;
+    }
+    let ran = std::process::Command::new("/proc/self/exe")
+        .args(["--exact", "--nocapture", test])
+        .current_dir("/")
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .output()
+        .unwrap();
+    assert!(ran.status.success(), "{ran:?}");
+    false
+}
+
+/// Permissions bind an ordinary user's daemon too, but not what it does for those who opened a file before.
+#[test]
+fn files_their_owner_may_not_read_or_write() {
+    if !as_nobody("files_their_owner_may_not_read_or_write") {
+        return;
+    }
+    let me = ovl::overlay::Caller {
+        uid: 65534,
+        gid: 65534,
+        pid: 1,
+    };
+    let mut b = Bench::new(|one, _| {
+        fs::create_dir(one.join("d")).unwrap();
+        fs::write(one.join("d/ro"), "data").unwrap();
+        fs::set_permissions(one.join("d/ro"), fs::Permissions::from_mode(0o444)).unwrap();
+        fs::write(one.join("twice"), "data").unwrap();
+        fs::hard_link(one.join("twice"), one.join("again")).unwrap();
+        fs::set_permissions(one.join("twice"), fs::Permissions::from_mode(0o400)).unwrap();
+    });
+    let chmod = |b: &Bench, path: &str, perm: u32| {
+        let set = SetAttr {
+            perm: Some(perm),
+            ..SetAttr::default()
+        };
+        b.overlay.setattr(me, b.get(path).node, &set).unwrap();
+    };
+    let node = b.get("d/ro").node;
+    chmod(&b, "d/ro", 0o440);
+    b.write("twice", 0, b"D");
+    let made = b
+        .overlay
+        .create(
+            me,
+            NodeId::ROOT,
+            OsStr::new("made"),
+            libc::S_IFREG | 0o444,
+            0,
+        )
+        .unwrap();
+    b.overlay.write(made.node, 0, b"more", false).unwrap();
+    for (name, data) in [("shut", &b"x"[..]), ("empty", b"")] {
+        let made = b
+            .overlay
+            .create(me, NodeId::ROOT, OsStr::new(name), libc::S_IFREG | 0o644, 0)
+            .unwrap();
+        b.overlay.write(made.node, 0, data, false).unwrap();
+        chmod(&b, name, 0);
+    }
+    for _ in 0..2 {
+        assert_eq!(b.ls("/"), ["again", "d", "empty", "made", "shut", "twice"]);
+        assert_eq!(b.get("d/ro").node, node);
+        assert_eq!(b.get("d/ro").attr.perm, 0o440);
+        assert_eq!(b.get("made").attr.perm, 0o444);
+        assert_eq!(b.read("made"), b"more");
+        assert_eq!(b.read("again"), b"Data");
+        assert_eq!(b.get("shut").attr.perm, 0);
+        b.remount();
+    }
+    b.unlink("shut").unwrap();
+    b.unlink("empty").unwrap();
+    assert_eq!(b.ls("/"), ["again", "d", "made", "twice"]);
 }

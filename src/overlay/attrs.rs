@@ -126,7 +126,7 @@ impl Overlay {
         if let Some(perm) = set.perm
             && node.kind != FileKind::Symlink
         {
-            set_perm(fd.as_fd(), perm)?;
+            self.writable()?.set_perm(fd.as_fd(), perm)?;
         }
         if set.atime.is_some() || set.mtime.is_some() {
             set_times(fd.as_fd(), time_spec(set.atime), time_spec(set.mtime))?;

@@ -221,7 +221,11 @@ impl Overlay {
                 continue;
             }
             if let Some(value) = layer.xattr(&lower.node, &name)? {
-                match host::set_xattr_fd(fd, &name, &value, XattrFlags::empty()) {
+                // An ACL set just before may already forbid it.
+                let set = self.writable()?.permitted(fd, libc::S_IWUSR, || {
+                    host::set_xattr_fd(fd, &name, &value, XattrFlags::empty())
+                });
+                match set {
                     Ok(()) => {}
                     // What the upper's file system or our privilege cannot hold is no reason to refuse the write.
                     Err(Errno::OPNOTSUPP | Errno::PERM | Errno::INVAL) if may_be_lost(&name) => {}
@@ -269,7 +273,8 @@ impl Overlay {
     fn copy_up_data(&self, node: &Arc<Node>, extent: Extent) -> Result<()> {
         let upper = self.writable()?;
         let lower = node.state().lowers.first().cloned().ok_or(Errno::IO)?;
-        let (to, stat) = self.upper_object(node, OFlags::RDWR | OFlags::NOFOLLOW)?;
+        let to = self.upper_file(node, OFlags::RDWR | OFlags::NOFOLLOW)?;
+        let stat = host::stat_fd(to.as_fd())?;
         let keep = match extent {
             Extent::UpTo(size) => size.min(stat.attr.size),
             Extent::All | Extent::Metadata => stat.attr.size,
@@ -286,7 +291,7 @@ impl Overlay {
         }
         attrs::set_times(to.as_fd(), attrs::OMIT, attrs::at(stat.attr.mtime))?;
         for mark in [METACOPY_MARK, "redirect"] {
-            match host::remove_xattr_fd(to.as_fd(), &upper.xattr(mark)) {
+            match upper.unmark(to.as_fd(), mark) {
                 Ok(()) | Err(Errno::NODATA) => {}
                 Err(e) => return Err(e),
             }

@@ -143,7 +143,9 @@ impl Overlay {
         let fd = self.upper_dir(dir)?;
         let dev = host::stat_fd(fd.as_fd())?.key.dev;
         let impure = merged || dir.dir()?.impure.load(std::sync::atomic::Ordering::Relaxed);
-        for entry in host::read_dir(fd.as_fd())? {
+        let extra = libc::S_IRUSR | libc::S_IXUSR;
+        let read = || host::read_dir(fd.as_fd());
+        for entry in self.some_upper()?.permitted(fd.as_fd(), extra, read)? {
             // Only what may be a whiteout, or may show another's inode number, needs a closer look.
             let plain = match entry.kind {
                 Some(kind) if !impure && kind != FileKind::CharDevice => Some(kind),
