@@ -104,13 +104,7 @@ impl Walk<'_> {
             names.extend(host::read_dir(fd.as_fd())?.into_iter().map(|e| e.name));
         } else {
             let _names = dir.names_shared()?;
-            names.extend(
-                self.overlay
-                    .listing(dir)?
-                    .items()
-                    .iter()
-                    .map(|i| i.name.clone()),
-            );
+            names.extend(self.overlay.listing(dir)?.items().map(|i| i.name.clone()));
             for lower in base {
                 let entries = self
                     .overlay

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use super::listing;
 use super::node::{LowerRef, Node, State, Table, UpperObject, lock};
 use super::origin::{self, Origin};
 use super::stack::Lowers;
@@ -41,6 +42,7 @@ pub struct Overlay {
     pub(super) root: Arc<Node>,
     /// Key of listing positions.
     pub(super) hasher: RandomState,
+    pub(super) listings: listing::Kept,
     /// Names in the index, so that most look-ups need not ask for them.
     pub(super) index: RwLock<HashSet<OsString>>,
     /// Held while a directory moves to another parent, so that none becomes its own ancestor.
@@ -173,6 +175,7 @@ impl Overlay {
             table,
             root,
             hasher: RandomState::new(),
+            listings: listing::Kept::new(),
             index: RwLock::new(index),
             dir_moves: Mutex::default(),
             files: quick_cache::sync::Cache::new(KEPT_FILES),
@@ -274,7 +277,7 @@ impl Overlay {
     pub(super) fn resolve(&self, dir: &Arc<Node>, name: &OsStr) -> Result<Option<Found>> {
         if let Some(listing) = &*lock(&dir.dir()?.listing)
             && listing
-                .get(super::listing::position(&self.hasher, name), name)
+                .get(listing::position(&self.hasher, name), name)
                 .is_none()
         {
             return Ok(None);
