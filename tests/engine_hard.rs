@@ -301,3 +301,18 @@ fn files_their_owner_may_not_read_or_write() {
     b.unlink("empty").unwrap();
     assert_eq!(b.ls("/"), ["again", "d", "made", "twice"]);
 }
+
+/// What is kept open for the next request must leave descriptors for this one.
+#[test]
+fn few_descriptors_are_enough() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = Some(256);
+    setrlimit(Resource::Nofile, limit).unwrap();
+    let b = Bench::new(|_, _| {});
+    for i in 0..600 {
+        b.mkdir(&format!("d{i}")).unwrap();
+        b.create(&format!("d{i}/f"), b"x");
+        assert_eq!(b.read(&format!("d{i}/f")), b"x");
+    }
+}

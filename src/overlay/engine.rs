@@ -21,9 +21,8 @@ use crate::layer::host::{self, Stat};
 use crate::layer::{LayerFile, ObjectKey, whiteout};
 use crate::meta::{Attr, FileKind};
 
-/// Open files and directory descriptors kept for reuse, each kind. Well below any usual descriptor limit.
-const KEPT_FILES: usize = 512;
-const KEPT_DIRS: usize = 512;
+/// Most open files and most directory descriptors kept for reuse.
+const KEPT_EACH: u64 = 512;
 /// How often an object that moved while we opened it is looked for again.
 const RETRIES: usize = 16;
 
@@ -111,6 +110,12 @@ pub(super) fn check_name(name: &OsStr) -> Result<()> {
     }
 }
 
+/// Half of the descriptors this process may have, at most, are kept for reuse: the others are for what is in use.
+fn kept_each() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(KEPT_EACH, |all| (all / 4).clamp(8, KEPT_EACH)) as usize
+}
+
 fn join(parent: &OsStr, name: &OsStr) -> Arc<OsStr> {
     let mut path = parent.to_os_string();
     if !path.is_empty() {
@@ -178,8 +183,8 @@ impl Overlay {
             listings: listing::Kept::new(),
             index: RwLock::new(index),
             dir_moves: Mutex::default(),
-            files: quick_cache::sync::Cache::new(KEPT_FILES),
-            dirs: quick_cache::sync::Cache::new(KEPT_DIRS),
+            files: quick_cache::sync::Cache::new(kept_each()),
+            dirs: quick_cache::sync::Cache::new(kept_each()),
             own_origins,
             closed: AtomicBool::new(false),
         };
