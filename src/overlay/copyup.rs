@@ -24,6 +24,9 @@ use crate::meta::{Attr, FileKind};
 /// How much is read at once from a layer that has no descriptor to copy from.
 const BUFFER: usize = 1 << 20;
 
+/// What putting a copy into a directory takes there: changing a file does not ask for a writable directory.
+const PASS_AND_WRITE: u32 = libc::S_IXUSR | libc::S_IWUSR;
+
 /// How much of a file's data the copy needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Extent {
@@ -339,21 +342,25 @@ impl Overlay {
                 .write()
                 .unwrap_or_else(std::sync::PoisonError::into_inner)
                 .insert(index.to_os_string());
-            rustix::fs::linkat(
-                upper.index(),
-                index,
-                &*dir,
-                link.name.as_os_str(),
-                AtFlags::empty(),
-            )?;
+            upper.permitted(dir.as_fd(), PASS_AND_WRITE, || {
+                let flags = AtFlags::empty();
+                rustix::fs::linkat(upper.index(), index, &*dir, &link.name, flags)
+            })?;
         } else {
-            rustix::fs::renameat_with(
-                upper.work(),
-                temp.as_os_str(),
-                &*dir,
-                link.name.as_os_str(),
-                RenameFlags::NOREPLACE,
-            )?;
+            // A directory that moves is written to: its `..` changes.
+            let places = [
+                (dir.as_fd(), PASS_AND_WRITE),
+                (copy.fd.as_fd(), libc::S_IWUSR),
+            ];
+            let places = if node.is_dir() {
+                &places[..]
+            } else {
+                &places[..1]
+            };
+            upper.all_permitted(places, || {
+                let flags = RenameFlags::NOREPLACE;
+                rustix::fs::renameat_with(upper.work(), &temp, &*dir, &link.name, flags)
+            })?;
             copy.name = None;
         }
         let mut state = node.state_mut();

@@ -690,7 +690,10 @@ impl Overlay {
                         Some((dir, fd)) if Arc::ptr_eq(dir, &parent) => Arc::clone(fd),
                         _ => self.upper_dir(&parent)?,
                     };
-                    host::open_at(dir.as_fd(), &name, flags)
+                    // Nobody may go through the directory any more, but the node was reached before.
+                    self.some_upper()?.permitted(dir.as_fd(), libc::S_IXUSR, || {
+                        host::open_at(dir.as_fd(), &name, flags)
+                    })
                 }
                 Place::Index(name) => host::open_at(self.some_upper()?.index(), &name, flags),
             };

@@ -187,7 +187,8 @@ impl Overlay {
                     Ok(Some(found)) => Seen::Shown(found.id, found.kind),
                     Ok(None) => Seen::Hidden,
                     // A broken entry is listed all the same: whoever touches it gets the error.
-                    Err(Errno::IO | Errno::STALE) => {
+                    Err(Errno::ACCESS) if entry.kind == Some(FileKind::CharDevice) => Seen::Hidden,
+                    Err(Errno::IO | Errno::STALE | Errno::ACCESS) => {
                         let ino = self.lowers.host_ino(ObjectKey {
                             dev,
                             ino: entry.ino,

@@ -207,6 +207,15 @@ impl Upper {
         &self,
         fd: BorrowedFd<'_>,
         extra: u32,
+        call: impl FnMut() -> Result<T>,
+    ) -> Result<T> {
+        self.all_permitted(&[(fd, extra)], call)
+    }
+
+    /// The same where several objects take part. Not to be nested.
+    pub fn all_permitted<T>(
+        &self,
+        objects: &[(BorrowedFd<'_>, u32)],
         mut call: impl FnMut() -> Result<T>,
     ) -> Result<T> {
         match call() {
@@ -214,14 +223,18 @@ impl Upper {
             other => return other,
         }
         let _alone = super::node::lock(&self.modes);
-        let perm = host::stat_fd(fd)?.attr.perm;
-        if perm & extra == extra {
-            return call();
+        let mut changed = Vec::new();
+        for (fd, extra) in objects {
+            let perm = host::stat_fd(*fd)?.attr.perm;
+            // Only the owner may.
+            if perm & extra != *extra && super::attrs::set_perm(*fd, perm | extra).is_ok() {
+                changed.push((fd, perm));
+            }
         }
-        // Only the owner may.
-        super::attrs::set_perm(fd, perm | extra).map_err(|_| Errno::ACCESS)?;
         let done = call();
-        super::attrs::set_perm(fd, perm)?;
+        for (fd, perm) in changed {
+            super::attrs::set_perm(*fd, perm)?;
+        }
         done
     }
 
