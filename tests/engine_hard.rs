@@ -70,6 +70,8 @@ fn depth_costs_no_stack() {
         }
         let made = b.overlay.mkdir(ROOT, at, OsStr::new("last"), 0o755, 0);
         assert!(made.is_ok(), "{made:?}");
+        let changes = b.changes();
+        assert_eq!(changes.len(), DEPTH + 2000 + 1);
         b.overlay.shutdown();
     };
     std::thread::scope(|s| {

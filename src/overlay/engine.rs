@@ -239,6 +239,10 @@ impl Overlay {
         check_name(name)?;
         let dir = self.table.get(parent)?;
         let _names = dir.names_shared()?;
+        // The whiteouts of a directory went with it: its lowers would show again.
+        if dir.is_removed() {
+            return Ok(None);
+        }
         let Some(found) = self.resolve(&dir, name)? else {
             return Ok(None);
         };
