@@ -24,6 +24,9 @@ use crate::meta::{Attr, FileKind};
 /// How much is read at once from a layer that has no descriptor to copy from.
 const BUFFER: usize = 1 << 20;
 
+/// What putting a copy into a directory takes there: changing a file does not ask for a writable directory.
+const PASS_AND_WRITE: u32 = libc::S_IXUSR | libc::S_IWUSR;
+
 /// How much of a file's data the copy needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Extent {
@@ -224,7 +227,11 @@ impl Overlay {
                 continue;
             }
             if let Some(value) = layer.xattr(&lower.node, &name)? {
-                match host::set_xattr_fd(fd, &name, &value, XattrFlags::empty()) {
+                // An ACL set just before may already forbid it.
+                let set = self.writable()?.permitted(fd, libc::S_IWUSR, || {
+                    host::set_xattr_fd(fd, &name, &value, XattrFlags::empty())
+                });
+                match set {
                     Ok(()) => {}
                     // What the upper's file system or our privilege cannot hold is no reason to refuse the write.
                     Err(Errno::OPNOTSUPP | Errno::PERM | Errno::INVAL) if may_be_lost(&name) => {}
@@ -274,7 +281,8 @@ impl Overlay {
     fn copy_up_data(&self, node: &Arc<Node>, extent: Extent) -> Result<()> {
         let upper = self.writable()?;
         let lower = node.state().lowers.first().cloned().ok_or(Errno::IO)?;
-        let (to, stat) = self.upper_object(node, OFlags::RDWR | OFlags::NOFOLLOW)?;
+        let to = self.upper_file(node, OFlags::RDWR | OFlags::NOFOLLOW)?;
+        let stat = host::stat_fd(to.as_fd())?;
         let keep = match extent {
             Extent::UpTo(size) => size.min(stat.attr.size),
             Extent::All | Extent::Metadata => stat.attr.size,
@@ -291,7 +299,7 @@ impl Overlay {
         }
         attrs::set_times(to.as_fd(), attrs::OMIT, attrs::at(stat.attr.mtime))?;
         for mark in [METACOPY_MARK, "redirect"] {
-            match host::remove_xattr_fd(to.as_fd(), &upper.xattr(mark)) {
+            match upper.unmark(to.as_fd(), mark) {
                 Ok(()) | Err(Errno::NODATA) => {}
                 Err(e) => return Err(e),
             }
@@ -339,21 +347,25 @@ impl Overlay {
                 .write()
                 .unwrap_or_else(std::sync::PoisonError::into_inner)
                 .insert(index.to_os_string());
-            rustix::fs::linkat(
-                upper.index(),
-                index,
-                &*dir,
-                link.name.as_os_str(),
-                AtFlags::empty(),
-            )?;
+            upper.permitted(dir.as_fd(), PASS_AND_WRITE, || {
+                let flags = AtFlags::empty();
+                rustix::fs::linkat(upper.index(), index, &*dir, &link.name, flags)
+            })?;
         } else {
-            rustix::fs::renameat_with(
-                upper.work(),
-                temp.as_os_str(),
-                &*dir,
-                link.name.as_os_str(),
-                RenameFlags::NOREPLACE,
-            )?;
+            // A directory that moves is written to: its `..` changes.
+            let places = [
+                (dir.as_fd(), PASS_AND_WRITE),
+                (copy.fd.as_fd(), libc::S_IWUSR),
+            ];
+            let places = if node.is_dir() {
+                &places[..]
+            } else {
+                &places[..1]
+            };
+            upper.all_permitted(places, || {
+                let flags = RenameFlags::NOREPLACE;
+                rustix::fs::renameat_with(upper.work(), &temp, &*dir, &link.name, flags)
+            })?;
             copy.name = None;
         }
         let mut state = node.state_mut();

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use super::listing;
 use super::node::{LowerRef, Node, State, Table, UpperObject, lock};
 use super::origin::{self, Origin};
 use super::stack::Lowers;
@@ -20,9 +21,8 @@ use crate::layer::host::{self, Stat};
 use crate::layer::{LayerFile, ObjectKey, Permissions, whiteout};
 use crate::meta::{Attr, FileKind};
 
-/// Open files and directory descriptors kept for reuse, each kind. Well below any usual descriptor limit.
-const KEPT_FILES: usize = 512;
-const KEPT_DIRS: usize = 512;
+/// Most open files and most directory descriptors kept for reuse.
+const KEPT_EACH: u64 = 512;
 /// How often an object that moved while we opened it is looked for again.
 const RETRIES: usize = 16;
 
@@ -42,6 +42,7 @@ pub struct Overlay {
     pub(super) root: Arc<Node>,
     /// Key of listing positions.
     pub(super) hasher: RandomState,
+    pub(super) listings: listing::Kept,
     /// Names in the index, so that most look-ups need not ask for them.
     pub(super) index: RwLock<HashSet<OsString>>,
     /// Held while a directory moves to another parent, so that none becomes its own ancestor.
@@ -110,6 +111,12 @@ pub(super) fn check_name(name: &OsStr) -> Result<()> {
     }
 }
 
+/// Half of the descriptors this process may have, at most, are kept for reuse: the others are for what is in use.
+fn kept_each() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(KEPT_EACH, |all| (all / 4).clamp(8, KEPT_EACH)) as usize
+}
+
 fn join(parent: &OsStr, name: &OsStr) -> Arc<OsStr> {
     let mut path = parent.to_os_string();
     if !path.is_empty() {
@@ -175,10 +182,11 @@ impl Overlay {
             table,
             root,
             hasher: RandomState::new(),
+            listings: listing::Kept::new(),
             index: RwLock::new(index),
             dir_moves: Mutex::default(),
-            files: quick_cache::sync::Cache::new(KEPT_FILES),
-            dirs: quick_cache::sync::Cache::new(KEPT_DIRS),
+            files: quick_cache::sync::Cache::new(kept_each()),
+            dirs: quick_cache::sync::Cache::new(kept_each()),
             own_origins,
             closed: AtomicBool::new(false),
         };
@@ -233,6 +241,10 @@ impl Overlay {
         check_name(name)?;
         let dir = self.table.get(parent)?;
         let _names = dir.names_shared()?;
+        // The whiteouts of a directory went with it: its lowers would show again.
+        if dir.is_removed() {
+            return Ok(None);
+        }
         let Some(found) = self.resolve(&dir, name)? else {
             return Ok(None);
         };
@@ -276,7 +288,7 @@ impl Overlay {
     pub(super) fn resolve(&self, dir: &Arc<Node>, name: &OsStr) -> Result<Option<Found>> {
         if let Some(listing) = &*lock(&dir.dir()?.listing)
             && listing
-                .get(super::listing::position(&self.hasher, name), name)
+                .get(listing::position(&self.hasher, name), name)
                 .is_none()
         {
             return Ok(None);
@@ -685,7 +697,11 @@ impl Overlay {
                         Some((dir, fd)) if Arc::ptr_eq(dir, &parent) => Arc::clone(fd),
                         _ => self.upper_dir(&parent)?,
                     };
-                    host::open_at(dir.as_fd(), &name, flags)
+                    // Nobody may go through the directory any more, but the node was reached before.
+                    self.some_upper()?
+                        .permitted(dir.as_fd(), libc::S_IXUSR, || {
+                            host::open_at(dir.as_fd(), &name, flags)
+                        })
                 }
                 Place::Index(name) => host::open_at(self.some_upper()?.index(), &name, flags),
             };

@@ -53,7 +53,7 @@ impl Overlay {
                 owned?;
             }
             return match perm.filter(|_| kind != FileKind::Symlink) {
-                Some(perm) => set_perm(fd, perm),
+                Some(perm) => self.writable()?.set_perm(fd, perm),
                 None => Ok(()),
             };
         }
@@ -92,7 +92,7 @@ impl Overlay {
                 if real == FileKind::Symlink {
                     Ok(())
                 } else {
-                    set_perm(fd, attr.perm)
+                    self.writable()?.set_perm(fd, attr.perm)
                 }
             }
         }
