@@ -109,7 +109,21 @@ impl System {
         self.mounted = false;
         match self.by {
             By::Ovl => run(self.ovl().arg("umount").arg(&self.root)),
-            _ => run(Command::new("umount").arg(&self.root)),
+            _ => {
+                // A process that the other thread is just starting holds copies of our open files until its exec.
+                let mut tries = 0;
+                while let Err(e) =
+                    rustix::mount::unmount(&self.root, rustix::mount::UnmountFlags::empty())
+                {
+                    tries += 1;
+                    assert!(
+                        e == rustix::io::Errno::BUSY && tries < 50,
+                        "unmounting {}: {e}",
+                        self.root.display()
+                    );
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                }
+            }
         }
     }
 
