@@ -305,8 +305,8 @@ fn method(results: &Results) -> String {
         - Everything is on an ext4 with a journal, in a file on a loop device with direct I/O, made for the run. Peers run with their \
         default options, as root; ovl with its own.\n\
         - In each of {} repetitions, each row is run on every system in random order. A run has a fresh mount with an empty upper; \
-        what was dirty is written out before. For cold figures the kernel's caches are dropped; warm ones are the median of three \
-        passes after the cold one.\n\
+        what was dirty is written out before. For cold figures the kernel's caches are dropped; warm ones are the median of three to \
+        fifteen passes after the cold one.\n\
         - Lower tree: a Debian root, {} small files (64 B to 6 KiB), {} files to be changed, a file of {} MiB that does not compress. \
         \"ovl, image\" has the same tree imported into its store.\n\
         - Amounts: stat of {} files, open+read+close of {}, create, rename, unlink of {}, clone of {} files, unpacking {unpacked}, \

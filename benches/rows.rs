@@ -15,8 +15,10 @@ use crate::settings::{Mode, Sizes};
 use crate::stats::median;
 use crate::systems::{Session, Span};
 
-/// Passes over cached names, which are too short to be measured once.
-const WARM_PASSES: usize = 3;
+/// Passes over what is cached, which may be too short to be measured once: at least so many, and more up to a second bound
+/// until they have taken [`WARM_SECONDS`] together.
+const WARM_PASSES: std::ops::Range<usize> = 3..15;
+const WARM_SECONDS: f64 = 0.25;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Better {
@@ -208,8 +210,13 @@ impl Case<'_> {
     ) -> Result<()> {
         self.session.arena.drop_caches()?;
         self.timed(cold, &work)?;
-        let mut spans = Vec::new();
-        for _ in 0..WARM_PASSES {
+        let mut spans: Vec<Span> = Vec::new();
+        let enough = |spans: &[Span]| {
+            let taken: f64 = spans.iter().map(|span| span.seconds).sum();
+            spans.len() >= WARM_PASSES.end
+                || (spans.len() >= WARM_PASSES.start && taken >= WARM_SECONDS)
+        };
+        while !enough(&spans) {
             spans.push(self.session.timed(&work)?.1);
         }
         let middle =

@@ -59,13 +59,26 @@ pub struct Verdict {
     pub met: bool,
 }
 
+/// A system's key in words.
+fn familiar(id: &str) -> &str {
+    match id {
+        "kernel" => "kernel overlayfs",
+        "fo1" => "fuse-overlayfs 1.x",
+        "fo2" => "fuse-overlayfs 2.x",
+        other => other,
+    }
+}
+
 impl Goal {
     fn wanted(self) -> String {
         match self {
             Self::AtMost(ratio) => format!("≤ {ratio}"),
             Self::AtLeast(ratio) => format!("≥ {ratio}"),
-            Self::NotSlowerThan(peers) => format!("no slower than {}", peers.join(", ")),
-            Self::TimesOf(peer, times) => format!("≤ {times}x {peer}"),
+            Self::NotSlowerThan(peers) => {
+                let names: Vec<&str> = peers.iter().map(|peer| familiar(peer)).collect();
+                format!("no slower than {}", names.join(", "))
+            }
+            Self::TimesOf(peer, times) => format!("≤ {times}x {}", familiar(peer)),
         }
     }
 
@@ -92,11 +105,13 @@ impl Goal {
                     .filter_map(|peer| Some((as_time(peer)?, *peer)))
                     .collect();
                 let (worst, peer) = times.into_iter().max_by(|a, b| a.0.total_cmp(&b.0))?;
-                (format!("{worst:.2}x the time of {peer}"), worst <= 1.0)
+                (
+                    format!("{worst:.2}x the time of {}", familiar(peer)),
+                    worst <= 1.0,
+                )
             }
-            Self::TimesOf(peer, times) => {
-                as_time(peer).map(|ratio| (format!("{ratio:.1}x {peer}"), ratio <= times))?
-            }
+            Self::TimesOf(peer, times) => as_time(peer)
+                .map(|ratio| (format!("{ratio:.1}x {}", familiar(peer)), ratio <= times))?,
         })
     }
 }
