@@ -40,7 +40,7 @@ build: ## Build target/release/ovl
 	$(CARGO) build --locked --release
 
 install: build ## Install the program, man pages and completions under PREFIX=/usr/local (and DESTDIR=)
-	install -D -t $(INSTALL)/bin target/release/ovl
+	install -D -s -t $(INSTALL)/bin target/release/ovl
 	install -d $(INSTALL)/share/man/man1 $(INSTALL)/share/bash-completion/completions \
 		$(INSTALL)/share/zsh/site-functions $(INSTALL)/share/fish/vendor_completions.d
 	target/release/ovl man $(INSTALL)/share/man/man1

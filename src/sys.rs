@@ -94,7 +94,9 @@ pub fn fork() -> Result<Fork, Errno> {
     match unsafe { libc::fork() } {
         -1 => Err(last_errno()),
         0 => Ok(Fork::Child),
-        pid => Ok(Fork::Parent { child: rustix::process::Pid::from_raw(pid).ok_or(Errno::SRCH)? }),
+        pid => Ok(Fork::Parent {
+            child: rustix::process::Pid::from_raw(pid).ok_or(Errno::SRCH)?,
+        }),
     }
 }
 
@@ -110,12 +112,18 @@ pub fn replace_stdio(fd: BorrowedFd<'_>, target: u8) -> Result<(), Errno> {
 
 /// Closes every descriptor above 2 but those of `keep`. For a freshly forked child only, which uses nothing else.
 pub fn close_inherited(keep: &[BorrowedFd<'_>]) -> Result<(), Errno> {
-    let mut kept: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd() as u32).filter(|fd| *fd > 2).collect();
+    let mut kept: Vec<u32> = keep
+        .iter()
+        .map(|fd| fd.as_raw_fd() as u32)
+        .filter(|fd| *fd > 2)
+        .collect();
     kept.sort_unstable();
     let mut first = 3;
     for end in kept.into_iter().chain([u32::MAX]) {
         // SAFETY: per this function's contract nothing in this process uses these descriptors any more.
-        if first < end && unsafe { libc::syscall(libc::SYS_close_range, first, end - 1, 0_u32) } != 0 {
+        if first < end
+            && unsafe { libc::syscall(libc::SYS_close_range, first, end - 1, 0_u32) } != 0
+        {
             return Err(last_errno());
         }
         first = end.saturating_add(1);
@@ -170,7 +178,11 @@ pub fn wait_readable(fd: BorrowedFd<'_>, timeout: std::time::Duration) -> Result
     loop {
         let left = deadline.saturating_duration_since(std::time::Instant::now());
         let millis = i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
-        let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let mut poll = libc::pollfd {
+            fd: fd.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
         // SAFETY: one pollfd, as the count says.
         match unsafe { libc::poll(&raw mut poll, 1, millis) } {
             -1 if last_errno() == Errno::INTR => {}

@@ -58,6 +58,19 @@ fn text(value: &Value) -> &str {
 }
 
 #[test]
+fn a_name_is_not_taken_from_another_image_by_accident() {
+    let sandbox = Sandbox::with_busybox();
+    sandbox.mkdir("root");
+    sandbox.write("root/file", "x");
+    command("tar", ["-C", sandbox.path("root").to_str().unwrap(), "-cf", sandbox.path("root.tar").to_str().unwrap(), "."]);
+    let line = sandbox.fail(3, ["import", "root.tar", "--tag", "busybox", "-q"]);
+    assert!(line.contains("busybox"), "{line}");
+    assert_eq!(sandbox.run(["images", "-q", "--no-trunc", "busybox"]), format!("{CONFIG}\n"));
+    let id = sandbox.run(["import", "root.tar", "--tag", "busybox", "--replace"]);
+    assert_eq!(sandbox.run(["images", "-q", "--no-trunc", "busybox"]), id);
+}
+
+#[test]
 fn importing_twice_stores_once() {
     let sandbox = Sandbox::with_busybox();
     let before = json(&sandbox.run(["df", "--format", "json"]));

@@ -267,6 +267,59 @@ fn a_mounted_image_survives_rmi_and_gc() {
 }
 
 #[test]
+fn a_read_only_mount_has_no_difference_to_show() {
+    require_mounting();
+    let sandbox = Sandbox::with_busybox();
+    sandbox.mkdir("mnt");
+    sandbox.run(["mount", "--read-only", "busybox", "mnt"]);
+    for args in [vec!["diff", "mnt"], vec!["commit", "mnt", "x"]] {
+        assert!(sandbox.fail(2, &args).contains("read-only"), "{args:?}");
+    }
+}
+
+#[test]
+fn a_mount_in_use_is_busy_and_says_by_whom() {
+    let sandbox = mounted();
+    let held = std::fs::File::open(sandbox.path("mnt/etc/motd")).unwrap();
+    let line = sandbox.fail(75, ["umount", "mnt"]);
+    assert!(
+        line.contains(&format!("pid {}", std::process::id())),
+        "{line}"
+    );
+    drop(held);
+    sandbox.run(["umount", "mnt"]);
+}
+
+#[test]
+fn options_of_mount_are_honoured() {
+    require_mounting();
+    let sandbox = Sandbox::with_busybox();
+    let mnt = sandbox.mkdir("mnt");
+    sandbox.run([
+        "mount",
+        "-o",
+        "nosuid,nodev,noexec,atime",
+        "-o",
+        "fsname=mine",
+        "busybox",
+        "upper",
+        "mnt",
+    ]);
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = table
+        .lines()
+        .find(|line| line.contains(mnt.to_str().unwrap()))
+        .expect("our mount");
+    for word in ["nosuid", "nodev", "noexec", "fuse.ovl mine "] {
+        assert!(line.contains(word), "{word}: {line}");
+    }
+    assert!(!line.contains("noatime"), "{line}");
+    sandbox.run(["umount", "mnt"]);
+    sandbox.run(["mount", "-o", "ro", "busybox", "mnt"]);
+    assert!(std::fs::write(mnt.join("x"), "").is_err());
+}
+
+#[test]
 fn mistakes_leave_nothing_mounted() {
     let sandbox = mounted();
     sandbox.mkdir("other");
@@ -278,8 +331,22 @@ fn mistakes_leave_nothing_mounted() {
         (4, "mount missing-dir/ upper2 other", "missing-dir"),
         (75, "mount busybox upper other", "upper"),
         (2, "mount --read-only other", "mount"),
+        (2, "mount -o timeout=soon busybox upper2 other", "timeout"),
+        (
+            2,
+            "mount -o xattr_permissions=2 busybox upper2 other",
+            "xattr_permissions",
+        ),
+        (2, "mount -o lowerdir=/ busybox upper2 other", "lowerdir"),
+        (2, "mount ./other other/upper2 mnt2", "other"),
+        (
+            2,
+            "mount --read-only --volatile busybox other",
+            "--volatile",
+        ),
     ] {
         sandbox.mkdir("upper2");
+        sandbox.mkdir("mnt2");
         let line = sandbox.fail(code, args.split(' '));
         assert!(line.contains(names), "ovl {args}: {line}");
     }

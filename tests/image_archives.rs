@@ -176,6 +176,9 @@ fn every_form_brings_the_same_layers() {
     );
     let schema2 = built.skopeo("skopeo-v2s2", "oci", ":v1", &["--format", "oci"]);
 
+    let flat = built.skopeo("skopeo-dir", "dir", "", &[]);
+    let flat_v2s2 = built.skopeo("skopeo-dir-v2s2", "dir", "", &["--format", "v2s2"]);
+
     let mut reference: Option<ImportedImage> = None;
     for (transport, path) in [
         ("", &docker),
@@ -188,6 +191,8 @@ fn every_form_brings_the_same_layers() {
         ("oci:", &layout),
         ("", &zstd),
         ("", &schema2),
+        ("", &flat),
+        ("", &flat_v2s2),
     ] {
         let what = format!("{transport}{}", path.display());
         let dir = temp();
@@ -212,7 +217,11 @@ fn every_form_brings_the_same_layers() {
                 let stream = Box::new(std::io::Cursor::new(bytes));
                 let images = import_stream(&store, stream, &ImportOptions::default(), &());
                 let images = images.unwrap_or_else(|e| panic!("{what} through {compress}: {e}"));
-                assert_eq!(images, [image.clone()], "{what} through {compress}");
+                assert_eq!(
+                    images,
+                    std::slice::from_ref(&image),
+                    "{what} through {compress}"
+                );
                 check(&store, &images[0], Some(&image), &what);
             }
         }
@@ -276,4 +285,86 @@ fn umoci_layouts_are_read() {
         second.contains_key(OsStr::new("empty(whiteout)")),
         "{second:#?}"
     );
+}
+
+/// Two imports of one image at the same time: both succeed, everything is stored once.
+#[test]
+fn imports_at_once() {
+    let dir = temp();
+    let store = store(dir.path());
+    let root = dir.path().join("root");
+    fs::create_dir(&root).unwrap();
+    make_rootfs(&root, true);
+    let tar = dir.path().join("root.tar");
+    run("tar", &[&"-cf", &tar, &"-C", &root, &"."]);
+    let archive = dir.path().join("archive");
+    fs::write(
+        &archive,
+        docker_archive(&[fs::read(&tar).unwrap(), RawTar::new().file("x", b"x").end()]),
+    )
+    .unwrap();
+    let source = Source::parse(archive.as_os_str()).unwrap();
+    let images: Vec<_> = std::thread::scope(|scope| {
+        let once = || import(&store, &source, &ImportOptions::default(), &()).unwrap();
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(once)).collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    assert!(images.windows(2).all(|pair| pair[0] == pair[1]));
+    assert_eq!(store.images().unwrap().len(), 1);
+    assert_eq!(store.layers().unwrap().len(), 2);
+    check(&store, &images[0][0], None, "at once");
+}
+
+/// A store on a file system of a few megabytes: the import fails with a clear word, what was there stays, and a small
+/// image still fits.
+#[test]
+fn a_full_file_system() {
+    struct Mounted(PathBuf);
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            run("umount", &[&self.0]);
+        }
+    }
+    let dir = temp();
+    let small = dir.path().join("small");
+    fs::create_dir(&small).unwrap();
+    run(
+        "mount",
+        &[&"-t", &"tmpfs", &"-o", &"size=6m", &"ovl-test", &small],
+    );
+    let mounted = Mounted(small.clone());
+    {
+        let store = store(&small);
+        let mut noise = vec![0; 24 << 20];
+        let mut state = 1u64;
+        for bytes in noise.chunks_mut(8) {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            bytes.copy_from_slice(&(state ^ state >> 29).to_le_bytes());
+        }
+        let archive = dir.path().join("archive");
+        fs::write(
+            &archive,
+            docker_archive(&[RawTar::new().file("noise", &noise).end()]),
+        )
+        .unwrap();
+        let source = Source::parse(archive.as_os_str()).unwrap();
+        let error = import(&store, &source, &ImportOptions::default(), &()).unwrap_err();
+        assert!(error.to_string().contains("no space"), "{error}");
+        assert_eq!(error.exit_code(), 1);
+        assert!(store.images().unwrap().is_empty());
+        assert!(store.layers().unwrap().is_empty());
+        fs::write(
+            &archive,
+            docker_archive(&[RawTar::new().file("x", b"x").end()]),
+        )
+        .unwrap();
+        let image = import_from(&store, archive.to_str().unwrap());
+        check(&store, &image, None, "after a full file system");
+    }
+    drop(mounted);
 }

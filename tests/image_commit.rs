@@ -53,7 +53,11 @@ fn write_tree(root: &Path, tar: &mut LayerTarWriter<'_>) -> io::Result<()> {
             if let Some(target) = inodes.get(&inode) {
                 tar.append(LayerEntry {
                     path: name.as_os_str(),
-                    kind: EntryKind::HardLink { target, attr: &attr, xattrs: &xattrs },
+                    kind: EntryKind::HardLink {
+                        target,
+                        attr: &attr,
+                        xattrs: &xattrs,
+                    },
                 })?;
                 continue;
             }

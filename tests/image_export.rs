@@ -160,6 +160,47 @@ fn others_load_what_we_export() {
     assert!(leftovers.is_empty(), "{leftovers:?}");
 }
 
+/// The documents we make, read by an independent reader of the specification.
+#[test]
+fn documents_follow_the_specification() {
+    use oci_spec::image::{ImageConfiguration, ImageIndex, ImageManifest, MediaType};
+    let dir = temp();
+    let (store, manifest) = prepared(dir.path());
+    for compression in [Compression::None, Compression::Zstd] {
+        let out = dir.path().join(format!("layout-{compression:?}"));
+        let options = ExportOptions {
+            format: ExportFormat::OciDir,
+            compression,
+        };
+        export(
+            &store,
+            &[image(manifest)],
+            options,
+            ExportTarget::Path(&out),
+        )
+        .unwrap();
+        let blob =
+            |digest: &oci_spec::image::Digest| out.join("blobs/sha256").join(digest.digest());
+        let index = ImageIndex::from_file(out.join("index.json")).unwrap();
+        let entry = &index.manifests()[0];
+        assert_eq!(entry.media_type(), &MediaType::ImageManifest);
+        let manifest = ImageManifest::from_file(blob(entry.digest())).unwrap();
+        assert_eq!(manifest.schema_version(), 2);
+        let layer = &manifest.layers()[0];
+        let want = match compression {
+            Compression::Zstd => MediaType::ImageLayerZstd,
+            _ => MediaType::ImageLayer,
+        };
+        assert_eq!(layer.media_type(), &want);
+        assert_eq!(
+            fs::metadata(blob(layer.digest())).unwrap().len(),
+            layer.size()
+        );
+        let config = ImageConfiguration::from_file(blob(manifest.config().digest())).unwrap();
+        assert_eq!(config.rootfs().diff_ids().len(), 1);
+    }
+}
+
 #[test]
 fn exports_are_deterministic_and_stream_the_same_bytes() {
     let dir = temp();

@@ -260,7 +260,8 @@ fn xattrs_and_acls_survive() {
         ("user.plain", b"value"),
     ];
     let pax: [&dyn AsRef<OsStr>; 2] = [&"--format=posix", &"--numeric-owner"];
-    let cases: [(&str, &str, Vec<&dyn AsRef<OsStr>>, bool); 3] = [
+    type Packed<'a> = (&'a str, &'a str, Vec<&'a dyn AsRef<OsStr>>, bool);
+    let cases: [Packed<'_>; 3] = [
         (
             "gnu-xattrs",
             "tar",

@@ -26,10 +26,20 @@ fn mounts_shows_and_keeps_changes() {
     fs::remove_dir_all(mnt.join("sub")).expect("remove");
     assert!(!record.read_only);
     unmount(&site.run_dir(), &mnt, How::default()).expect("unmount");
-    assert_eq!(record.daemon.is_alive(), Some(false), "the daemon still runs");
+    assert_eq!(
+        record.daemon.is_alive(),
+        Some(false),
+        "the daemon still runs"
+    );
     assert!(site.run_dir().all().expect("records").is_empty());
-    assert_eq!(fs::read(site.path("lower/hello")).expect("read"), b"from below");
-    assert_eq!(fs::read(site.path("upper/hello")).expect("read"), b"changed");
+    assert_eq!(
+        fs::read(site.path("lower/hello")).expect("read"),
+        b"from below"
+    );
+    assert_eq!(
+        fs::read(site.path("upper/hello")).expect("read"),
+        b"changed"
+    );
     site.mount();
     assert_eq!(fs::read(mnt.join("hello")).expect("read"), b"changed");
     assert_eq!(fs::read(mnt.join("new")).expect("read"), b"made");
@@ -49,7 +59,11 @@ fn fifty_times_on_the_same_path() {
     }
     assert!(!site.is_mounted("mnt"));
     let gone = || site.run_dir().all().expect("records").is_empty();
-    assert!(wait_until(PATIENCE, gone), "daemons stay: {:?}", site.run_dir().all());
+    assert!(
+        wait_until(PATIENCE, gone),
+        "daemons stay: {:?}",
+        site.run_dir().all()
+    );
 }
 
 #[test]
@@ -67,14 +81,20 @@ fn a_moved_mount_point_is_found_and_its_old_name_is_free() {
     };
     let first = mount("upper");
     fs::rename(site.path("place"), site.path("moved")).expect("rename");
-    assert_eq!(fs::read(site.path("moved/mnt/hello")).expect("read"), b"from below");
+    assert_eq!(
+        fs::read(site.path("moved/mnt/hello")).expect("read"),
+        b"from below"
+    );
     mount("upper2");
     // The first daemon must take down its own mount, not the one at the path it was made on.
     kill(first.daemon.pid, Signal::TERM);
     assert!(wait_gone(first.daemon.pid, PATIENCE));
     assert!(!site.is_mounted("moved/mnt"));
     assert!(site.is_mounted("place/mnt"));
-    assert_eq!(fs::read(site.path("place/mnt/hello")).expect("read"), b"from below");
+    assert_eq!(
+        fs::read(site.path("place/mnt/hello")).expect("read"),
+        b"from below"
+    );
 }
 
 #[test]
@@ -85,14 +105,20 @@ fn signals_unmount_and_busy_needs_two() {
         kill(record.daemon.pid, signal);
         assert!(wait_gone(record.daemon.pid, PATIENCE), "{signal:?}");
         assert!(!site.is_mounted("mnt"), "{signal:?}");
-        assert!(site.run_dir().all().expect("records").is_empty(), "{signal:?}");
+        assert!(
+            site.run_dir().all().expect("records").is_empty(),
+            "{signal:?}"
+        );
     }
     let site = Site::new();
     let record = site.mount();
     let open = fs::File::open(site.path("mnt/hello")).expect("open");
     kill(record.daemon.pid, Signal::TERM);
     assert!(!wait_gone(record.daemon.pid, Duration::from_millis(200)));
-    assert_eq!(fs::read(site.path("mnt/sub/inner")).expect("still serves"), b"deep");
+    assert_eq!(
+        fs::read(site.path("mnt/sub/inner")).expect("still serves"),
+        b"deep"
+    );
     kill(record.daemon.pid, Signal::TERM);
     assert!(wait_until(PATIENCE, || !site.is_mounted("mnt")));
     let mut text = String::new();
@@ -127,13 +153,22 @@ fn a_killed_daemon_can_be_unmounted_and_mounted_anew() {
 fn a_busy_mount_names_who_holds_it() {
     let site = Site::new();
     let record = site.mount();
-    let mut sleeper =
-        std::process::Command::new("sleep").arg("60").current_dir(site.path("mnt/sub")).spawn().expect("sleep");
+    let mut sleeper = std::process::Command::new("sleep")
+        .arg("60")
+        .current_dir(site.path("mnt/sub"))
+        .spawn()
+        .expect("sleep");
     let error = unmount(&site.run_dir(), Path::new(&record.id), How::default()).expect_err("busy");
     let text = error.to_string();
     assert_eq!(error.exit_code(), 75, "{text}");
-    assert!(text.contains(&format!("sleep (pid {}, working directory)", sleeper.id())), "{text}");
-    let lazy = How { lazy: true, ..How::default() };
+    assert!(
+        text.contains(&format!("sleep (pid {}, working directory)", sleeper.id())),
+        "{text}"
+    );
+    let lazy = How {
+        lazy: true,
+        ..How::default()
+    };
     unmount(&site.run_dir(), Path::new(&record.id), lazy).expect("lazily");
     assert!(!site.is_mounted("mnt"));
     sleeper.kill().expect("kill");
@@ -158,14 +193,30 @@ fn the_daemon_gives_up_what_it_inherited() {
     let target = |fd: &str| fs::read_link(Path::new(&fds).join(fd)).expect(fd);
     assert_eq!(target("0"), Path::new("/dev/null"));
     assert_eq!(target("1"), Path::new("/dev/null"));
-    assert!(target("2").ends_with(format!("run/log/{}.log", record.id)), "{:?}", target("2"));
+    assert!(
+        target("2").ends_with(format!("run/log/{}.log", record.id)),
+        "{:?}",
+        target("2")
+    );
     for entry in fs::read_dir(&fds).expect("fds") {
         let target: PathBuf = fs::read_link(entry.expect("fd").path()).expect("target");
+        assert_ne!(
+            target,
+            site.path("mnt"),
+            "the covered directory is held open"
+        );
         let text = target.to_string_lossy().into_owned();
-        assert!(!text.starts_with("pipe:") && !text.starts_with("socket:"), "{text}");
+        assert!(
+            !text.starts_with("pipe:") && !text.starts_with("socket:"),
+            "{text}"
+        );
     }
     let stat = fs::read_to_string(format!("/proc/{}/stat", record.daemon.pid)).expect("stat");
-    let parent = stat.rsplit(") ").next().and_then(|t| t.split(' ').nth(1)).expect("parent");
+    let parent = stat
+        .rsplit(") ")
+        .next()
+        .and_then(|t| t.split(' ').nth(1))
+        .expect("parent");
     assert_ne!(parent, std::process::id().to_string(), "nobody's child");
     let cwd = fs::read_link(format!("/proc/{}/cwd", record.daemon.pid)).expect("cwd");
     assert_eq!(cwd, Path::new("/"));
@@ -179,10 +230,17 @@ fn the_foreground_serves_until_unmounted() {
     let site = Site::new();
     let mut task = site.task();
     task.words = vec!["--foreground"];
-    let mut server = site.command(&task).stdout(Stdio::null()).spawn().expect("spawn");
+    let mut server = site
+        .command(&task)
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("spawn");
     assert!(wait_until(PATIENCE, || site.record().is_some()));
     assert_eq!(site.record().expect("record").daemon.pid, server.id());
-    assert_eq!(fs::read(site.path("mnt/hello")).expect("read"), b"from below");
+    assert_eq!(
+        fs::read(site.path("mnt/hello")).expect("read"),
+        b"from below"
+    );
     rustix::mount::unmount(site.path("mnt"), UnmountFlags::empty()).expect("umount");
     assert!(server.wait().expect("wait").success());
     assert!(site.run_dir().all().expect("records").is_empty());
@@ -207,7 +265,10 @@ fn found_by_any_path_that_leads_there() {
     assert_eq!(find(&site.path("mnt/sub")), None);
     assert_eq!(find(&site.path("lower")), None);
     let meta = fs::metadata(site.path("mnt")).expect("stat");
-    assert_eq!((libc::major(meta.dev()), libc::minor(meta.dev())), record.device);
+    assert_eq!(
+        (libc::major(meta.dev()), libc::minor(meta.dev())),
+        (record.mount.major, record.mount.minor)
+    );
     unmount(&run, &site.path("link"), How::default()).expect("through a symlink");
 }
 
@@ -225,14 +286,54 @@ fn refusals_say_why_and_leave_nothing() {
     let table: Vec<(&str, Change, i32, &str)> = vec![
         ("same mount point", Box::new(|_| ()), 75, "already a mount"),
         ("same upper", Box::new(at(site.path("mnt2"))), 75, "in use"),
-        ("no mount point", Box::new(at(site.path("none"))), 4, "does not exist"),
-        ("file as mount point", Box::new(at(site.path("file"))), 2, "not a directory"),
-        ("no lower", Box::new(lower(site.path("none"))), 4, "does not exist"),
-        ("file as lower", Box::new(lower(site.path("file"))), 2, "not a directory"),
-        ("no image", Box::new(|t| t.lower = "no-such:image".into()), 4, "no-such:image"),
-        ("upper in lower", Box::new(upper(site.path("lower/sub"))), 2, "inside"),
-        ("lower in upper", Box::new(lower(site.path("other/x"))), 2, "inside"),
-        ("unwritable upper", Box::new(upper("/proc/self/new".into())), 1, "cannot be written"),
+        (
+            "no mount point",
+            Box::new(at(site.path("none"))),
+            4,
+            "does not exist",
+        ),
+        (
+            "file as mount point",
+            Box::new(at(site.path("file"))),
+            2,
+            "not a directory",
+        ),
+        (
+            "no lower",
+            Box::new(lower(site.path("none"))),
+            4,
+            "does not exist",
+        ),
+        (
+            "file as lower",
+            Box::new(lower(site.path("file"))),
+            2,
+            "not a directory",
+        ),
+        (
+            "no image",
+            Box::new(|t| t.lower = "no-such:image".into()),
+            4,
+            "no-such:image",
+        ),
+        (
+            "upper in lower",
+            Box::new(upper(site.path("lower/sub"))),
+            2,
+            "inside",
+        ),
+        (
+            "lower in upper",
+            Box::new(lower(site.path("other/x"))),
+            2,
+            "inside",
+        ),
+        (
+            "unwritable upper",
+            Box::new(upper("/proc/self/new".into())),
+            1,
+            "cannot be written",
+        ),
     ];
     for (name, change, code, words) in table {
         let mut task = site.task();
@@ -244,9 +345,16 @@ fn refusals_say_why_and_leave_nothing() {
         let output = site.try_mount(&task);
         let said = complaint(&output);
         assert_eq!(output.status.code(), Some(code), "{name}: {said}");
-        assert!(said.contains(words) && !said.contains('\n'), "{name}: {said}");
+        assert!(
+            said.contains(words) && !said.contains('\n'),
+            "{name}: {said}"
+        );
         assert!(!site.is_mounted("mnt2"), "{name}: left mounted");
-        assert_eq!(site.run_dir().all().expect("records").len(), 1, "{name}: left a record");
+        assert_eq!(
+            site.run_dir().all().expect("records").len(),
+            1,
+            "{name}: left a record"
+        );
     }
     let logs = fs::read_dir(site.path("run/log")).expect("logs").count();
     assert_eq!(logs, 1, "logs of refused mounts were left");

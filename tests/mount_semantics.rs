@@ -12,7 +12,9 @@ use std::process::Command;
 
 use mount_support::Site;
 use ovl::fuse::{Config, ReadDirPlus};
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, Timespec, Timestamps, XattrFlags};
+use rustix::fs::{
+    AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, Timespec, Timestamps, XattrFlags,
+};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
@@ -21,8 +23,21 @@ fn on_each_setting(check: impl Fn(&Site, &Path)) {
     let default = Config::default();
     let settings = [
         ("default", default.clone()),
-        ("write-through", Config { writeback: false, ..default.clone() }),
-        ("open", Config { no_open: false, readdirplus: ReadDirPlus::Adaptive, ..default.clone() }),
+        (
+            "write-through",
+            Config {
+                writeback: false,
+                ..default.clone()
+            },
+        ),
+        (
+            "open",
+            Config {
+                no_open: false,
+                readdirplus: ReadDirPlus::Adaptive,
+                ..default.clone()
+            },
+        ),
         (
             "open, write-through, nothing cached",
             Config {
@@ -66,20 +81,49 @@ fn times_of_all_ages() {
             (-2, 250_000_000),
             (-86_400 * 365 * 60, 5),
         ] {
-            let time = Timespec { tv_sec: secs, tv_nsec: nanos };
-            let times = Timestamps { last_access: time, last_modification: time };
+            let time = Timespec {
+                tv_sec: secs,
+                tv_nsec: nanos,
+            };
+            let times = Timestamps {
+                last_access: time,
+                last_modification: time,
+            };
             rustix::fs::utimensat(CWD, mnt.join("f"), &times, AtFlags::empty()).expect("utimensat");
             for path in [mnt.join("f"), site.path("upper/f")] {
                 let meta = fs::metadata(&path).expect("stat");
-                assert_eq!((meta.mtime(), meta.mtime_nsec()), (secs, nanos), "{}", path.display());
-                assert_eq!((meta.atime(), meta.atime_nsec()), (secs, nanos), "{}", path.display());
+                assert_eq!(
+                    (meta.mtime(), meta.mtime_nsec()),
+                    (secs, nanos),
+                    "{}",
+                    path.display()
+                );
+                assert_eq!(
+                    (meta.atime(), meta.atime_nsec()),
+                    (secs, nanos),
+                    "{}",
+                    path.display()
+                );
             }
         }
         // What ext4 cannot hold is its affair; the daemon must live.
-        for secs in [i64::MIN, i64::MIN + 1, i64::MAX, i64::MAX - 1, 1 << 40, -(1 << 40)] {
+        for secs in [
+            i64::MIN,
+            i64::MIN + 1,
+            i64::MAX,
+            i64::MAX - 1,
+            1 << 40,
+            -(1 << 40),
+        ] {
             for nanos in [0, 999_999_999] {
-                let time = Timespec { tv_sec: secs, tv_nsec: nanos };
-                let times = Timestamps { last_access: time, last_modification: time };
+                let time = Timespec {
+                    tv_sec: secs,
+                    tv_nsec: nanos,
+                };
+                let times = Timestamps {
+                    last_access: time,
+                    last_modification: time,
+                };
                 let _ = rustix::fs::utimensat(CWD, mnt.join("f"), &times, AtFlags::empty());
                 fs::metadata(mnt.join("f")).expect("stat");
                 fs::metadata(mnt.join("hello")).expect("stat");
@@ -103,12 +147,19 @@ fn data_just_written_is_no_hole() {
         file.set_len(8 << 20).expect("truncate");
         file.write_all_at(&[7; 4096], 4 << 20).expect("write");
         assert_eq!(at(rustix::fs::SeekFrom::Data(0)), Ok(4 << 20));
-        assert_eq!(at(rustix::fs::SeekFrom::Hole(4 << 20)), Ok((4 << 20) + 4096));
+        assert_eq!(
+            at(rustix::fs::SeekFrom::Hole(4 << 20)),
+            Ok((4 << 20) + 4096)
+        );
         file.write_all_at(&[7; 4096], 0).expect("write");
         assert_eq!(at(rustix::fs::SeekFrom::Data(0)), Ok(0));
-        file.write_all_at(&[7; 10], 9 << 20).expect("write beyond the end");
+        file.write_all_at(&[7; 10], 9 << 20)
+            .expect("write beyond the end");
         assert_eq!(at(rustix::fs::SeekFrom::Data(5 << 20)), Ok(9 << 20));
-        assert_eq!(errno(at(rustix::fs::SeekFrom::Data(10 << 20))), Some(Errno::NXIO));
+        assert_eq!(
+            errno(at(rustix::fs::SeekFrom::Data(10 << 20))),
+            Some(Errno::NXIO)
+        );
         drop(file);
         let copied = Command::new("cp")
             .args(["--sparse=always", "sparse", "copy"])
@@ -116,7 +167,10 @@ fn data_just_written_is_no_hole() {
             .status()
             .expect("cp");
         assert!(copied.success());
-        assert!(fs::read(mnt.join("copy")).expect("read") == fs::read(mnt.join("sparse")).expect("read"));
+        assert!(
+            fs::read(mnt.join("copy")).expect("read")
+                == fs::read(mnt.join("sparse")).expect("read")
+        );
     });
 }
 
@@ -135,7 +189,10 @@ fn set_id_bits_go_when_an_ordinary_user_writes() {
         };
         let mode = |name: &str| {
             let shown = fs::metadata(mnt.join(name)).expect("stat").mode() & 0o7777;
-            let kept = fs::metadata(site.path("upper").join(name)).expect("stat").mode() & 0o7777;
+            let kept = fs::metadata(site.path("upper").join(name))
+                .expect("stat")
+                .mode()
+                & 0o7777;
             assert_eq!(shown, kept, "{name}: shown and kept modes differ");
             shown
         };
@@ -157,7 +214,10 @@ fn set_id_bits_go_when_an_ordinary_user_writes() {
         assert_eq!(mode("chown"), 0o777);
         // Root keeps them, as on any file system.
         make("root");
-        let mut file = OpenOptions::new().append(true).open(mnt.join("root")).expect("open");
+        let mut file = OpenOptions::new()
+            .append(true)
+            .open(mnt.join("root"))
+            .expect("open");
         file.write_all(b"more").expect("write");
         file.sync_all().expect("sync");
         assert_eq!(mode("root"), 0o6777);
@@ -168,13 +228,22 @@ fn set_id_bits_go_when_an_ordinary_user_writes() {
 fn capabilities_go_when_anybody_writes() {
     on_each_setting(|_, mnt| {
         // struct vfs_cap_data, revision 2: cap_net_raw permitted.
-        let capability = [1_u8, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let capability = [
+            1_u8, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        ];
         fs::write(mnt.join("f"), "x").expect("write");
         let name = "security.capability";
-        rustix::fs::setxattr(mnt.join("f"), name, &capability, XattrFlags::empty()).expect("setcap");
+        rustix::fs::setxattr(mnt.join("f"), name, &capability, XattrFlags::empty())
+            .expect("setcap");
         let mut value = [0_u8; 64];
-        assert_eq!(rustix::fs::getxattr(mnt.join("f"), name, &mut value[..]), Ok(capability.len()));
-        let mut file = OpenOptions::new().append(true).open(mnt.join("f")).expect("open");
+        assert_eq!(
+            rustix::fs::getxattr(mnt.join("f"), name, &mut value[..]),
+            Ok(capability.len())
+        );
+        let mut file = OpenOptions::new()
+            .append(true)
+            .open(mnt.join("f"))
+            .expect("open");
         file.write_all(b"more").expect("write");
         drop(file);
         let gone = rustix::fs::getxattr(mnt.join("f"), name, &mut value[..]);
@@ -196,16 +265,25 @@ fn xattr_sizes() {
         assert_eq!(rustix::fs::getxattr_query(&path, "user.a"), Ok(2000));
         let small = rustix::fs::getxattr(&path, "user.a", &mut room[..1999]);
         assert_eq!(errno(small), Some(Errno::RANGE));
-        assert_eq!(rustix::fs::getxattr(&path, "user.a", &mut room[..]), Ok(2000));
+        assert_eq!(
+            rustix::fs::getxattr(&path, "user.a", &mut room[..]),
+            Ok(2000)
+        );
         assert!(room[..2000] == value[..]);
         assert_eq!(rustix::fs::listxattr_query(&path), Ok(7));
-        assert_eq!(errno(rustix::fs::listxattr(&path, &mut room[..6])), Some(Errno::RANGE));
+        assert_eq!(
+            errno(rustix::fs::listxattr(&path, &mut room[..6])),
+            Some(Errno::RANGE)
+        );
         assert_eq!(rustix::fs::listxattr(&path, &mut room[..]), Ok(7));
         assert_eq!(&room[..7], b"user.a\0");
         let large = rustix::fs::setxattr(&path, "user.c", &[0; 65_537], XattrFlags::empty());
         assert_eq!(errno(large), Some(Errno::TOOBIG));
         rustix::fs::removexattr(&path, "user.a").expect("remove");
-        assert_eq!(errno(rustix::fs::removexattr(&path, "user.a")), Some(Errno::NODATA));
+        assert_eq!(
+            errno(rustix::fs::removexattr(&path, "user.a")),
+            Some(Errno::NODATA)
+        );
     });
 }
 
@@ -215,7 +293,8 @@ fn large_directories_list_each_name_once() {
         const COUNT: usize = 3000;
         fs::create_dir(mnt.join("big")).expect("mkdir");
         for i in 0..COUNT {
-            File::create(mnt.join("big").join(format!("a-rather-long-name-{i:05}"))).expect("create");
+            File::create(mnt.join("big").join(format!("a-rather-long-name-{i:05}")))
+                .expect("create");
         }
         for pass in ["first", "cached"] {
             let mut names = Vec::new();
@@ -249,8 +328,14 @@ fn absent_names_are_found_once_made() {
             assert_eq!(fs::metadata(path("file")).expect("stat").nlink(), 2);
             fs::rename(path("file"), path("moved")).expect("rename");
             let device = rustix::fs::makedev(259, 65_537);
-            rustix::fs::mknodat(CWD, path("node"), rustix::fs::FileType::CharacterDevice, Mode::RUSR, device)
-                .expect("mknod");
+            rustix::fs::mknodat(
+                CWD,
+                path("node"),
+                rustix::fs::FileType::CharacterDevice,
+                Mode::RUSR,
+                device,
+            )
+            .expect("mknod");
             assert_eq!(fs::metadata(path("node")).expect("stat").rdev(), device);
             assert!(!path("file").exists() && !path("link").exists());
             assert!(path("dir").is_dir() && path("hard").is_file() && path("moved").is_file());
@@ -269,7 +354,10 @@ fn renames_with_flags() {
         let rename = |from: &str, to: &str, flags| {
             rustix::fs::renameat_with(CWD, mnt.join(from), CWD, mnt.join(to), flags)
         };
-        assert_eq!(errno(rename("new", "hello", RenameFlags::NOREPLACE)), Some(Errno::EXIST));
+        assert_eq!(
+            errno(rename("new", "hello", RenameFlags::NOREPLACE)),
+            Some(Errno::EXIST)
+        );
         rename("new", "hello", RenameFlags::EXCHANGE).expect("exchange");
         assert_eq!(fs::read(mnt.join("hello")).expect("read"), b"new");
         assert_eq!(fs::read(mnt.join("new")).expect("read"), b"from below");
@@ -286,14 +374,21 @@ fn renames_with_flags() {
 #[test]
 fn locks_work_between_openers() {
     on_each_setting(|_, mnt| {
-        let open = || OpenOptions::new().read(true).write(true).open(mnt.join("hello")).expect("open");
+        let open = || {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(mnt.join("hello"))
+                .expect("open")
+        };
         let (one, two) = (open(), open());
         rustix::fs::flock(&one, FlockOperation::LockExclusive).expect("lock");
         let busy = rustix::fs::flock(&two, FlockOperation::NonBlockingLockExclusive);
         assert_eq!(errno(busy), Some(Errno::WOULDBLOCK));
         drop(one);
         rustix::fs::flock(&two, FlockOperation::NonBlockingLockExclusive).expect("free again");
-        rustix::fs::fcntl_lock(&two, FlockOperation::NonBlockingLockExclusive).expect("record lock");
+        rustix::fs::fcntl_lock(&two, FlockOperation::NonBlockingLockExclusive)
+            .expect("record lock");
         let contended = Command::new("python3")
             .args(["-c", "import fcntl,sys; f=open(sys.argv[1],'r+'); fcntl.lockf(f, fcntl.LOCK_EX|fcntl.LOCK_NB)"])
             .arg(mnt.join("hello"))
@@ -308,10 +403,17 @@ fn locks_work_between_openers() {
 fn open_flags_and_sizes() {
     on_each_setting(|site, mnt| {
         let path = mnt.join("hello");
-        OpenOptions::new().write(true).truncate(true).open(&path).expect("O_TRUNC");
+        OpenOptions::new()
+            .write(true)
+            .truncate(true)
+            .open(&path)
+            .expect("O_TRUNC");
         assert_eq!(fs::metadata(&path).expect("stat").len(), 0);
         let exclusive = OpenOptions::new().write(true).create_new(true).open(&path);
-        assert_eq!(exclusive.expect_err("there").raw_os_error(), Some(libc::EEXIST));
+        assert_eq!(
+            exclusive.expect_err("there").raw_os_error(),
+            Some(libc::EEXIST)
+        );
         let mut one = OpenOptions::new().append(true).open(&path).expect("open");
         let mut two = OpenOptions::new().append(true).open(&path).expect("open");
         for _ in 0..100 {
@@ -327,20 +429,39 @@ fn open_flags_and_sizes() {
         assert!(meta.blocks() > 0, "a closed file with data has blocks");
         let kept = fs::metadata(site.path("upper/hello")).expect("stat");
         assert_eq!((kept.len(), kept.blocks()), (600, meta.blocks()));
-        assert_eq!((kept.mtime(), kept.mtime_nsec()), (meta.mtime(), meta.mtime_nsec()));
+        assert_eq!(
+            (kept.mtime(), kept.mtime_nsec()),
+            (meta.mtime(), meta.mtime_nsec())
+        );
         let unnamed = rustix::fs::open(mnt, OFlags::TMPFILE | OFlags::RDWR, Mode::RUSR);
         assert_eq!(errno(unnamed), Some(Errno::OPNOTSUPP));
-        let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path);
+        let direct = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_DIRECT)
+            .open(&path);
         let mut start = [0; 3];
-        direct.expect("O_DIRECT").read_exact(&mut start).expect("read");
+        direct
+            .expect("O_DIRECT")
+            .read_exact(&mut start)
+            .expect("read");
         assert_eq!(&start, b"one");
-        let file = OpenOptions::new().read(true).write(true).open(&path).expect("open");
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .expect("open");
         let far = i64::MAX as u64;
         assert_eq!(file.read_at(&mut start, far - 3).expect("read far out"), 0);
         // Under write-back the error comes when the pages are written.
         let failed = file.write_at(b"x", far - 1).and_then(|_| file.sync_all());
         let error = failed.expect_err("too far out");
-        assert!(matches!(error.raw_os_error(), Some(libc::EFBIG | libc::EINVAL | libc::ENOSPC)), "{error}");
+        assert!(
+            matches!(
+                error.raw_os_error(),
+                Some(libc::EFBIG | libc::EINVAL | libc::ENOSPC)
+            ),
+            "{error}"
+        );
         let long = "n".repeat(256);
         let error = fs::metadata(mnt.join(long)).expect_err("a name too long");
         assert_eq!(error.raw_os_error(), Some(libc::ENAMETOOLONG));
@@ -350,7 +471,11 @@ fn open_flags_and_sizes() {
 #[test]
 fn an_unlinked_file_lives_while_open() {
     on_each_setting(|_, mnt| {
-        let file = OpenOptions::new().read(true).write(true).open(mnt.join("hello")).expect("open");
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(mnt.join("hello"))
+            .expect("open");
         fs::remove_file(mnt.join("hello")).expect("unlink");
         assert!(!mnt.join("hello").exists());
         file.write_all_at(b"FROM", 0).expect("write");
@@ -361,7 +486,8 @@ fn an_unlinked_file_lives_while_open() {
         file.set_len(4).expect("truncate");
         let meta = file.metadata().expect("fstat");
         assert_eq!((meta.len(), meta.nlink()), (4, 0));
-        file.set_permissions(fs::Permissions::from_mode(0o600)).expect("fchmod");
+        file.set_permissions(fs::Permissions::from_mode(0o600))
+            .expect("fchmod");
         assert_eq!(file.metadata().expect("fstat").mode() & 0o777, 0o600);
     });
 }
@@ -369,12 +495,19 @@ fn an_unlinked_file_lives_while_open() {
 #[test]
 fn copies_inside_the_kernel() {
     on_each_setting(|_, mnt| {
-        let from = File::options().read(true).write(true).create_new(true).open(mnt.join("from")).expect("create");
+        let from = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(mnt.join("from"))
+            .expect("create");
         from.write_all_at(&vec![b'a'; 300_000], 0).expect("write");
         let to = File::create_new(mnt.join("to")).expect("create");
         let (mut read, mut write) = (0, 0);
         loop {
-            let n = rustix::fs::copy_file_range(&from, Some(&mut read), &to, Some(&mut write), 1 << 30).expect("copy");
+            let n =
+                rustix::fs::copy_file_range(&from, Some(&mut read), &to, Some(&mut write), 1 << 30)
+                    .expect("copy");
             if n == 0 {
                 break;
             }
@@ -393,8 +526,14 @@ fn the_file_system_says_what_it_is() {
     on_each_setting(|site, mnt| {
         let shown = rustix::fs::statfs(mnt).expect("statfs");
         let upper = rustix::fs::statfs(site.path("upper")).expect("statfs");
-        assert_eq!(shown.f_type as u64, 0x6573_5546, "clients look for the FUSE magic");
-        assert_eq!((shown.f_blocks, shown.f_files), (upper.f_blocks, upper.f_files));
+        assert_eq!(
+            shown.f_type as u64, 0x6573_5546,
+            "clients look for the FUSE magic"
+        );
+        assert_eq!(
+            (shown.f_blocks, shown.f_files),
+            (upper.f_blocks, upper.f_files)
+        );
         assert_eq!(shown.f_namelen, 255);
     });
 }
@@ -405,7 +544,11 @@ fn a_mount_without_upper_is_read_only() {
     let mut task = site.task();
     task.upper = None;
     let output = site.try_mount(&task);
-    assert!(output.status.success(), "{}", mount_support::complaint(&output));
+    assert!(
+        output.status.success(),
+        "{}",
+        mount_support::complaint(&output)
+    );
     assert!(site.record().expect("record").read_only);
     let mnt = site.path("mnt");
     assert_eq!(fs::read(mnt.join("sub/inner")).expect("read"), b"deep");
@@ -433,8 +576,18 @@ with open(path, 'r+b') as f, mmap.mmap(f.fileno(), 0) as m:
     m.flush()
 ";
     let path = site.path("mnt/hello");
-    let done = Command::new("python3").args(["-c", script]).arg(&path).output().expect("python3");
+    let done = Command::new("python3")
+        .args(["-c", script])
+        .arg(&path)
+        .output()
+        .expect("python3");
     assert!(done.status.success(), "{}", mount_support::complaint(&done));
-    assert_eq!(fs::read(site.path("upper/hello")).expect("read"), b"FROM BELOW");
-    assert_eq!(fs::read(site.path("lower/hello")).expect("read"), b"from below");
+    assert_eq!(
+        fs::read(site.path("upper/hello")).expect("read"),
+        b"FROM BELOW"
+    );
+    assert_eq!(
+        fs::read(site.path("lower/hello")).expect("read"),
+        b"from below"
+    );
 }

@@ -13,13 +13,22 @@ use common::Sandbox;
 
 /// A program of the Rust registry that `fixtures/setup.sh test` puts below target/tools.
 fn tool(name: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin").join(name);
-    assert!(path.exists(), "{} is missing: run fixtures/setup.sh test", path.display());
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("target/tools/bin")
+        .join(name);
+    assert!(
+        path.exists(),
+        "{} is missing: run fixtures/setup.sh test",
+        path.display()
+    );
     path
 }
 
 fn setting(name: &str, default: u32) -> u32 {
-    std::env::var(name).ok().map_or(default, |v| v.parse().unwrap_or_else(|_| panic!("{name} is no number: {v}")))
+    std::env::var(name).ok().map_or(default, |v| {
+        v.parse()
+            .unwrap_or_else(|_| panic!("{name} is no number: {v}"))
+    })
 }
 
 const PJDFSTEST: &str = r#"
@@ -44,11 +53,25 @@ fn is_expected_skip(name: &str) -> bool {
 
 fn pjdfstest(populate: impl FnOnce(&Path)) {
     let s = Sandbox::new();
-    let (lower, upper, mnt, second) = (s.mkdir("lower"), s.mkdir("upper"), s.mkdir("mnt"), s.mkdir("second"));
+    let (lower, upper, mnt, second) = (
+        s.mkdir("lower"),
+        s.mkdir("upper"),
+        s.mkdir("mnt"),
+        s.mkdir("second"),
+    );
     populate(&lower);
     let config = s.write("pjdfstest.toml", PJDFSTEST);
-    s.run(["mount".as_ref(), lower.as_os_str(), upper.as_os_str(), mnt.as_os_str()]);
-    let mounted = Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(&second).status().unwrap();
+    s.run([
+        "mount".as_ref(),
+        lower.as_os_str(),
+        upper.as_os_str(),
+        mnt.as_os_str(),
+    ]);
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "tmpfs"])
+        .arg(&second)
+        .status()
+        .unwrap();
     assert!(mounted.success());
     let out = Command::new(tool("pjdfstest"))
         .arg("-c")
@@ -63,9 +86,21 @@ fn pjdfstest(populate: impl FnOnce(&Path)) {
     assert!(unmounted.success());
     s.run(["umount".as_ref(), mnt.as_os_str()]);
     let text = String::from_utf8_lossy(&out.stdout);
-    let of = |end: &str| text.lines().filter_map(|l| l.strip_suffix(end)).map(str::trim).collect::<Vec<_>>();
-    assert!(of(" FAILED").is_empty() && out.status.success(), "failed: {:?}\n{text}", of(" FAILED"));
-    let skipped: Vec<_> = of(" skipped").into_iter().filter(|name| !is_expected_skip(name)).collect();
+    let of = |end: &str| {
+        text.lines()
+            .filter_map(|l| l.strip_suffix(end))
+            .map(str::trim)
+            .collect::<Vec<_>>()
+    };
+    assert!(
+        of(" FAILED").is_empty() && out.status.success(),
+        "failed: {:?}\n{text}",
+        of(" FAILED")
+    );
+    let skipped: Vec<_> = of(" skipped")
+        .into_iter()
+        .filter(|name| !is_expected_skip(name))
+        .collect();
     assert!(skipped.is_empty(), "skipped: {skipped:?}");
     assert!(of(" ok").len() >= 384, "only {} ran", of(" ok").len());
 }
@@ -117,22 +152,45 @@ fn fsx_finds_every_byte_where_it_was_put() {
     let config = s.write("fsx.toml", FSX);
     let seeds = setting("OVL_FSX_SEEDS", 2);
     for seed in 0..seeds {
-        fs::write(lower.join(format!("f{seed}")), vec![seed as u8 + 1; 100_000]).unwrap();
+        fs::write(
+            lower.join(format!("f{seed}")),
+            vec![seed as u8 + 1; 100_000],
+        )
+        .unwrap();
     }
-    s.run(["mount".as_ref(), lower.as_os_str(), upper.as_os_str(), mnt.as_os_str()]);
+    s.run([
+        "mount".as_ref(),
+        lower.as_os_str(),
+        upper.as_os_str(),
+        mnt.as_os_str(),
+    ]);
     for seed in 0..seeds {
         // Every other one is new.
-        let name = if seed % 2 == 0 { format!("f{seed}") } else { format!("new{seed}") };
+        let name = if seed % 2 == 0 {
+            format!("f{seed}")
+        } else {
+            format!("new{seed}")
+        };
         let out = Command::new(tool("fsx"))
             .arg("-f")
             .arg(&config)
-            .args(["-S", &seed.to_string(), "-N", &setting("OVL_FSX_OPERATIONS", 2_000).to_string(), "-P"])
+            .args([
+                "-S",
+                &seed.to_string(),
+                "-N",
+                &setting("OVL_FSX_OPERATIONS", 2_000).to_string(),
+                "-P",
+            ])
             .arg(s.mkdir("artifacts"))
             .arg(mnt.join(name))
             .output()
             .unwrap();
         let text = String::from_utf8_lossy(&out.stdout);
-        assert!(out.status.success(), "seed {seed}: {text}{}", String::from_utf8_lossy(&out.stderr));
+        assert!(
+            out.status.success(),
+            "seed {seed}: {text}{}",
+            String::from_utf8_lossy(&out.stderr)
+        );
     }
     s.run(["umount".as_ref(), mnt.as_os_str()]);
 }

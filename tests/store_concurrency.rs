@@ -46,14 +46,21 @@ fn processes_import_the_same_layer() {
         return;
     }
     let (_dir, store) = store();
-    let mut children: Vec<Child> = (0..3).map(|_| child("processes_import_the_same_layer", &store)).collect();
+    let mut children: Vec<Child> = (0..3)
+        .map(|_| child("processes_import_the_same_layer", &store))
+        .collect();
     for child in &mut children {
         assert!(child.wait().unwrap().success());
     }
     let layers = store.layers().unwrap();
     assert_eq!(layers.len(), 1);
     assert_eq!(store.usage().unwrap().unique_bytes, 40 * 1_001_000);
-    assert_eq!(store.write_layer_tar(&layers[0].diff_id, &mut std::io::sink()).unwrap(), layers[0].tar_size);
+    assert_eq!(
+        store
+            .write_layer_tar(&layers[0].diff_id, &mut std::io::sink())
+            .unwrap(),
+        layers[0].tar_size
+    );
 }
 
 /// Two layers with the same files are written in step, so that each finds chunks and lists that the other has chosen
@@ -66,7 +73,10 @@ fn what_another_import_stored_meanwhile_is_used() {
         tar.literal(head);
         tar.file("small", &noise(5_000, 1));
         tar.file("list", &noise(900_000, 2));
-        tar.sparse("sparse", &[Ok(&noise(5_000, 1)), Err(4096), Ok(&noise(300_000, 3))]);
+        tar.sparse(
+            "sparse",
+            &[Ok(&noise(5_000, 1)), Err(4096), Ok(&noise(300_000, 3))],
+        );
         tar.file("small", &noise(7_000, 4));
         tar
     };
@@ -78,23 +88,44 @@ fn what_another_import_stored_meanwhile_is_used() {
         store.write_layer_tar(&info.diff_id, &mut out).unwrap();
         assert!(out == *bytes);
         let layer = store.open_layer(&info.diff_id).unwrap();
-        let ino = layer.lookup(ROOT_INODE, "list".as_ref()).unwrap().unwrap().target.unwrap().0;
-        let content = layer.open_content(layer.inode(ino).unwrap().content).unwrap();
+        let ino = layer
+            .lookup(ROOT_INODE, "list".as_ref())
+            .unwrap()
+            .unwrap()
+            .target
+            .unwrap()
+            .0;
+        let content = layer
+            .open_content(layer.inode(ino).unwrap().content)
+            .unwrap();
         let mut buf = vec![0; 900_000];
         content.read_at(0, &mut buf).unwrap();
         assert!(buf == noise(900_000, 2));
     }
     let content_of = |info: &ovl::store::LayerInfo, name: &str| {
         let layer = store.open_layer(&info.diff_id).unwrap();
-        let ino = layer.lookup(ROOT_INODE, name.as_ref()).unwrap().unwrap().target.unwrap().0;
+        let ino = layer
+            .lookup(ROOT_INODE, name.as_ref())
+            .unwrap()
+            .unwrap()
+            .target
+            .unwrap()
+            .0;
         layer.inode(ino).unwrap().content
     };
     for name in ["small", "list", "sparse"] {
-        assert_eq!(content_of(&first, name), content_of(&second, name), "{name} is stored once");
+        assert_eq!(
+            content_of(&first, name),
+            content_of(&second, name),
+            "{name} is stored once"
+        );
     }
     let usage = store.usage().unwrap();
     assert_eq!(usage.unique_bytes, 5_000 + 900_000 + 300_000 + 7_000);
-    assert!(usage.stored_bytes < usage.unique_bytes + 10_000, "no pack twice: {usage:?}");
+    assert!(
+        usage.stored_bytes < usage.unique_bytes + 10_000,
+        "no pack twice: {usage:?}"
+    );
 }
 
 #[test]
@@ -118,9 +149,19 @@ fn readers_do_not_wait_for_imports() {
         while !import.is_finished() {
             let begin = Instant::now();
             let layer = store.open_layer(&info.diff_id).unwrap();
-            let ino = layer.lookup(ROOT_INODE, "f".as_ref()).unwrap().unwrap().target.unwrap().0;
-            let content = layer.open_content(layer.inode(ino).unwrap().content).unwrap();
-            content.read_at((reads * 70_000) % 1_900_000, &mut [0; 4096]).unwrap();
+            let ino = layer
+                .lookup(ROOT_INODE, "f".as_ref())
+                .unwrap()
+                .unwrap()
+                .target
+                .unwrap()
+                .0;
+            let content = layer
+                .open_content(layer.inode(ino).unwrap().content)
+                .unwrap();
+            content
+                .read_at((reads * 70_000) % 1_900_000, &mut [0; 4096])
+                .unwrap();
             slowest = slowest.max(begin.elapsed());
             reads += 1;
         }
@@ -139,7 +180,10 @@ fn killed_imports_leave_only_garbage() {
         for round in 0.. {
             let mut tar = big_layer(&store);
             tar.literal(format!("round {round} of {}", std::process::id()).as_bytes());
-            tar.file("own", &noise(5_000_000, u64::from(std::process::id()) << 20 | round));
+            tar.file(
+                "own",
+                &noise(5_000_000, u64::from(std::process::id()) << 20 | round),
+            );
             tar.finish();
         }
     }
@@ -151,7 +195,9 @@ fn killed_imports_leave_only_garbage() {
         child.wait().unwrap();
         let store = Store::open(store.root()).unwrap();
         for layer in store.layers().unwrap() {
-            let len = store.write_layer_tar(&layer.diff_id, &mut std::io::sink()).unwrap();
+            let len = store
+                .write_layer_tar(&layer.diff_id, &mut std::io::sink())
+                .unwrap();
             assert_eq!(len, layer.tar_size, "round {round}");
         }
         if round % 2 == 1 {
@@ -160,13 +206,21 @@ fn killed_imports_leave_only_garbage() {
     }
     store.gc().unwrap();
     let usage = store.usage().unwrap();
-    assert_eq!((usage.layers, usage.unique_bytes), (0, 0), "no image had them and their makers are dead: {usage:?}");
+    assert_eq!(
+        (usage.layers, usage.unique_bytes),
+        (0, 0),
+        "no image had them and their makers are dead: {usage:?}"
+    );
     let (info, _) = big_layer(&store).finish();
-    store.write_layer_tar(&info.diff_id, &mut std::io::sink()).unwrap();
+    store
+        .write_layer_tar(&info.diff_id, &mut std::io::sink())
+        .unwrap();
     let database = store.root().join("store.db");
     drop(store);
     let db = rusqlite::Connection::open(database).unwrap();
-    let verdict: String = db.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+    let verdict: String = db
+        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+        .unwrap();
     assert_eq!(verdict, "ok");
 }
 
@@ -176,7 +230,9 @@ fn many_opens_at_once_make_one_store() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("new");
     std::thread::scope(|scope| {
-        let opens: Vec<_> = (0..8).map(|_| scope.spawn(|| Store::open(&root).unwrap().layers().unwrap().len())).collect();
+        let opens: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| Store::open(&root).unwrap().layers().unwrap().len()))
+            .collect();
         for open in opens {
             assert_eq!(open.join().unwrap(), 0);
         }

@@ -52,7 +52,11 @@ fn images_and_names() {
     let one = image(&store, "one", &[&a, &b, &a], &["x:1", "x:latest"]);
     let two = image(&store, "two", &[&b], &["x:latest"]);
     let records = store.images().unwrap();
-    assert_eq!(records.iter().map(|r| r.manifest).collect::<Vec<_>>(), [two, one], "newest first");
+    assert_eq!(
+        records.iter().map(|r| r.manifest).collect::<Vec<_>>(),
+        [two, one],
+        "newest first"
+    );
     assert_eq!(records[1].names, ["x:1"]);
     assert_eq!(records[0].names, ["x:latest"]);
     assert_eq!(records[1].layers, [a.diff_id, b.diff_id, a.diff_id]);
@@ -60,7 +64,10 @@ fn images_and_names() {
     assert_eq!(store.image(&one).unwrap().as_ref(), Some(&records[1]));
     assert_eq!(store.image(&Digest::of(b"?")).unwrap(), None);
     assert_eq!(store.document(&one).unwrap().unwrap(), b"one");
-    assert_eq!(store.document(&Digest::of(b"config")).unwrap().unwrap(), b"config");
+    assert_eq!(
+        store.document(&Digest::of(b"config")).unwrap().unwrap(),
+        b"config"
+    );
     assert_eq!(store.document(&Digest::of(b"?")).unwrap(), None);
 
     assert_eq!(store.set_name("x:1", &two).unwrap(), Some(one));
@@ -69,7 +76,10 @@ fn images_and_names() {
     assert!(store.remove_name("x:1").unwrap());
     assert!(!store.remove_name("x:1").unwrap());
     assert_eq!(store.resolve_name("x:1").unwrap(), None);
-    assert!(matches!(store.set_name("y", &Digest::of(b"?")), Err(Error::NotFound(_))));
+    assert!(matches!(
+        store.set_name("y", &Digest::of(b"?")),
+        Err(Error::NotFound(_))
+    ));
 
     // Again: only the names.
     assert_eq!(image(&store, "one", &[&a, &b, &a], &["again"]), one);
@@ -86,21 +96,37 @@ fn images_and_names() {
         let error = store.put_image(&new).unwrap_err();
         assert_eq!(error.exit_code(), if conflict { 3 } else { 4 }, "{error}");
     }
-    assert_eq!(store.resolve_name("bad").unwrap(), None, "nothing half-applied");
-    assert_eq!(store.document(&Digest::of(b"other config")).unwrap(), None, "nothing half-applied");
+    assert_eq!(
+        store.resolve_name("bad").unwrap(),
+        None,
+        "nothing half-applied"
+    );
+    assert_eq!(
+        store.document(&Digest::of(b"other config")).unwrap(),
+        None,
+        "nothing half-applied"
+    );
 }
 
 #[test]
 fn removing_an_image_keeps_what_others_need() {
     let (_dir, store) = store();
-    let (a, b, c) = (layer(&store, 1, 1_000_000), layer(&store, 2, 1_000_000), layer(&store, 3, 1_000_000));
+    let (a, b, c) = (
+        layer(&store, 1, 1_000_000),
+        layer(&store, 2, 1_000_000),
+        layer(&store, 3, 1_000_000),
+    );
     let one = image(&store, "one", &[&a, &b], &["one"]);
     let two = image(&store, "two", &[&b, &c], &["two"]);
     store.remove_image(&one).unwrap();
     assert!(matches!(store.remove_image(&one), Err(Error::NotFound(_))));
     assert_eq!(store.resolve_name("one").unwrap(), None);
     assert_eq!(store.document(&one).unwrap(), None);
-    assert_eq!(store.document(&Digest::of(b"config")).unwrap().unwrap(), b"config", "image two has it too");
+    assert_eq!(
+        store.document(&Digest::of(b"config")).unwrap().unwrap(),
+        b"config",
+        "image two has it too"
+    );
     assert_eq!(store.layers().unwrap(), [b.clone(), c.clone()]);
 
     let before = store.usage().unwrap();
@@ -109,7 +135,10 @@ fn removing_an_image_keeps_what_others_need() {
     assert!(report.chunks > 0 && report.layers == 0, "{report:?}");
     assert!(report.freed_bytes > 900_000, "{report:?}");
     let after = store.usage().unwrap();
-    assert!(after.disk_bytes + 900_000 < before.disk_bytes, "{before:?} {after:?}");
+    assert!(
+        after.disk_bytes + 900_000 < before.disk_bytes,
+        "{before:?} {after:?}"
+    );
     assert_eq!((after.images, after.layers), (1, 2));
     assert!(after.reclaimable_bytes < 100_000, "{after:?}");
     assert!(can_read(&store, &b) && can_read(&store, &c));
@@ -117,7 +146,15 @@ fn removing_an_image_keeps_what_others_need() {
     store.remove_image(&two).unwrap();
     store.gc().unwrap();
     let empty = store.usage().unwrap();
-    assert_eq!((empty.images, empty.layers, empty.unique_bytes, empty.stored_bytes), (0, 0, 0, 0));
+    assert_eq!(
+        (
+            empty.images,
+            empty.layers,
+            empty.unique_bytes,
+            empty.stored_bytes
+        ),
+        (0, 0, 0, 0)
+    );
     assert!(empty.disk_bytes < 300_000, "{empty:?}");
 }
 
@@ -128,10 +165,23 @@ fn usage_adds_up() {
     let (a, b) = (layer(&store, 1, 200_000), layer(&store, 2, 200_000));
     image(&store, "one", &[&a, &b], &[]);
     let usage = store.usage().unwrap();
-    assert_eq!((usage.images, usage.layers, usage.raw_bytes), (1, 2, a.tar_size + b.tar_size));
-    assert_eq!(usage.unique_bytes, 200_000 * 2 + 300_000, "the shared file once");
-    assert!(usage.stored_bytes >= usage.unique_bytes, "noise does not compress");
-    assert!(usage.stored_bytes < usage.unique_bytes + 1_000, "and is then kept as it is");
+    assert_eq!(
+        (usage.images, usage.layers, usage.raw_bytes),
+        (1, 2, a.tar_size + b.tar_size)
+    );
+    assert_eq!(
+        usage.unique_bytes,
+        200_000 * 2 + 300_000,
+        "the shared file once"
+    );
+    assert!(
+        usage.stored_bytes >= usage.unique_bytes,
+        "noise does not compress"
+    );
+    assert!(
+        usage.stored_bytes < usage.unique_bytes + 1_000,
+        "and is then kept as it is"
+    );
     assert_eq!(usage.reclaimable_bytes, 0);
 }
 
@@ -148,7 +198,10 @@ fn leased_layers_stay_until_the_lease_ends() {
     drop(lease);
     assert_eq!(store.gc().unwrap().layers, 1);
     assert!(!can_read(&store, &a));
-    assert!(matches!(store.lease(&[a.diff_id], "late"), Err(Error::NotFound(_))));
+    assert!(matches!(
+        store.lease(&[a.diff_id], "late"),
+        Err(Error::NotFound(_))
+    ));
 }
 
 #[test]
@@ -156,13 +209,22 @@ fn a_layer_without_image_is_kept_while_its_importer_lives() {
     let (dir, store) = store();
     let a = layer(&store, 1, 1_000);
     store.gc().unwrap();
-    assert!(can_read(&store, &a), "an import of several layers would lose its first ones");
+    assert!(
+        can_read(&store, &a),
+        "an import of several layers would lose its first ones"
+    );
     // The importer dies: same number, another start time.
     let db = rusqlite::Connection::open(dir.path().join("s/store.db")).unwrap();
-    assert_eq!(db.execute("UPDATE lease SET start = start - 1", []).unwrap(), 1);
+    assert_eq!(
+        db.execute("UPDATE lease SET start = start - 1", [])
+            .unwrap(),
+        1
+    );
     assert_eq!(store.gc().unwrap().layers, 1);
     assert!(!can_read(&store, &a));
-    let left: i64 = db.query_row("SELECT count(*) FROM lease", [], |row| row.get(0)).unwrap();
+    let left: i64 = db
+        .query_row("SELECT count(*) FROM lease", [], |row| row.get(0))
+        .unwrap();
     assert_eq!(left, 0, "lapsed leases are cleared away");
 }
 
@@ -173,12 +235,21 @@ fn collection_waits_for_imports_and_clears_up_after_dropped_ones() {
     tar.file("f", &noise(40_000_000, 4));
     let error = store.gc().unwrap_err();
     assert_eq!(error.exit_code(), 75, "{error}");
-    assert!(error.to_string().contains(&std::process::id().to_string()), "says who: {error}");
+    assert!(
+        error.to_string().contains(&std::process::id().to_string()),
+        "says who: {error}"
+    );
     drop(tar);
     let left = store.usage().unwrap();
-    assert!(left.unique_bytes > 30_000_000 && left.reclaimable_bytes >= left.unique_bytes, "{left:?}");
+    assert!(
+        left.unique_bytes > 30_000_000 && left.reclaimable_bytes >= left.unique_bytes,
+        "{left:?}"
+    );
     let report = store.gc().unwrap();
-    assert!(report.chunks > 100 && report.freed_bytes > 30_000_000, "{report:?}");
+    assert!(
+        report.chunks > 100 && report.freed_bytes > 30_000_000,
+        "{report:?}"
+    );
     assert_eq!(store.usage().unwrap().unique_bytes, 0);
 }
 
@@ -198,8 +269,16 @@ fn mostly_dead_packs_are_rewritten() {
     let (all, _) = all.finish();
     let (some, bytes) = some.finish();
     let reader = store.open_layer(&some.diff_id).unwrap();
-    let ino = reader.lookup(ROOT_INODE, "5".as_ref()).unwrap().unwrap().target.unwrap().0;
-    let open = reader.open_content(reader.inode(ino).unwrap().content).unwrap();
+    let ino = reader
+        .lookup(ROOT_INODE, "5".as_ref())
+        .unwrap()
+        .unwrap()
+        .target
+        .unwrap()
+        .0;
+    let open = reader
+        .open_content(reader.inode(ino).unwrap().content)
+        .unwrap();
 
     let doomed = image(&store, "all", &[&all], &[]);
     image(&store, "some", &[&some], &[]);
@@ -208,7 +287,10 @@ fn mostly_dead_packs_are_rewritten() {
     store.gc().unwrap();
     let after = store.usage().unwrap();
     assert_eq!(after.unique_bytes, 200 * 3_000);
-    assert!(after.stored_bytes * 3 < before.stored_bytes, "{before:?} {after:?}");
+    assert!(
+        after.stored_bytes * 3 < before.stored_bytes,
+        "{before:?} {after:?}"
+    );
     let mut out = Vec::new();
     store.write_layer_tar(&some.diff_id, &mut out).unwrap();
     assert!(out == bytes);
@@ -239,7 +321,12 @@ fn a_lease_of_a_dead_process_lapses() {
     if let Some(root) = std::env::var_os(ROLE) {
         // The child: takes a lease and dies without a word.
         let store = Store::open(Path::new(&root)).unwrap();
-        let layers: Vec<Digest> = store.layers().unwrap().iter().map(|layer| layer.diff_id).collect();
+        let layers: Vec<Digest> = store
+            .layers()
+            .unwrap()
+            .iter()
+            .map(|layer| layer.diff_id)
+            .collect();
         std::mem::forget(store.lease(&layers, "to be orphaned").unwrap());
         std::process::abort();
     }
@@ -252,7 +339,15 @@ fn a_lease_of_a_dead_process_lapses() {
         .stderr(std::process::Stdio::null())
         .status()
         .unwrap();
-    assert_eq!(status.signal(), Some(libc::SIGABRT), "the child got as far as its end");
+    assert_eq!(
+        status.signal(),
+        Some(libc::SIGABRT),
+        "the child got as far as its end"
+    );
     store.remove_image(&one).unwrap();
-    assert_eq!(store.layers().unwrap(), [], "the child's lease holds nothing");
+    assert_eq!(
+        store.layers().unwrap(),
+        [],
+        "the child's lease holds nothing"
+    );
 }

@@ -21,7 +21,11 @@ fn a_full_file_system() {
     let root = rustix::process::geteuid().is_root();
     let status = Command::new("unshare")
         .args(["--mount", "--propagation", "private"])
-        .args(if root { &[][..] } else { &["--user", "--map-root-user"] })
+        .args(if root {
+            &[][..]
+        } else {
+            &["--user", "--map-root-user"]
+        })
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", "a_full_file_system", "--nocapture"])
         .env(ROLE, dir.path())
@@ -61,15 +65,18 @@ fn fill(root: &Path, kib: u64) {
     };
     store.put_image(&image).unwrap();
     let intact = |store: &Store| {
-        assert_eq!(store.layers().unwrap(), [first.clone()], "{kib} KiB");
+        assert_eq!(store.layers().unwrap(), std::slice::from_ref(&first), "{kib} KiB");
         assert_eq!(store.images().unwrap()[0].names, ["kept"]);
-        let len = store.write_layer_tar(&first.diff_id, &mut std::io::sink()).unwrap();
+        let len = store
+            .write_layer_tar(&first.diff_id, &mut std::io::sink())
+            .unwrap();
         assert_eq!(len, first.tar_size);
     };
 
     for attempt in 0..3 {
         let mut tar = Tar::new(&store);
-        let written = (0..90).try_for_each(|n| tar.try_file(&format!("f{n}"), &noise(1_000_000, 100 + n)));
+        let written =
+            (0..90).try_for_each(|n| tar.try_file(&format!("f{n}"), &noise(1_000_000, 100 + n)));
         let error = match written {
             Err(error) => {
                 drop(tar);
@@ -77,8 +84,17 @@ fn fill(root: &Path, kib: u64) {
             }
             Ok(()) => tar.try_finish().unwrap_err(),
         };
-        assert!(matches!(error, Error::NoSpace { .. }), "{kib} KiB, attempt {attempt}: {error}");
-        assert!(error.to_string().starts_with(&format!("no space left for the store at {}", root.display())), "{error}");
+        assert!(
+            matches!(error, Error::NoSpace { .. }),
+            "{kib} KiB, attempt {attempt}: {error}"
+        );
+        assert!(
+            error.to_string().starts_with(&format!(
+                "no space left for the store at {}",
+                root.display()
+            )),
+            "{error}"
+        );
         intact(&store);
     }
     // In a process of its own a command would open the store anew.
@@ -87,5 +103,9 @@ fn fill(root: &Path, kib: u64) {
     store.gc().unwrap();
     intact(&store);
     let second = small(&store, 2);
-    assert_eq!(store.layers().unwrap(), [first, second], "{kib} KiB: works on");
+    assert_eq!(
+        store.layers().unwrap(),
+        [first, second],
+        "{kib} KiB: works on"
+    );
 }

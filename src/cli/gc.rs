@@ -4,7 +4,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::Context;
-use super::output::{self, Format, size};
+use super::output::{self, Format, count, size};
 
 /// Remove layers and data that no image and no mount needs
 #[derive(Args)]
@@ -49,8 +49,9 @@ impl Gc {
                     chunks,
                     freed,
                 } = answer;
+                let (layers, chunks) = (count(layers, "layer"), count(chunks, "chunk"));
                 output::line(&format!(
-                    "removed {layers} layers and {chunks} chunks, freed {}",
+                    "removed {layers} and {chunks}, freed {}",
                     size(freed)
                 ))
             }

@@ -8,7 +8,7 @@ use ovl::image::{ImportOptions, Platform, Reference, Source};
 
 use super::Context;
 use super::find::familiar;
-use super::output::{self, size};
+use super::output::{self, count, size};
 use super::progress::Progress;
 use super::tag::new_name;
 
@@ -62,9 +62,9 @@ impl Import {
                 names.join(", ")
             };
             let seconds = started.elapsed().as_secs_f64();
-            let plural = if layers == 1 { "" } else { "s" };
+            let layers = count(layers as u64, "layer");
             eprintln!(
-                "imported {what}: {layers} layer{plural}, {new} new ({}), {seconds:.1} s",
+                "imported {what}: {layers}, {new} new ({}), {seconds:.1} s",
                 size(bytes)
             );
         }

@@ -35,6 +35,12 @@ pub struct Mount {
     /// Stay in the foreground, until unmounted or SIGTERM
     #[arg(short, long)]
     foreground: bool,
+    /// Options of mount(8), the kernel's overlayfs and fuse-overlayfs, joined by commas: ro, nosuid, nodev, noexec, atime,
+    /// allow_other, workdir=DIR, volatile, metacopy=on, redirect_dir=on|follow|off|nofollow, userxattr, uidmapping=…,
+    /// gidmapping=…, squash_to_root, squash_to_uid=N, squash_to_gid=N, static_nlink, ino32_t, timeout=SECONDS,
+    /// writeback=0, fsname=NAME
+    #[arg(short, long, value_name = "OPTION,…")]
+    options: Vec<OsString>,
 }
 
 impl Mount {
@@ -44,17 +50,27 @@ impl Mount {
     }
 
     fn spec(mut self, context: &Context) -> anyhow::Result<MountSpec> {
+        let parsed = mount::options::parse(&self.options)?;
+        for warning in &parsed.warnings {
+            tracing::warn!("{warning}");
+        }
+        let words = parsed.options;
+        if !words.lowers.is_empty() || words.upper.is_some() {
+            return Err(Failure::usage(
+                "-o lowerdir and upperdir are not for this command: give directories as LOWER and UPPER",
+            ));
+        }
         let missing = || {
             Failure::usage(
                 "mount wants LOWER, UPPER and a mount point, or --read-only with LOWER and a mount point",
             )
         };
         let mount_point = self.words.pop().ok_or_else(missing)?;
-        let upper = match self.read_only {
+        let upper = match self.read_only || words.read_only {
             true => None,
             false => Some(UpperSpec {
                 upper: self.words.pop().ok_or_else(missing)?.into(),
-                work: self.workdir,
+                work: self.workdir.or_else(|| words.work.clone()),
                 create: true,
             }),
         };
@@ -65,7 +81,7 @@ impl Mount {
         for word in &self.words {
             lowers.extend(mount::parse_lowers(word)?);
         }
-        Ok(MountSpec {
+        let mut spec = MountSpec {
             lowers,
             upper,
             mount_point: mount_point.into(),
@@ -80,6 +96,8 @@ impl Mount {
             },
             foreground: self.foreground,
             log_file: None,
-        })
+        };
+        words.apply(&mut spec)?;
+        Ok(spec)
     }
 }

@@ -107,6 +107,11 @@ pub fn size(bytes: u64) -> String {
     format!("{number}{}", UNITS[unit])
 }
 
+/// `1 layer`, `2 layers`.
+pub fn count(number: u64, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
 /// A digest as lists show it: 12 hex digits, or all of it.
 pub fn id(digest: &Digest, whole: bool) -> String {
     if whole {

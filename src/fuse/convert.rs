@@ -14,7 +14,10 @@ const NANOS_PER_SEC: u32 = 1_000_000_000;
 /// backward from the second, so `-2 s + 0.25` arrives as `-2.25 s`: magnitude and nanoseconds are the kernel's own.
 pub fn time_in(time: SystemTime) -> Timestamp {
     match time.duration_since(UNIX_EPOCH) {
-        Ok(after) => Timestamp::new(i64::try_from(after.as_secs()).unwrap_or(i64::MAX), after.subsec_nanos()),
+        Ok(after) => Timestamp::new(
+            i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
+            after.subsec_nanos(),
+        ),
         Err(before) => {
             let before = before.duration();
             let secs = 0_i64.checked_sub_unsigned(before.as_secs());
@@ -194,7 +197,11 @@ mod tests {
         for (secs, nanos) in table {
             let time = Timestamp::new(secs, nanos);
             assert_eq!(time_in(fuser_in(secs, nanos)), time, "in: {secs} {nanos}");
-            assert_eq!(fuser_out(time_out(time)), (secs, nanos), "out: {secs} {nanos}");
+            assert_eq!(
+                fuser_out(time_out(time)),
+                (secs, nanos),
+                "out: {secs} {nanos}"
+            );
         }
     }
 
@@ -229,8 +236,12 @@ mod tests {
 
     #[test]
     fn errors_the_kernel_can_take() {
-        let table =
-            [(libc::ENOENT, libc::ENOENT), (libc::ENOSYS, libc::EOPNOTSUPP), (512, libc::EIO), (4095, libc::EIO)];
+        let table = [
+            (libc::ENOENT, libc::ENOENT),
+            (libc::ENOSYS, libc::EOPNOTSUPP),
+            (512, libc::EIO),
+            (4095, libc::EIO),
+        ];
         for (engine, kernel) in table {
             let sent = errno_out(Errno::from_raw_os_error(engine));
             assert_eq!(sent.code(), kernel, "{engine}");
@@ -244,6 +255,9 @@ mod tests {
         assert!(known.no_replace && known.exchange && known.whiteout);
         let none = rename_flags_in(fuser::RenameFlags::empty());
         assert_eq!(none, Some(RenameFlags::default()));
-        assert_eq!(rename_flags_in(fuser::RenameFlags::from_bits_retain(8)), None);
+        assert_eq!(
+            rename_flags_in(fuser::RenameFlags::from_bits_retain(8)),
+            None
+        );
     }
 }

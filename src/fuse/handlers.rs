@@ -13,12 +13,15 @@ use std::sync::mpsc::Sender;
 use std::time::SystemTime;
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, FileHandle, FopenFlags, Generation, INodeNo, IoctlFlags, KernelConfig, LockOwner,
-    OpenAccMode, OpenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, FileHandle, FopenFlags, Generation, INodeNo, IoctlFlags,
+    KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::convert::{attr_out, bare_attr, errno_out, kind_out, rdev_in, rename_flags_in, set_time_in, time_in};
+use super::convert::{
+    attr_out, bare_attr, errno_out, kind_out, rdev_in, rename_flags_in, set_time_in, time_in,
+};
 use super::init::{Negotiated, negotiate};
 use super::{Config, Counters, seek};
 use crate::meta::FileKind;
@@ -89,12 +92,27 @@ const fn node(ino: INodeNo) -> NodeId {
 }
 
 fn caller(req: &Request) -> Caller {
-    Caller { uid: req.uid(), gid: req.gid(), pid: req.pid() }
+    Caller {
+        uid: req.uid(),
+        gid: req.gid(),
+        pid: req.pid(),
+    }
 }
 
 impl Transport {
-    pub fn new(engine: Arc<Overlay>, config: &Config, counters: Arc<Counters>, seek: Sender<seek::Request>) -> Self {
-        Self { engine, config: config.clone(), negotiated: Negotiated::default(), counters, seek }
+    pub fn new(
+        engine: Arc<Overlay>,
+        config: &Config,
+        counters: Arc<Counters>,
+        seek: Sender<seek::Request>,
+    ) -> Self {
+        Self {
+            engine,
+            config: config.clone(),
+            negotiated: Negotiated::default(),
+            counters,
+            seek,
+        }
     }
 
     pub fn writeback(&self) -> bool {
@@ -109,14 +127,24 @@ impl Transport {
         guarded(&self.counters, op, || call(&self.engine))
     }
 
-    fn empty(&self, op: &'static str, reply: ReplyEmpty, call: impl FnOnce(&Overlay) -> Result<()>) {
+    fn empty(
+        &self,
+        op: &'static str,
+        reply: ReplyEmpty,
+        call: impl FnOnce(&Overlay) -> Result<()>,
+    ) {
         match self.call(op, call) {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
         }
     }
 
-    fn entry(&self, op: &'static str, reply: ReplyEntry, call: impl FnOnce(&Overlay) -> Result<Entry>) {
+    fn entry(
+        &self,
+        op: &'static str,
+        reply: ReplyEntry,
+        call: impl FnOnce(&Overlay) -> Result<Entry>,
+    ) {
         match self.call(op, call) {
             Ok(entry) => self.found(reply, &entry),
             Err(errno) => reply.error(errno),
@@ -125,7 +153,12 @@ impl Transport {
 
     fn found(&self, reply: ReplyEntry, entry: &Entry) {
         let attr = attr_out(entry.node, &entry.attr);
-        reply.entry_with_ttls(&self.config.attr_ttl, &self.config.entry_ttl, &attr, GENERATION);
+        reply.entry_with_ttls(
+            &self.config.attr_ttl,
+            &self.config.entry_ttl,
+            &attr,
+            GENERATION,
+        );
     }
 
     /// A name that is absent: node 0 with a lifetime is kept by the kernel as such.
@@ -134,7 +167,12 @@ impl Transport {
         if ttl.is_zero() {
             return reply.error(fuser::Errno::ENOENT);
         }
-        reply.entry_with_ttls(&ttl, &ttl, &bare_attr(NodeId(0), FileKind::Regular), GENERATION);
+        reply.entry_with_ttls(
+            &ttl,
+            &ttl,
+            &bare_attr(NodeId(0), FileKind::Regular),
+            GENERATION,
+        );
     }
 
     fn xattr(&self, reply: ReplyXattr, room: u32, value: &[u8]) {
@@ -215,16 +253,39 @@ impl fuser::Filesystem for Transport {
         reply.data(target.as_bytes());
     }
 
-    fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
         // The kernel's way to create a file while CREATE is answered ENOSYS.
         if FileKind::from_mode(mode) == Some(FileKind::Regular) {
-            return self.entry("create", reply, |e| e.create(caller(req), node(parent), name, mode, umask));
+            return self.entry("create", reply, |e| {
+                e.create(caller(req), node(parent), name, mode, umask)
+            });
         }
-        self.entry("mknod", reply, |e| e.mknod(caller(req), node(parent), name, mode, umask, rdev_in(rdev)));
+        self.entry("mknod", reply, |e| {
+            e.mknod(caller(req), node(parent), name, mode, umask, rdev_in(rdev))
+        });
     }
 
-    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        self.entry("mkdir", reply, |e| e.mkdir(caller(req), node(parent), name, mode, umask));
+    fn mkdir(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        self.entry("mkdir", reply, |e| {
+            e.mkdir(caller(req), node(parent), name, mode, umask)
+        });
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -235,8 +296,17 @@ impl fuser::Filesystem for Transport {
         self.empty("rmdir", reply, |e| e.rmdir(node(parent), name));
     }
 
-    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        self.entry("symlink", reply, |e| e.symlink(caller(req), node(parent), name, target.as_os_str()));
+    fn symlink(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        self.entry("symlink", reply, |e| {
+            e.symlink(caller(req), node(parent), name, target.as_os_str())
+        });
     }
 
     fn rename(
@@ -252,11 +322,22 @@ impl fuser::Filesystem for Transport {
         let Some(flags) = rename_flags_in(flags) else {
             return reply.error(fuser::Errno::EINVAL);
         };
-        self.empty("rename", reply, |e| e.rename(node(parent), name, node(new_parent), new_name, flags));
+        self.empty("rename", reply, |e| {
+            e.rename(node(parent), name, node(new_parent), new_name, flags)
+        });
     }
 
-    fn link(&self, _req: &Request, ino: INodeNo, new_parent: INodeNo, new_name: &OsStr, reply: ReplyEntry) {
-        self.entry("link", reply, |e| e.link(node(ino), node(new_parent), new_name));
+    fn link(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        self.entry("link", reply, |e| {
+            e.link(node(ino), node(new_parent), new_name)
+        });
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -310,11 +391,25 @@ impl fuser::Filesystem for Transport {
     }
 
     /// Nothing is kept back here, so close needs no request.
-    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
         reply.error(fuser::Errno::ENOSYS);
     }
 
-    fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+    fn fsync(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
         self.empty("fsync", reply, |e| e.fsync(node(ino), datasync));
     }
 
@@ -322,10 +417,20 @@ impl fuser::Filesystem for Transport {
         if self.negotiated.no_opendir {
             return reply.error(fuser::Errno::ENOSYS);
         }
-        reply.opened(NO_HANDLE, FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE);
+        reply.opened(
+            NO_HANDLE,
+            FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+        );
     }
 
-    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
         let mut taken = false;
         let done = self.call("readdir", |e| {
             e.read_dir(node(ino), offset, false, &mut |item| {
@@ -342,7 +447,14 @@ impl fuser::Filesystem for Transport {
         }
     }
 
-    fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
         // fuser has one lifetime for both here.
         let ttl = self.config.entry_ttl.min(self.config.attr_ttl);
         let mut taken = false;
@@ -356,7 +468,14 @@ impl fuser::Filesystem for Transport {
                     None if dots => bare_attr(item.ino, item.kind),
                     None => bare_attr(NodeId(0), item.kind),
                 };
-                let full = reply.add(attr.ino, item.next_offset, item.name, &ttl, &attr, GENERATION);
+                let full = reply.add(
+                    attr.ino,
+                    item.next_offset,
+                    item.name,
+                    &ttl,
+                    &attr,
+                    GENERATION,
+                );
                 taken |= !full;
                 !full
             })
@@ -368,13 +487,22 @@ impl fuser::Filesystem for Transport {
         }
     }
 
-    fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+    fn fsyncdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
         self.empty("fsyncdir", reply, |e| e.fsync(node(ino), datasync));
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
         let s = ok_or_reply!(self.call("statfs", Overlay::statfs), reply);
-        reply.statfs(s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.frsize);
+        reply.statfs(
+            s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.frsize,
+        );
     }
 
     fn setxattr(
@@ -393,11 +521,16 @@ impl fuser::Filesystem for Transport {
             libc::XATTR_REPLACE => XattrSet::Replace,
             _ => return reply.error(fuser::Errno::EINVAL),
         };
-        self.empty("setxattr", reply, |e| e.setxattr(node(ino), name, value, how));
+        self.empty("setxattr", reply, |e| {
+            e.setxattr(node(ino), name, value, how)
+        });
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let value = ok_or_reply!(self.call("getxattr", |e| e.getxattr(node(ino), name)), reply);
+        let value = ok_or_reply!(
+            self.call("getxattr", |e| e.getxattr(node(ino), name)),
+            reply
+        );
         self.xattr(reply, size, &value);
     }
 
@@ -424,7 +557,9 @@ impl fuser::Filesystem for Transport {
         if self.negotiated.no_open {
             return reply.error(fuser::Errno::ENOSYS);
         }
-        let made = self.call("create", |e| e.create(caller(req), node(parent), name, mode, umask));
+        let made = self.call("create", |e| {
+            e.create(caller(req), node(parent), name, mode, umask)
+        });
         let entry = ok_or_reply!(made, reply);
         let ttl = self.config.entry_ttl.min(self.config.attr_ttl);
         let attr = attr_out(entry.node, &entry.attr);
@@ -434,15 +569,27 @@ impl fuser::Filesystem for Transport {
     fn ioctl(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         _fh: FileHandle,
         _flags: IoctlFlags,
-        _cmd: u32,
-        _in_data: &[u8],
+        cmd: u32,
+        in_data: &[u8],
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        reply.error(fuser::Errno::ENOTTY);
+        // lsattr and chattr. The numbers tell a long, the data is an int (linux/fs.h).
+        const GET_FLAGS: u32 = 0x8008_6601;
+        const SET_FLAGS: u32 = 0x4008_6602;
+        let answer = self.call("ioctl", |e| match (cmd, in_data.first_chunk()) {
+            (GET_FLAGS, _) => e.flags(node(ino)).map(|flags| flags.to_ne_bytes().to_vec()),
+            (SET_FLAGS, Some(flags)) => e
+                .set_flags(node(ino), u32::from_ne_bytes(*flags))
+                .map(|()| Vec::new()),
+            (SET_FLAGS, None) => Err(rustix::io::Errno::INVAL),
+            _ => Err(rustix::io::Errno::NOTTY),
+        });
+        let data = ok_or_reply!(answer, reply);
+        reply.ioctl(0, &data);
     }
 
     fn fallocate(
@@ -455,14 +602,29 @@ impl fuser::Filesystem for Transport {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.empty("fallocate", reply, |e| e.fallocate(node(ino), mode as u32, offset, length));
+        self.empty("fallocate", reply, |e| {
+            e.fallocate(node(ino), mode as u32, offset, length)
+        });
     }
 
-    fn lseek(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+    fn lseek(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
         let (Ok(offset), Ok(whence)) = (u64::try_from(offset), u32::try_from(whence)) else {
             return reply.error(fuser::Errno::EINVAL);
         };
-        let request = seek::Request { node: node(ino), offset, whence, reply };
+        let request = seek::Request {
+            node: node(ino),
+            offset,
+            whence,
+            reply,
+        };
         if let Err(unsent) = self.seek.send(request) {
             unsent.0.reply.error(fuser::Errno::EIO);
         }
@@ -485,8 +647,9 @@ impl fuser::Filesystem for Transport {
             return reply.error(fuser::Errno::EINVAL);
         }
         let len = len.min(COPY_CHUNK);
-        let done =
-            self.call("copy_file_range", |e| e.copy_file_range(node(from), from_offset, node(to), to_offset, len));
+        let done = self.call("copy_file_range", |e| {
+            e.copy_file_range(node(from), from_offset, node(to), to_offset, len)
+        });
         let written = ok_or_reply!(done, reply);
         reply.written(written as u32);
     }
@@ -509,6 +672,9 @@ mod tests {
         assert_eq!(failed, Err(fuser::Errno::EEXIST));
         let panicked = guarded::<()>(&counters, "test", || panic!("on purpose"));
         assert_eq!(panicked, Err(fuser::Errno::EIO));
-        assert_eq!((counters.requests(), counters.errors(), counters.panics()), (3, 2, 1));
+        assert_eq!(
+            (counters.requests(), counters.errors(), counters.panics()),
+            (3, 2, 1)
+        );
     }
 }

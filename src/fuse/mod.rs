@@ -115,11 +115,16 @@ impl Session {
         let mut session_config = fuser::Config::default();
         session_config.n_threads = Some(config.threads.max(1));
         // A descriptor of its own for each thread spares them one lock; it needs /dev/fuse to be openable still.
-        session_config.clone_fd = std::fs::File::options().read(true).write(true).open("/dev/fuse").is_ok();
+        session_config.clone_fd = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/fuse")
+            .is_ok();
         // The kernel checks who may come in (owner only, or allow_other), before a request is made.
         let acl = fuser::SessionACL::All;
         let (seek, seeker) = seek::channel();
-        let transport = handlers::Transport::new(Arc::clone(&engine), config, Arc::clone(&counters), seek);
+        let transport =
+            handlers::Transport::new(Arc::clone(&engine), config, Arc::clone(&counters), seek);
         let writeback = transport.writeback();
         let inner = fuser::Session::from_fd(transport, dev_fuse, acl, session_config)?;
         let notifier = writeback.then(|| inner.notifier());

@@ -33,18 +33,30 @@ pub fn channel() -> (Sender<Request>, Seeker) {
 
 impl Seeker {
     /// Runs until every sender is gone. Without a notifier (no write-back) the engine is simply asked.
-    pub fn start(self, engine: Arc<Overlay>, notifier: Option<Notifier>, counters: Arc<Counters>) -> io::Result<()> {
-        std::thread::Builder::new().name("ovl-seek".into()).spawn(move || {
-            for request in self.0 {
-                serve(&engine, notifier.as_ref(), &counters, request);
-            }
-        })?;
+    pub fn start(
+        self,
+        engine: Arc<Overlay>,
+        notifier: Option<Notifier>,
+        counters: Arc<Counters>,
+    ) -> io::Result<()> {
+        std::thread::Builder::new()
+            .name("ovl-seek".into())
+            .spawn(move || {
+                for request in self.0 {
+                    serve(&engine, notifier.as_ref(), &counters, request);
+                }
+            })?;
         Ok(())
     }
 }
 
 fn serve(engine: &Overlay, notifier: Option<&Notifier>, counters: &Counters, request: Request) {
-    let Request { node, offset, whence, reply } = request;
+    let Request {
+        node,
+        offset,
+        whence,
+        reply,
+    } = request;
     if let Some(notifier) = notifier
         && let Err(error) = notifier.inval_inode(INodeNo(node.0), 0, 0)
     {

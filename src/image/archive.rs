@@ -16,9 +16,11 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::limits::Limits;
-use super::tar::{Kind, TarError, TarReader};
+use super::tar::{Entry, Kind, TarError, TarReader};
 use super::{Error, Result};
 
+/// Bytes of member names that are kept.
+const MAX_NAMES: usize = 16 << 20;
 /// Symlinks in a row that are followed within an archive.
 const MAX_LINKS: usize = 8;
 
@@ -33,6 +35,21 @@ pub enum Member {
     Link(Vec<u8>),
 }
 
+impl Member {
+    /// What an entry is, if it can be read as a member; its body begins at `offset`.
+    pub fn of(entry: &Entry, offset: u64) -> Option<Self> {
+        match entry.kind {
+            Kind::Regular if entry.extents.is_none() => Some(Self::File {
+                offset,
+                size: entry.stored,
+            }),
+            Kind::Symlink => symlink_target(&entry.path, &entry.link).map(Self::Link),
+            Kind::HardLink => member_path(&entry.link).map(Self::Link),
+            _ => None,
+        }
+    }
+}
+
 /// The members of a tar by normalised path; of members of one name the last counts, as in any tar.
 #[derive(Default)]
 pub struct Members {
@@ -44,6 +61,8 @@ pub struct Members {
     pub any: bool,
     /// Some member lies in a directory that root file systems have.
     system_like: bool,
+    /// Bytes of the names and link targets in `by_path`.
+    names: usize,
     /// More members than an archive of images may have: only documents are kept.
     overflow: bool,
 }
@@ -60,7 +79,12 @@ impl Members {
             .find(|name| name.as_bytes() == path);
         self.image_like |= is_image_like(&path);
         self.system_like |= is_system_like(&path);
-        if decisive.is_none() && self.by_path.len() >= limits.members {
+        self.names += path.len();
+        if let Member::Link(target) = &member {
+            self.names += target.len();
+        }
+        let full = self.by_path.len() >= limits.members || self.names > MAX_NAMES;
+        if decisive.is_none() && full {
             self.overflow = true;
             return;
         }
@@ -104,7 +128,7 @@ fn outside(path: &[u8]) -> Error {
 }
 
 /// Target of a symlink member, relative to the member's directory; `None` if it leads out of the archive.
-pub fn symlink_target(member: &[u8], target: &[u8]) -> Option<Vec<u8>> {
+fn symlink_target(member: &[u8], target: &[u8]) -> Option<Vec<u8>> {
     if target.starts_with(b"/") {
         return None;
     }
@@ -198,15 +222,7 @@ impl TarFile {
         input.seek(SeekFrom::Start(0)).map_err(Error::io(what))?;
         let mut tar = TarReader::new(input, limits.tar());
         while let Some(entry) = tar.next(&mut |_| Ok(())).map_err(located)? {
-            let member = match entry.kind {
-                Kind::Regular if entry.extents.is_none() => Some(Member::File {
-                    offset: tar.offset(),
-                    size: entry.stored,
-                }),
-                Kind::Symlink => symlink_target(&entry.path, &entry.link).map(Member::Link),
-                Kind::HardLink => member_path(&entry.link).map(Member::Link),
-                _ => None,
-            };
+            let member = Member::of(&entry, tar.offset());
             members.any = true;
             if let Some(member) = member {
                 members.insert(&entry.path, member, limits);

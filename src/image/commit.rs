@@ -11,12 +11,12 @@ use crate::meta::Timestamp;
 use crate::store::{self, Digest, ImageRecord, NewImage, Store};
 
 use super::documents::{ConfigView, OCI_MANIFEST};
-use super::import::plain_manifest;
 use super::ingest::{self, Expected, LayerFacts};
 use super::layer_tar::LayerTarWriter;
 use super::limits::Limits;
 use super::platform::Platform;
-use super::pump::pump;
+use super::pump::{self, pump};
+use super::record::plain_manifest;
 use super::reference::Reference;
 use super::timestamp;
 use super::{Error, Result};
@@ -157,7 +157,7 @@ fn write_layer(
         match written {
             Ok(()) => read,
             // The ingest stopped first, and knows why.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => match read {
+            Err(error) if pump::is_reader_gone(&error) => match read {
                 Err(reason) => Err(reason),
                 Ok(_) => Err(Error::Changes(error)),
             },

@@ -90,8 +90,11 @@ impl Sniffed {
     }
 }
 
+/// A stream whose beginning was looked at.
+pub type Peeked<R> = io::Chain<Cursor<Vec<u8>>, R>;
+
 /// Reads the first block of a stream (less if it ends) and gives it back with a reader of the whole.
-pub fn peek<R: Read>(mut input: R) -> io::Result<(Vec<u8>, io::Chain<Cursor<Vec<u8>>, R>)> {
+pub fn peek<R: Read>(mut input: R) -> io::Result<(Vec<u8>, Peeked<R>)> {
     let mut head = Vec::with_capacity(BLOCK);
     input.by_ref().take(BLOCK as u64).read_to_end(&mut head)?;
     Ok((head.clone(), Cursor::new(head).chain(input)))

@@ -296,7 +296,7 @@ mod tests {
                 false,
             ),
             (
-                format!(r#"{{"schemaVersion":2,"layers":[],"manifests":[]}}"#),
+                r#"{"schemaVersion":2,"layers":[],"manifests":[]}"#.to_owned(),
                 "",
                 false,
             ),

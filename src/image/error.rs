@@ -81,7 +81,7 @@ pub enum Error {
     #[error(transparent)]
     Reference(#[from] ReferenceError),
     #[error(
-        "name {name} already points to {present}, not to {new}; choose another name, or replace it deliberately"
+        "name {name} already points to {present}, not to {new}; choose another name, or move it with --replace"
     )]
     Conflict {
         name: String,

@@ -162,7 +162,7 @@ impl<'a> Exporter<'a> {
                 }
                 layers.push(path);
             }
-            let tags: Vec<String> = names.iter().filter_map(|name| tagged(name)).collect();
+            let tags: Vec<String> = names.iter().filter_map(tagged).collect();
             manifest.push(json!({ "Config": config_path, "RepoTags": tags, "Layers": layers }));
         }
         sink.bytes(

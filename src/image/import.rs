@@ -7,23 +7,21 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 
-use crate::meta::Timestamp;
-use crate::store::{Digest, Lease, NewImage, Store};
+use crate::store::{Digest, Lease, Store};
 
 use super::archive::{Archive, LayoutDir, Members, TarFile};
 use super::compress::{self, Compression, Sniffed};
-use super::documents::{self, OCI_LAYER, OCI_MANIFEST};
 use super::ingest::{self, Expected, LayerFacts};
 use super::limits::Limits;
 use super::plan::{Dialect, Documents, PlannedImage, PlannedLayer, Wish, plan};
 use super::platform::Platform;
 use super::progress::{Bar, ImportProgress, LayerOutcome};
-use super::pump::{PIECE, PumpReader, pump};
+use super::pump::{self, PIECE, PumpReader, pump};
+use super::record::rootfs_config;
 use super::reference::Reference;
 use super::source::{Location, Source, Transport};
 use super::stream::{Beginning, StreamArchive, StreamLayer};
-use super::tar::TarReader;
-use super::timestamp;
+use super::tar::{BLOCK, TarReader};
 use super::{Error, Result};
 
 #[derive(Clone, Debug, Default)]
@@ -104,21 +102,13 @@ pub fn import_stream(
     .stream(stream)
 }
 
-struct Importer<'a> {
-    store: &'a Store,
-    source: &'a Source,
-    options: &'a ImportOptions,
-    progress: &'a dyn ImportProgress,
-    what: String,
-}
-
-/// An image whose layers are all in the store.
-struct Ready {
-    manifest: Vec<u8>,
-    media_type: String,
-    config: Vec<u8>,
-    layers: Vec<Digest>,
-    names: Vec<String>,
+/// One import under way.
+pub(super) struct Importer<'a> {
+    pub(super) store: &'a Store,
+    pub(super) source: &'a Source,
+    pub(super) options: &'a ImportOptions,
+    pub(super) progress: &'a dyn ImportProgress,
+    pub(super) what: String,
 }
 
 impl Importer<'_> {
@@ -133,14 +123,18 @@ impl Importer<'_> {
         ) {
             return Err(self.unlike("it is a directory"));
         }
-        if !dir.has("index.json") || !dir.has("oci-layout") {
-            let reason = "a directory must be an OCI layout, with oci-layout and index.json";
-            return Err(Error::MissingManifest {
-                what: self.what.clone(),
-                reason,
-            });
-        }
-        self.random_access(&Archive::Dir(dir), Dialect::Oci)
+        let dialect = match self.source.transport {
+            _ if dir.has("oci-layout") && dir.has("index.json") => Dialect::Oci,
+            Transport::Auto if dir.has("version") && dir.has("manifest.json") => Dialect::FlatDir,
+            _ => {
+                let reason = "a directory must be an OCI layout, with oci-layout and index.json";
+                return Err(Error::MissingManifest {
+                    what: self.what.clone(),
+                    reason,
+                });
+            }
+        };
+        self.random_access(&Archive::Dir(dir), dialect)
     }
 
     fn file(&self, mut file: File) -> Result<Vec<ImportedImage>> {
@@ -327,15 +321,13 @@ impl Importer<'_> {
                 while to.fill_from(&mut input, &mut |_| Ok(()))? {}
                 to.finish()
             });
-            let result = self.plain_stream(from);
+            let result = self.plain_stream(from, compression);
             match feeder
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             {
                 // The consumer stopped first, and knows why.
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe && result.is_err() => {
-                    result
-                }
+                Err(error) if pump::is_reader_gone(&error) && result.is_err() => result,
                 Err(source) if compression == Compression::None => Err(reading(source)),
                 Err(source) => Err(Error::Decompress {
                     what: self.what.clone(),
@@ -347,16 +339,23 @@ impl Importer<'_> {
         })
     }
 
-    fn plain_stream(&self, mut from: PumpReader) -> Result<Vec<ImportedImage>> {
+    fn plain_stream(&self, mut from: PumpReader, outer: Compression) -> Result<Vec<ImportedImage>> {
         let reading = |source| Error::Read {
             what: self.what.clone(),
             source,
         };
         let head = from.fill_buf().map_err(reading)?;
-        if Sniffed::of(&head[..head.len().min(512)]) != Sniffed::Tar {
+        if Sniffed::of(&head[..head.len().min(BLOCK)]) != Sniffed::Tar {
             return Err(
                 self.unlike("unknown format: what is compressed in it is not a tar archive")
             );
+        }
+        if head.starts_with(&[0; BLOCK]) {
+            let reason = "the tar archive is empty";
+            return Err(Error::MissingManifest {
+                what: self.what.clone(),
+                reason,
+            });
         }
         let beginning = match self.source.transport {
             Transport::Rootfs => Beginning::Rootfs,
@@ -368,9 +367,14 @@ impl Importer<'_> {
         match beginning {
             Beginning::Rootfs => self.rootfs(from),
             Beginning::Images => {
-                let tar = TarReader::new(from, self.limits().tar());
+                let mut limits = self.limits().clone();
+                if outer == Compression::Zstd {
+                    // Two large windows at once would be more memory than an import may take.
+                    limits.zstd_window = limits.zstd_window.min(32 << 20);
+                }
+                let tar = TarReader::new(from, limits.tar());
                 let archive =
-                    StreamArchive::read(self.store, &self.what, tar, self.limits(), self.progress)?;
+                    StreamArchive::read(self.store, &self.what, tar, &limits, self.progress)?;
                 match self.dialect(archive.members())? {
                     Some(dialect) => self.streamed(archive, dialect),
                     None => Err(self.unlike("it begins like an archive of images, but is none")),
@@ -493,98 +497,6 @@ impl Importer<'_> {
         bar.done(if present { LayerOutcome::Present } else { new });
         self.record(vec![self.ready(images.remove(0))?])
     }
-
-    // --- the end
-
-    /// Gives the images the names they shall have, and refuses at once what would be refused at the end.
-    fn name(&self, mut images: Vec<PlannedImage>) -> Result<Vec<PlannedImage>> {
-        let tags = &self.options.tags;
-        if !tags.is_empty() {
-            let [image] = images.as_mut_slice() else {
-                return Err(Error::SeveralImages {
-                    what: self.what.clone(),
-                    count: images.len(),
-                });
-            };
-            image.names = tags.iter().map(Reference::to_string).collect();
-        }
-        let mut seen = std::collections::HashMap::new();
-        for image in &mut images {
-            let config = Digest::of(&image.config);
-            image.names.sort();
-            image.names.dedup();
-            for name in &image.names {
-                if *seen.entry(name.clone()).or_insert(config) != config {
-                    return Err(Error::document(
-                        name,
-                        "two different images of the archive have this name",
-                    ));
-                }
-                self.check_name(name, &config)?;
-            }
-        }
-        Ok(images)
-    }
-
-    /// A name may be new, or already point to an image of the same configuration.
-    fn check_name(&self, name: &str, config: &Digest) -> Result<()> {
-        let Some(present) = self
-            .store
-            .resolve_name(name)?
-            .filter(|_| !self.options.replace_names)
-        else {
-            return Ok(());
-        };
-        match self.store.image(&present)? {
-            Some(image) if image.config != *config => Err(Error::Conflict {
-                name: name.to_owned(),
-                present: image.config,
-                new: *config,
-            }),
-            _ => Ok(()),
-        }
-    }
-
-    fn ready(&self, image: PlannedImage) -> Result<Ready> {
-        let layers: Vec<Digest> = image.layers.iter().map(|layer| layer.diff_id).collect();
-        let (manifest, media_type) = match image.manifest {
-            Some(own) => own,
-            None => (
-                plain_manifest(self.store, &image.config, &layers)?,
-                OCI_MANIFEST.to_owned(),
-            ),
-        };
-        Ok(Ready {
-            manifest,
-            media_type,
-            config: image.config,
-            layers,
-            names: image.names,
-        })
-    }
-
-    fn record(&self, images: Vec<Ready>) -> Result<Vec<ImportedImage>> {
-        let mut imported = Vec::new();
-        for image in images {
-            for name in &image.names {
-                self.check_name(name, &Digest::of(&image.config))?;
-            }
-            self.store.put_image(&NewImage {
-                manifest: &image.manifest,
-                manifest_media_type: &image.media_type,
-                config: &image.config,
-                layers: &image.layers,
-                names: &image.names,
-            })?;
-            imported.push(ImportedImage {
-                manifest: Digest::of(&image.manifest),
-                config: Digest::of(&image.config),
-                layers: image.layers,
-                names: image.names,
-            });
-        }
-        Ok(imported)
-    }
 }
 
 fn check_size(what: &str, layer: &PlannedLayer, actual: u64) -> Result<()> {
@@ -619,39 +531,6 @@ fn check_facts(what: &str, layer: &PlannedLayer, facts: &LayerFacts) -> Result<(
         layer.diff_id,
         facts.diff_id,
     )
-}
-
-/// The OCI manifest of an image that came without one, or was made here: its layers as plain tars.
-pub(super) fn plain_manifest(store: &Store, config: &[u8], layers: &[Digest]) -> Result<Vec<u8>> {
-    let mut descriptors = Vec::with_capacity(layers.len());
-    for diff_id in layers {
-        let layer = store.layer(diff_id)?;
-        let layer = layer.ok_or_else(|| Error::MissingMember {
-            what: format!("layer {diff_id}"),
-        })?;
-        descriptors.push(documents::descriptor(OCI_LAYER, diff_id, layer.tar_size));
-    }
-    Ok(documents::manifest(config, &descriptors))
-}
-
-/// The configuration of an image made of one tar. It depends on the tar only, so that importing it again gives the same
-/// image: "created" is the latest time in it.
-fn rootfs_config(facts: &LayerFacts, platform: Option<&Platform>) -> Vec<u8> {
-    let host = Platform::host();
-    let platform = platform.unwrap_or(&host);
-    let created = timestamp::rfc3339(facts.newest.unwrap_or(Timestamp::new(0, 0)));
-    let mut config = serde_json::json!({
-        "created": created,
-        "architecture": platform.architecture,
-        "os": platform.os,
-        "config": {},
-        "rootfs": { "type": "layers", "diff_ids": [facts.diff_id.to_string()] },
-        "history": [{ "created": created, "created_by": "ovl import" }],
-    });
-    if let Some(variant) = &platform.variant {
-        config["variant"] = variant.clone().into();
-    }
-    config.to_string().into_bytes()
 }
 
 /// An archive as a source of documents.

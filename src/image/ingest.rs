@@ -18,7 +18,7 @@ use super::compress::{self, Compression, Sniffed};
 use super::layer_entry::{self, Action, EntryFault};
 use super::limits::Limits;
 use super::links::ForeignLinks;
-use super::pump::{PIECE, PumpReader, PumpWriter, pump};
+use super::pump::{self, PIECE, PumpReader, PumpWriter, pump};
 use super::tar::{Entry, Kind, TarError, TarReader};
 use super::{Error, Result};
 
@@ -268,24 +268,24 @@ fn explain(
         }
         .into();
     }
-    match error.kind() {
-        io::ErrorKind::BrokenPipe => Feed::ReaderStopped,
-        _ if error.get_ref().is_some_and(|inner| inner.is::<TarError>())
-            || compression == Compression::None =>
-        {
-            Error::Read {
-                what,
-                source: error,
-            }
-            .into()
-        }
-        _ => Error::Decompress {
+    if pump::is_reader_gone(&error) {
+        return Feed::ReaderStopped;
+    }
+    // What was cut off outside the layer is no fault of its compression.
+    let outside = error.get_ref().is_some_and(|inner| inner.is::<TarError>());
+    if outside || compression == Compression::None {
+        return Error::Read {
             what,
-            format: compression.name(),
             source: error,
         }
-        .into(),
+        .into();
     }
+    Error::Decompress {
+        what,
+        format: compression.name(),
+        source: error,
+    }
+    .into()
 }
 
 /// Counts, hashes and bounds what is read through it.

@@ -267,3 +267,118 @@ fn steers_an_overlay(name: &[u8]) -> bool {
     ];
     PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meta::Timestamp;
+
+    fn entry(kind: Kind, path: &str, link: &str) -> Entry {
+        Entry {
+            path: path.into(),
+            link: link.into(),
+            kind,
+            perm: 0o644,
+            uid: 0,
+            gid: 0,
+            mtime: Timestamp::new(0, 0),
+            device: (0, 0),
+            size: 0,
+            xattrs: Vec::new(),
+            acl_access: None,
+            acl_default: None,
+            extents: None,
+            stored: 0,
+        }
+    }
+
+    #[test]
+    fn what_entries_mean() {
+        let node = |path: &str, kind| {
+            Ok(Action::Node {
+                path: path.into(),
+                kind,
+            })
+        };
+        let whiteout = |path: &str| Ok(Action::Whiteout { path: path.into() });
+        let opaque = |dir: &str| Ok(Action::Opaque { dir: dir.into() });
+        let cases = [
+            (Kind::Directory, "./", "", node("", FileKind::Directory)),
+            (
+                Kind::Directory,
+                "/a//b/.",
+                "",
+                node("a/b", FileKind::Directory),
+            ),
+            (Kind::Regular, "a", "", node("a", FileKind::Regular)),
+            (Kind::Symlink, "a", "../../x", node("a", FileKind::Symlink)),
+            (Kind::CharDevice, "a", "", node("a", FileKind::CharDevice)),
+            (Kind::Note, "../x", "", Ok(Action::Ignore)),
+            (Kind::Regular, "d/.wh.x", "", whiteout("d/x")),
+            (Kind::HardLink, ".wh.x", ".wh..wh.aufs", whiteout("x")),
+            (Kind::Regular, ".wh.....", "", whiteout("....")),
+            (Kind::Regular, ".wh.wh.x", "", whiteout("wh.x")),
+            (Kind::Regular, "d/.wh..wh..opq", "", opaque("d")),
+            (Kind::Regular, ".wh..wh..opq", "", opaque("")),
+            (Kind::Regular, ".wh..wh..opq2", "", Ok(Action::Ignore)),
+            (Kind::Regular, ".wh..wh.plnk/x", "", Ok(Action::Ignore)),
+            (Kind::Regular, ".whx", "", node(".whx", FileKind::Regular)),
+            (Kind::Regular, ".wh.", "", Err(EntryFault::BadWhiteout)),
+            (Kind::Regular, ".wh..", "", Err(EntryFault::BadWhiteout)),
+            (Kind::Regular, ".wh...", "", Err(EntryFault::BadWhiteout)),
+            (Kind::Regular, ".wh.d/x", "", Err(EntryFault::BelowWhiteout)),
+            (
+                Kind::Regular,
+                "a/../b",
+                "",
+                Err(EntryFault::ParentComponent),
+            ),
+            (Kind::Regular, "a\0b", "", Err(EntryFault::BadName)),
+            (Kind::Regular, "", "", Err(EntryFault::BadName)),
+            (Kind::Symlink, "/", "/", Err(EntryFault::RootNotDirectory)),
+            (Kind::Symlink, "a", "", Err(EntryFault::BadTarget)),
+            (
+                Kind::HardLink,
+                "a",
+                "/",
+                Err(EntryFault::LinkToDirectory("".into())),
+            ),
+            (Kind::HardLink, "a", "./a", Err(EntryFault::LinkToItself)),
+            (
+                Kind::HardLink,
+                "a",
+                "../b",
+                Err(EntryFault::ParentComponent),
+            ),
+            (
+                Kind::HardLink,
+                "a",
+                "/b//c",
+                Ok(Action::HardLink {
+                    path: "a".into(),
+                    target: "b/c".into(),
+                }),
+            ),
+        ];
+        for (kind, path, link, want) in cases {
+            let got = action(&entry(kind, path, link), &Limits::default());
+            assert_eq!(got, want, "{kind:?} {path:?} -> {link:?}");
+        }
+    }
+
+    #[test]
+    fn a_binary_acl_wins_over_its_text() {
+        let mut entry = entry(Kind::Regular, "a", "");
+        entry.acl_access = Some(b"user::rw-,user:7:r--,group::r--,mask::r--,other::---".to_vec());
+        let xattrs = |entry: &Entry| node_meta(entry, &Limits::default()).unwrap().xattrs;
+        assert_eq!(xattrs(&entry)[0].0, "system.posix_acl_access");
+        assert_eq!(xattrs(&entry)[0].1.len(), 4 + 5 * 8);
+        entry
+            .xattrs
+            .push((b"system.posix_acl_access".to_vec(), b"binary".to_vec()));
+        assert_eq!(
+            xattrs(&entry),
+            [("system.posix_acl_access".into(), b"binary".to_vec())]
+        );
+    }
+}

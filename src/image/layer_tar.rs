@@ -85,7 +85,11 @@ impl<'o> LayerTarWriter<'o> {
                 xattrs,
                 content,
             } => self.node(entry.path, attr, xattrs, content)?,
-            EntryKind::HardLink { target, attr, xattrs } => {
+            EntryKind::HardLink {
+                target,
+                attr,
+                xattrs,
+            } => {
                 let mut header = Fields::new(entry.path.as_bytes().to_vec(), b'1');
                 header.describe(attr, xattrs);
                 header.link = target.as_bytes().to_vec();

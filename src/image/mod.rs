@@ -25,6 +25,7 @@ mod plan;
 mod platform;
 mod progress;
 mod pump;
+mod record;
 mod reference;
 mod source;
 mod stream;

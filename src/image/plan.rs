@@ -2,6 +2,8 @@
 //!
 //! Nothing here reads a layer. Every document that has a digest is checked against it.
 
+use std::collections::HashSet;
+
 use crate::store::Digest;
 
 use super::documents::{
@@ -27,6 +29,9 @@ pub enum Dialect {
     DockerSave,
     /// `oci-layout` and `index.json`.
     Oci,
+    /// One image's `manifest.json` beside its blobs, each named by its digest's digits: a directory as `skopeo copy
+    /// dir:` writes it.
+    FlatDir,
 }
 
 /// What the user wants of the archive.
@@ -63,16 +68,22 @@ pub fn plan(
     dialect: Dialect,
     wish: &Wish<'_>,
 ) -> Result<Vec<PlannedImage>> {
-    let planner = Planner { documents, wish };
+    let planner = Planner {
+        documents,
+        wish,
+        dialect,
+    };
     match dialect {
         Dialect::DockerSave => planner.docker(),
         Dialect::Oci => planner.oci(),
+        Dialect::FlatDir => planner.flat_dir(),
     }
 }
 
 struct Planner<'a> {
     documents: &'a dyn Documents,
     wish: &'a Wish<'a>,
+    dialect: Dialect,
 }
 
 impl Planner<'_> {
@@ -117,10 +128,10 @@ impl Planner<'_> {
                 return Err(self.nothing_selected(select, tags));
             }
         }
-        images
-            .iter()
-            .map(|image| self.docker_image(image))
-            .collect()
+        let images = images.iter().map(|image| self.docker_image(image));
+        let mut images = images.collect::<Result<Vec<_>>>()?;
+        self.adopt_manifests(&mut images)?;
+        Ok(images)
     }
 
     fn docker_image(&self, image: &SavedImage) -> Result<PlannedImage> {
@@ -153,6 +164,54 @@ impl Planner<'_> {
             names: names.collect::<Result<_>>()?,
             config,
         })
+    }
+
+    /// Docker since 25 writes an OCI index beside its manifest.json. Where that has a manifest of the very same blobs it
+    /// is the image's own, and its digest the one registries know.
+    fn adopt_manifests(&self, images: &mut [PlannedImage]) -> Result<()> {
+        let limits = self.wish.limits;
+        let Some(index) = self.documents.document(b"index.json", limits.manifest)? else {
+            return Ok(());
+        };
+        let Document::Index { manifests } = Document::parse("index.json", &index, "")? else {
+            return Ok(());
+        };
+        let mut waiting: Vec<(Descriptor, usize)> = manifests.into_iter().map(|d| (d, 0)).collect();
+        let mut seen = HashSet::new();
+        while let Some((descriptor, depth)) = waiting.pop() {
+            if descriptor.is_attestation() || !seen.insert(descriptor.digest.clone()) {
+                continue;
+            }
+            // An index may list what was left out of the archive: other platforms.
+            let Ok(bytes) = self.blob(&descriptor, limits.manifest) else {
+                continue;
+            };
+            match Document::parse(&descriptor.digest, &bytes, &descriptor.media_type)? {
+                Document::Index { manifests } if depth < limits.index_depth => {
+                    waiting.extend(manifests.into_iter().map(|d| (d, depth + 1)));
+                }
+                Document::Index { .. } => {}
+                Document::Manifest {
+                    config,
+                    layers,
+                    media_type,
+                } => {
+                    let config = config.digest()?;
+                    let blobs = layers
+                        .iter()
+                        .map(Descriptor::digest)
+                        .collect::<Result<Vec<_>>>()?;
+                    for image in images.iter_mut() {
+                        let own = image.layers.iter().map(|layer| layer.blob);
+                        let same = own.eq(blobs.iter().copied().map(Some));
+                        if same && Digest::of(&image.config) == config {
+                            image.manifest = Some((bytes.clone(), media_type.clone()));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     // --- OCI
@@ -195,6 +254,8 @@ impl Planner<'_> {
         let mut images = Vec::new();
         for (name, group) in groups {
             let mut chosen = self.for_platform(&group)?;
+            let mut seen = HashSet::new();
+            chosen.retain(|d| seen.insert(&d.digest));
             if name.is_some() {
                 chosen.truncate(1);
             }
@@ -205,6 +266,26 @@ impl Planner<'_> {
             }
         }
         Ok(images)
+    }
+
+    // --- skopeo's directories
+
+    fn flat_dir(&self) -> Result<Vec<PlannedImage>> {
+        let bytes = self.required(b"manifest.json", self.wish.limits.manifest)?;
+        if let Some(select) = self.wish.select {
+            return Err(self.nothing_selected(select, Vec::new()));
+        }
+        Ok(vec![self.oci_document("manifest.json", bytes, "", 0)?])
+    }
+
+    /// Where the blob of this digest lies.
+    fn blob_path(&self, digest: &Digest) -> Vec<u8> {
+        match self.dialect {
+            Dialect::FlatDir => digest.hex().into_bytes(),
+            Dialect::DockerSave | Dialect::Oci => {
+                format!("blobs/sha256/{}", digest.hex()).into_bytes()
+            }
+        }
     }
 
     /// Those of `entries` that suit the platform; never empty.
@@ -240,10 +321,20 @@ impl Planner<'_> {
     }
 
     fn oci_image(&self, descriptor: &Descriptor, depth: usize) -> Result<PlannedImage> {
+        let bytes = self.blob(descriptor, self.wish.limits.manifest)?;
+        self.oci_document(&descriptor.digest, bytes, &descriptor.media_type, depth)
+    }
+
+    /// The image that a manifest, or an index over manifests, describes.
+    fn oci_document(
+        &self,
+        name: &str,
+        bytes: Vec<u8>,
+        claimed: &str,
+        depth: usize,
+    ) -> Result<PlannedImage> {
         let limits = self.wish.limits;
-        let name = &descriptor.digest;
-        let bytes = self.blob(descriptor, limits.manifest)?;
-        match Document::parse(name, &bytes, &descriptor.media_type)? {
+        match Document::parse(name, &bytes, claimed)? {
             Document::Index { .. } if depth >= limits.index_depth => Err(Error::document(
                 name,
                 format!("indexes nest more than {} deep", limits.index_depth),
@@ -277,7 +368,7 @@ impl Planner<'_> {
                 let layers = layers.iter().zip(&view.diff_ids).map(|(layer, diff_id)| {
                     let blob = layer.digest()?;
                     Ok(PlannedLayer {
-                        path: blob_path(&blob),
+                        path: self.blob_path(&blob),
                         diff_id: *diff_id,
                         blob: Some(blob),
                         blob_size: Some(layer.size),
@@ -297,7 +388,7 @@ impl Planner<'_> {
     fn blob(&self, descriptor: &Descriptor, max: u64) -> Result<Vec<u8>> {
         let digest = descriptor.digest()?;
         super::archive::check_document_size(|| descriptor.digest.clone(), descriptor.size, max)?;
-        let bytes = self.required(&blob_path(&digest), max)?;
+        let bytes = self.required(&self.blob_path(&digest), max)?;
         if bytes.len() as u64 != descriptor.size {
             return Err(Error::SizeMismatch {
                 what: descriptor.digest.clone(),
@@ -308,10 +399,6 @@ impl Planner<'_> {
         check_digest(&descriptor.digest, &bytes, &digest)?;
         Ok(bytes)
     }
-}
-
-pub fn blob_path(digest: &Digest) -> Vec<u8> {
-    format!("blobs/sha256/{}", digest.hex()).into_bytes()
 }
 
 fn check_digest(what: &str, bytes: &[u8], expected: &Digest) -> Result<()> {

@@ -95,12 +95,21 @@ impl PumpWriter {
     }
 }
 
-/// For a producer: nobody listens any more. The consumer knows why.
+/// Nobody listens any more.
+#[derive(Debug, thiserror::Error)]
+#[error("the reader of the stream stopped")]
+struct ReaderGone;
+
+/// For a producer. The consumer knows why.
 fn reader_gone() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::BrokenPipe,
-        "the reader of the stream stopped",
-    )
+    io::Error::new(io::ErrorKind::BrokenPipe, ReaderGone)
+}
+
+/// Whether a producer's error only says that its consumer stopped.
+pub fn is_reader_gone(error: &io::Error) -> bool {
+    error
+        .get_ref()
+        .is_some_and(|inner| inner.is::<ReaderGone>())
 }
 
 /// For a consumer: the stream broke off. The producer knows why.

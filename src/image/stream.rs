@@ -9,18 +9,20 @@ use std::io::Read;
 
 use crate::store::{Digest, Lease, Store};
 
-use super::archive::{self, Member, Members, symlink_target};
+use super::archive::{self, Member, Members};
 use super::compress::{self, Sniffed};
 use super::ingest::{self, Expected, LayerFacts, Unpublished};
 use super::limits::Limits;
 use super::plan::{Documents, digest_in_name};
 use super::progress::{Bar, ImportProgress, LayerOutcome};
 use super::pump::PumpReader;
-use super::tar::{Entry, Kind, TarError, TarReader};
+use super::tar::{TarError, TarReader};
 use super::{Error, Result};
 
 /// Documents kept of one stream, bytes in all.
 const MAX_DOCUMENTS: u64 = 64 << 20;
+/// Layers that may wait, each half written, for the layers below them.
+const MAX_UNPUBLISHED: usize = 32;
 
 /// What the beginning of a tar stream says the whole is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +73,94 @@ pub struct StreamArchive {
     layers: HashMap<Vec<u8>, StreamLayer>,
 }
 
+/// A stream being read.
+struct Reading<'a> {
+    store: &'a Store,
+    limits: &'a Limits,
+    progress: &'a dyn ImportProgress,
+    archive: StreamArchive,
+    /// Bytes of documents kept.
+    kept: u64,
+    /// Layers seen.
+    index: usize,
+    /// Layers that wait for those below.
+    unpublished: usize,
+}
+
+impl Reading<'_> {
+    fn document(&mut self, path: Vec<u8>, size: u64, mut body: impl Read) -> Result<()> {
+        let document = if size <= self.limits.config.max(self.limits.manifest) {
+            self.kept += size;
+            archive::check_document_size(|| self.archive.what.clone(), self.kept, MAX_DOCUMENTS)?;
+            let mut bytes = Vec::new();
+            let what = || path.escape_ascii().to_string();
+            let read = body.read_to_end(&mut bytes);
+            read.map_err(|source| Error::Read {
+                what: what(),
+                source,
+            })?;
+            Some(bytes)
+        } else {
+            None
+        };
+        self.archive.documents.insert(path, document);
+        Ok(())
+    }
+
+    fn layer(&mut self, path: Vec<u8>, size: u64, body: impl Read + Send) -> Result<()> {
+        let name = path.escape_ascii().to_string();
+        let bar = Bar::start(self.progress, self.index, None, &name, Some(size));
+        self.index += 1;
+        let held = match digest_in_name(&name) {
+            Some(diff_id) => ingest::hold(self.store, &diff_id)?.map(|lease| (diff_id, lease)),
+            None => None,
+        };
+        let layer = match held {
+            Some((diff_id, lease)) => {
+                bar.done(LayerOutcome::Present);
+                StreamLayer::Present(diff_id, lease)
+            }
+            None => {
+                let expected = Expected {
+                    blob_size: Some(size),
+                    ..Expected::default()
+                };
+                let report = |n| bar.bytes(n);
+                match ingest::ingest(self.store, &name, body, expected, self.limits, &report) {
+                    Ok(layer) => {
+                        let tar_size = layer.facts.tar_size;
+                        let layer = self.keep(layer)?;
+                        bar.done(LayerOutcome::New { tar_size });
+                        layer
+                    }
+                    // The store's failures are not the member's fault and would only repeat.
+                    Err(error @ (Error::Store(_) | Error::Limit { .. })) => return Err(error),
+                    Err(error) => StreamLayer::Failed(error),
+                }
+            }
+        };
+        self.archive.layers.insert(path, layer);
+        Ok(())
+    }
+
+    fn keep(&mut self, layer: Unpublished) -> Result<StreamLayer> {
+        if !layer.needs_lowers() {
+            return Ok(StreamLayer::Published(layer.publish(self.store, &[])?));
+        }
+        self.unpublished += 1;
+        if self.unpublished > MAX_UNPUBLISHED {
+            let reason = "too many of its layers hold hard links to lower layers for reading it as a stream; \
+                          save it to an uncompressed file and import that";
+            let what = self.archive.what.clone();
+            return Err(Error::Unsupported {
+                what,
+                reason: reason.to_owned(),
+            });
+        }
+        Ok(StreamLayer::Unpublished(Box::new(layer)))
+    }
+}
+
 impl StreamArchive {
     /// Reads the whole stream.
     pub fn read(
@@ -84,120 +174,55 @@ impl StreamArchive {
             what: what.to_owned(),
             source,
         };
-        let mut this = Self {
+        let archive = Self {
             what: what.to_owned(),
             members: Members::default(),
             documents: HashMap::new(),
             layers: HashMap::new(),
         };
-        let mut kept = 0;
-        let mut index = 0;
+        let mut reading = Reading {
+            store,
+            limits,
+            progress,
+            archive,
+            kept: 0,
+            index: 0,
+            unpublished: 0,
+        };
         while let Some(entry) = tar.next(&mut |_| Ok(())).map_err(located)? {
             let path = archive::member_path(&entry.path).unwrap_or_default();
-            let member = match entry.kind {
-                Kind::Regular if entry.extents.is_none() => Some(Member::File {
-                    offset: tar.offset(),
-                    size: entry.stored,
-                }),
-                Kind::Symlink => symlink_target(&entry.path, &entry.link).map(Member::Link),
-                Kind::HardLink => archive::member_path(&entry.link).map(Member::Link),
-                _ => None,
+            let Some(member) = Member::of(&entry, tar.offset()) else {
+                continue;
             };
-            let Some(member) = member else { continue };
             let is_file = matches!(member, Member::File { .. });
-            this.members.insert(&path, member, limits);
-            if this.members.overflow() {
-                let max = limits.members as u64;
+            reading.archive.members.insert(&path, member, limits);
+            if reading.archive.members.overflow() {
+                let (what, max) = (what.to_owned(), limits.members as u64);
                 return Err(Error::Limit {
-                    what: this.what,
+                    what,
                     max,
                     unit: "members",
                     flag: "--max-members",
                 });
             }
-            if is_file {
-                this.take(
-                    store, &mut tar, &entry, path, limits, progress, &mut kept, &mut index,
-                )?;
+            if !is_file {
+                continue;
+            }
+            let peeked = compress::peek(tar.body_reader());
+            let (head, body) = peeked.map_err(|source| Error::Read {
+                what: what.to_owned(),
+                source,
+            })?;
+            match Sniffed::of(&head) {
+                Sniffed::Json => reading.document(path, entry.stored, body)?,
+                Sniffed::Tar | Sniffed::Gzip | Sniffed::Zstd => {
+                    reading.layer(path, entry.stored, body)?;
+                }
+                Sniffed::Empty | Sniffed::Other(_) => {}
             }
         }
         tar.trailer(&mut |_| Ok(())).map_err(located)?;
-        Ok(this)
-    }
-
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one step of `read`, with its loop variables"
-    )]
-    fn take(
-        &mut self,
-        store: &Store,
-        tar: &mut TarReader<PumpReader>,
-        entry: &Entry,
-        path: Vec<u8>,
-        limits: &Limits,
-        progress: &dyn ImportProgress,
-        kept: &mut u64,
-        index: &mut usize,
-    ) -> Result<()> {
-        let name = path.escape_ascii().to_string();
-        let reading = |source| Error::Read {
-            what: name.clone(),
-            source,
-        };
-        let (head, mut body) = compress::peek(tar.body_reader()).map_err(reading)?;
-        match Sniffed::of(&head) {
-            Sniffed::Json => {
-                let document = if entry.stored <= limits.config.max(limits.manifest) {
-                    *kept += entry.stored;
-                    archive::check_document_size(|| self.what.clone(), *kept, MAX_DOCUMENTS)?;
-                    let mut bytes = Vec::new();
-                    body.read_to_end(&mut bytes).map_err(reading)?;
-                    Some(bytes)
-                } else {
-                    None
-                };
-                self.documents.insert(path, document);
-            }
-            Sniffed::Tar | Sniffed::Gzip | Sniffed::Zstd => {
-                let bar = Bar::start(progress, *index, None, &name, Some(entry.stored));
-                *index += 1;
-                let named = digest_in_name(&name);
-                if let Some(diff_id) = named
-                    && let Some(lease) = ingest::hold(store, &diff_id)?
-                {
-                    bar.done(LayerOutcome::Present);
-                    self.layers
-                        .insert(path, StreamLayer::Present(diff_id, lease));
-                    return Ok(());
-                }
-                let expected = Expected {
-                    blob_size: Some(entry.stored),
-                    ..Expected::default()
-                };
-                let layer =
-                    match ingest::ingest(store, &name, body, expected, limits, &|n| bar.bytes(n)) {
-                        Ok(layer) => {
-                            let outcome = LayerOutcome::New {
-                                tar_size: layer.facts.tar_size,
-                            };
-                            let layer = if layer.needs_lowers() {
-                                StreamLayer::Unpublished(Box::new(layer))
-                            } else {
-                                StreamLayer::Published(layer.publish(store, &[])?)
-                            };
-                            bar.done(outcome);
-                            layer
-                        }
-                        // The store's failures are not the member's fault and would only repeat.
-                        Err(error @ (Error::Store(_) | Error::Limit { .. })) => return Err(error),
-                        Err(error) => StreamLayer::Failed(error),
-                    };
-                self.layers.insert(path, layer);
-            }
-            Sniffed::Empty | Sniffed::Other(_) => {}
-        }
-        Ok(())
+        Ok(reading.archive)
     }
 
     pub fn members(&self) -> &Members {

@@ -210,6 +210,16 @@ impl Layer for DirLayer {
         whiteout::aufs_marks(parent.as_fd(), OsStr::from_bytes(&name[1..]))
     }
 
+    fn redirect(&self, dir: &LayerNode) -> Result<Option<OsString>> {
+        let fd = self.dir(dir)?;
+        for name in ["trusted.overlay.redirect", "user.overlay.redirect"] {
+            if let Some(path) = host::xattr_fd(fd.as_fd(), OsStr::new(name))? {
+                return Ok(Some(OsString::from_vec(path)));
+            }
+        }
+        Ok(None)
+    }
+
     fn attr(&self, node: &LayerNode) -> Result<Attr> {
         let fd = self.object(node)?;
         let stat = host::stat_fd(fd.as_fd())?;
@@ -236,7 +246,17 @@ impl Layer for DirLayer {
             Err(Errno::PERM) => open(OFlags::empty())?,
             other => other?,
         };
+        let attr = host::stat_fd(fd.as_fd())?.attr;
+        if attr.blocks * 512 < attr.size && whiteout::is_metacopy(fd.as_fd())? {
+            tracing::error!(path = ?node.path, "has its data in another layer (metacopy): such lowers are not supported");
+            return Err(Errno::IO);
+        }
         Ok(LayerFile::Fd(Arc::new(fd)))
+    }
+
+    fn open_flags(&self, node: &LayerNode) -> Result<Option<OwnedFd>> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+        host::open_beneath(self.root.as_fd(), &node.path, flags).map(Some)
     }
 
     fn file_handle(&self, node: &LayerNode) -> Option<FileHandle> {

@@ -14,6 +14,7 @@ pub use file::LayerFile;
 pub use stored::StoredLayer;
 
 use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -78,9 +79,18 @@ pub trait Layer: Send + Sync {
     fn read_dir(&self, dir: &LayerNode) -> Result<Vec<LayerDirent>>;
     /// The directory hides everything below it.
     fn is_opaque(&self, dir: &LayerNode) -> Result<bool>;
+    /// Where the layers below have this directory, if it says that they have it elsewhere (`overlay.redirect`).
+    fn redirect(&self, dir: &LayerNode) -> Result<Option<OsString>>;
+    /// The layer holds things in the directory without naming the directory itself: its attributes are made up, and those
+    /// of the same directory in a lower layer hold.
+    fn is_implied(&self, _dir: &LayerNode) -> Result<bool> {
+        Ok(false)
+    }
     fn attr(&self, node: &LayerNode) -> Result<Attr>;
     fn read_link(&self, node: &LayerNode) -> Result<OsString>;
     fn open(&self, node: &LayerNode) -> Result<LayerFile>;
+    /// A descriptor to ask for inode flags (chattr), of a file or directory; `None` where there are no such flags.
+    fn open_flags(&self, node: &LayerNode) -> Result<Option<OwnedFd>>;
     /// The host file system's persistent handle of the object; `None` where there is none.
     fn file_handle(&self, node: &LayerNode) -> Option<FileHandle>;
     /// All xattrs by name, internal ones included.

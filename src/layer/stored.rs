@@ -1,6 +1,7 @@
 //! A layer straight from the store, never unpacked.
 
 use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -81,6 +82,14 @@ impl Layer for StoredLayer {
         Ok(self.reader.inode(dir.key.ino).map_err(errno)?.opaque)
     }
 
+    fn redirect(&self, _: &LayerNode) -> Result<Option<OsString>> {
+        Ok(None)
+    }
+
+    fn is_implied(&self, dir: &LayerNode) -> Result<bool> {
+        Ok(self.reader.inode(dir.key.ino).map_err(errno)?.implicit)
+    }
+
     fn attr(&self, node: &LayerNode) -> Result<Attr> {
         let i = self.reader.inode(node.key.ino).map_err(errno)?;
         Ok(Attr {
@@ -107,6 +116,10 @@ impl Layer for StoredLayer {
         let inode = self.reader.inode(node.key.ino).map_err(errno)?;
         let content = self.reader.open_content(inode.content).map_err(errno)?;
         Ok(LayerFile::Stored(Arc::new(content)))
+    }
+
+    fn open_flags(&self, _: &LayerNode) -> Result<Option<OwnedFd>> {
+        Ok(None)
     }
 
     fn file_handle(&self, _: &LayerNode) -> Option<FileHandle> {

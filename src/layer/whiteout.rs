@@ -98,6 +98,16 @@ pub fn is_device(dir: BorrowedFd<'_>, name: &OsStr) -> Result<bool> {
     Ok(readable(host::xattr_at(path.as_slice(), OsStr::new(DEVICE_XATTR)))?.is_some())
 }
 
+/// Is this a file whose data is in another layer (`overlay.metacopy`)? Its own is a hole.
+pub fn is_metacopy(file: BorrowedFd<'_>) -> Result<bool> {
+    for mark in ["trusted.overlay.metacopy", "user.overlay.metacopy"] {
+        if readable(host::xattr_fd(file, OsStr::new(mark)))?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Carries the file the mark of an xattr whiteout?
 pub fn has_whiteout_xattr(dir: BorrowedFd<'_>, name: &OsStr) -> Result<bool> {
     let path = host::proc_child(dir, name);

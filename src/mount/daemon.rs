@@ -46,7 +46,8 @@ impl Ready {
 pub fn launch(log: &Path, serve: impl FnOnce(Ready) -> Result<()>) -> Result<Record> {
     let fail = |e: rustix::io::Errno| Error::io("starting a daemon for", log, e);
     let log_file = open_log(log).map_err(|e| Error::io("opening the log", log, e))?;
-    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(fail)?;
+    let (reader, writer) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(fail)?;
     match sys::fork().map_err(fail)? {
         Fork::Child => {
             drop(reader);
@@ -67,7 +68,11 @@ pub fn launch(log: &Path, serve: impl FnOnce(Ready) -> Result<()>) -> Result<Rec
 }
 
 fn open_log(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
 }
 
 fn daemon(pipe: OwnedFd, log: File, serve: impl FnOnce(Ready) -> Result<()>) -> ! {
@@ -75,7 +80,10 @@ fn daemon(pipe: OwnedFd, log: File, serve: impl FnOnce(Ready) -> Result<()>) -> 
         std::process::exit(1);
     }
     let caller = Rc::new(RefCell::new(Some(File::from(pipe))));
-    let ready = Ready { caller: Rc::clone(&caller), log };
+    let ready = Ready {
+        caller: Rc::clone(&caller),
+        log,
+    };
     let outcome = catch_unwind(AssertUnwindSafe(|| serve(ready)));
     let (code, message) = match outcome {
         Ok(Ok(())) => std::process::exit(0),
@@ -100,17 +108,23 @@ fn prepare(pipe: &OwnedFd, log: &File) -> io::Result<()> {
 
 /// What came through the pipe before its end.
 fn heard(mut pipe: File, log: &Path) -> Result<Record> {
-    let broken = |what: String| Error::Kernel { path: log.to_owned(), reason: what };
+    let broken = |what: String| Error::Kernel {
+        path: log.to_owned(),
+        reason: what,
+    };
     let mut text = Vec::new();
-    pipe.read_to_end(&mut text).map_err(|e| Error::io("waiting for the daemon of", log, e))?;
+    pipe.read_to_end(&mut text)
+        .map_err(|e| Error::io("waiting for the daemon of", log, e))?;
     match text.split_first() {
-        Some((b'R', json)) => {
-            serde_json::from_slice(json).map_err(|e| broken(format!("the daemon spoke unclearly: {e}")))
-        }
+        Some((b'R', json)) => serde_json::from_slice(json)
+            .map_err(|e| broken(format!("the daemon spoke unclearly: {e}"))),
         Some((b'E', words)) => {
             let words = String::from_utf8_lossy(words);
             let (code, message) = words.split_once('\n').unwrap_or(("1", &words));
-            Err(Error::Daemon { code: code.parse().unwrap_or(1), message: message.to_owned() })
+            Err(Error::Daemon {
+                code: code.parse().unwrap_or(1),
+                message: message.to_owned(),
+            })
         }
         _ => Err(broken("the daemon died before the mount was made".into())),
     }

@@ -14,13 +14,20 @@ pub enum Error {
     #[error("{0}")]
     Usage(String),
     #[error("{what} {path} does not exist{hint}", path = path.display())]
-    Missing { what: &'static str, path: PathBuf, hint: &'static str },
+    Missing {
+        what: &'static str,
+        path: PathBuf,
+        hint: &'static str,
+    },
     #[error("{what} {path} is not a directory", path = path.display())]
     NotDirectory { what: &'static str, path: PathBuf },
     #[error("{lower:?} is neither a directory nor an image of the store")]
     NoSuchLower { lower: String },
     #[error("image {reference}: {source}")]
-    Image { reference: String, source: crate::store::Error },
+    Image {
+        reference: String,
+        source: crate::store::Error,
+    },
     #[error("{inner} is inside {outer}: keep lower, upper and work directories apart", inner = inner.display(), outer = outer.display())]
     Nested { inner: PathBuf, outer: PathBuf },
     #[error(
@@ -42,9 +49,18 @@ pub enum Error {
         "{path} is unmounted, but its daemon (pid {pid}) still works on the upper directory after {seconds} s{holders}",
         path = path.display(), holders = Holders(.holders)
     )]
-    StillRunning { path: PathBuf, pid: u32, seconds: u64, holders: Vec<Holder> },
+    StillRunning {
+        path: PathBuf,
+        pid: u32,
+        seconds: u64,
+        holders: Vec<Holder>,
+    },
     #[error("{what} {path}: {source}", path = path.display())]
-    Io { what: &'static str, path: PathBuf, source: io::Error },
+    Io {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
     #[error("mounting on {path}: {reason}", path = path.display())]
     Kernel { path: PathBuf, reason: String },
     #[error(transparent)]
@@ -60,7 +76,10 @@ impl Error {
     /// 1 failure, 2 usage, 3 conflict, 4 not found, 5 integrity, 75 busy.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) | Self::NotDirectory { .. } | Self::Nested { .. } | Self::WorkElsewhere { .. } => 2,
+            Self::Usage(_)
+            | Self::NotDirectory { .. }
+            | Self::Nested { .. }
+            | Self::WorkElsewhere { .. } => 2,
             Self::Missing { .. } | Self::NoSuchLower { .. } | Self::NotMounted { .. } => 4,
             Self::Image { source, .. } | Self::Store(source) => store_code(source),
             Self::UpperInUse { .. }
@@ -68,13 +87,20 @@ impl Error {
             | Self::Busy { .. }
             | Self::StillRunning { .. }
             | Self::Overlay(crate::overlay::OpenError::Busy(_)) => 75,
-            Self::UpperNotWritable { .. } | Self::Io { .. } | Self::Kernel { .. } | Self::Overlay(_) => 1,
+            Self::UpperNotWritable { .. }
+            | Self::Io { .. }
+            | Self::Kernel { .. }
+            | Self::Overlay(_) => 1,
             Self::Daemon { code, .. } => *code,
         }
     }
 
     pub(super) fn io(what: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
-        Self::Io { what, path: path.to_owned(), source: source.into() }
+        Self::Io {
+            what,
+            path: path.to_owned(),
+            source: source.into(),
+        }
     }
 }
 

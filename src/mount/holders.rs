@@ -33,7 +33,11 @@ pub fn of(mount: &MountInfo) -> Vec<Holder> {
             let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
             let how = used_by(&entry.path(), mount)?;
             let command = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-            Some(Holder { pid, command: command.trim_end().to_owned(), how })
+            Some(Holder {
+                pid,
+                command: command.trim_end().to_owned(),
+                how,
+            })
         })
         .collect();
     holders.sort_by_key(|holder| holder.pid);
@@ -41,8 +45,14 @@ pub fn of(mount: &MountInfo) -> Vec<Holder> {
 }
 
 fn used_by(process: &Path, mount: &MountInfo) -> Option<&'static str> {
-    let leads_in = |link: PathBuf| fs::read_link(link).is_ok_and(|target| target.starts_with(&mount.mount_point));
-    for (link, how) in [("cwd", "working directory"), ("root", "root directory"), ("exe", "program")] {
+    let leads_in = |link: PathBuf| {
+        fs::read_link(link).is_ok_and(|target| target.starts_with(&mount.mount_point))
+    };
+    for (link, how) in [
+        ("cwd", "working directory"),
+        ("root", "root directory"),
+        ("exe", "program"),
+    ] {
         if leads_in(process.join(link)) {
             return Some(how);
         }
@@ -55,5 +65,7 @@ fn used_by(process: &Path, mount: &MountInfo) -> Option<&'static str> {
     // `55d0…-55d1… r-xp 00000000 00:2b 1234 /path`: the device tells the mount even where the path cannot.
     let device = format!(" {:02x}:{:02x} ", mount.major, mount.minor);
     let maps = fs::read(process.join("maps")).ok()?;
-    maps.windows(device.len()).any(|w| w == device.as_bytes()).then_some("mapped file")
+    maps.windows(device.len())
+        .any(|w| w == device.as_bytes())
+        .then_some("mapped file")
 }

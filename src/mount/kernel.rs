@@ -14,10 +14,12 @@ use std::process::{Command, Stdio};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, FdFlags};
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
+};
 
 use super::error::{Error, Result};
-use super::mountinfo::{self, MountId, MountInfo};
+use super::mountinfo::{self, MountId, MountInfo, MountKey};
 
 /// Type of our mounts in the mount table.
 pub const FSTYPE: &[u8] = b"fuse.ovl";
@@ -74,10 +76,15 @@ impl Target {
     pub fn open(path: &Path) -> Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| match errno {
-            Errno::NOENT => {
-                Error::Missing { what: "mount point", path: path.to_owned(), hint: ": make the directory first" }
-            }
-            Errno::NOTDIR => Error::NotDirectory { what: "mount point", path: path.to_owned() },
+            Errno::NOENT => Error::Missing {
+                what: "mount point",
+                path: path.to_owned(),
+                hint: ": make the directory first",
+            },
+            Errno::NOTDIR => Error::NotDirectory {
+                what: "mount point",
+                path: path.to_owned(),
+            },
             errno => Error::io("mount point", path, errno),
         })?;
         let fail = |e| Error::io("mount point", path, e);
@@ -95,7 +102,10 @@ impl Target {
     }
 
     fn refused(&self, reason: impl Into<String>) -> Error {
-        Error::Kernel { path: self.path.clone(), reason: reason.into() }
+        Error::Kernel {
+            path: self.path.clone(),
+            reason: reason.into(),
+        }
     }
 }
 
@@ -107,13 +117,16 @@ pub fn mount(target: &Target, flags: &Flags) -> Result<Mounted> {
         Err(Errno::ACCESS | Errno::PERM) => return by_fusermount(target, flags),
         Err(errno @ (Errno::NOENT | Errno::NODEV | Errno::NXIO)) => {
             let why = io::Error::from(errno);
-            return Err(target
-                .refused(format!("{DEV_FUSE}: {why}: FUSE is not available (modprobe fuse, or pass the device in)")));
+            return Err(target.refused(format!(
+                "{DEV_FUSE}: {why}: FUSE is not available (modprobe fuse, or pass the device in)"
+            )));
         }
         Err(errno) => return Err(Error::io("opening", Path::new(DEV_FUSE), errno)),
     };
     let id = match by_new_api(target, flags, device.as_fd()) {
-        Err(Errno::NOSYS | Errno::PERM) => by_mount2(target, flags, device.as_fd()).and_then(|()| topmost(target)),
+        Err(Errno::NOSYS | Errno::PERM) => {
+            by_mount2(target, flags, device.as_fd()).and_then(|()| topmost(target))
+        }
         outcome => outcome,
     };
     match id {
@@ -143,8 +156,14 @@ fn identified(target: &Target, device: OwnedFd, id: MountId) -> Result<Mounted> 
 fn fuse_parameters(flags: &Flags) -> Vec<(&'static str, Option<String>)> {
     let mut parameters = vec![
         ("rootmode", Some("40000".to_owned())),
-        ("user_id", Some(rustix::process::geteuid().as_raw().to_string())),
-        ("group_id", Some(rustix::process::getegid().as_raw().to_string())),
+        (
+            "user_id",
+            Some(rustix::process::geteuid().as_raw().to_string()),
+        ),
+        (
+            "group_id",
+            Some(rustix::process::getegid().as_raw().to_string()),
+        ),
         // The engine does not judge permissions: the kernel must, whoever comes in.
         ("default_permissions", None),
     ];
@@ -154,7 +173,11 @@ fn fuse_parameters(flags: &Flags) -> Vec<(&'static str, Option<String>)> {
     parameters
 }
 
-fn by_new_api(target: &Target, flags: &Flags, device: BorrowedFd<'_>) -> std::result::Result<MountId, Errno> {
+fn by_new_api(
+    target: &Target,
+    flags: &Flags,
+    device: BorrowedFd<'_>,
+) -> std::result::Result<MountId, Errno> {
     use rustix::mount as m;
     let context = m::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
     m::fsconfig_set_string(&context, "source", &*flags.source)?;
@@ -182,12 +205,17 @@ fn by_new_api(target: &Target, flags: &Flags, device: BorrowedFd<'_>) -> std::re
     }
     let mount = m::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
     let id = mountinfo::mount_of(&mount).map_err(|_| Errno::NOSYS)?;
-    let both_empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    let both_empty =
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     m::move_mount(&mount, "", &target.dir, "", both_empty)?;
     Ok(id)
 }
 
-fn by_mount2(target: &Target, flags: &Flags, device: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
+fn by_mount2(
+    target: &Target,
+    flags: &Flags,
+    device: BorrowedFd<'_>,
+) -> std::result::Result<(), Errno> {
     let mut data = format!("fd={}", device.as_raw_fd());
     for (key, value) in fuse_parameters(flags) {
         data.push(',');
@@ -219,7 +247,8 @@ fn by_mount2(target: &Target, flags: &Flags, device: BorrowedFd<'_>) -> std::res
 
 /// The mount that now lies on `target`, where the way taken did not tell its id.
 fn topmost(target: &Target) -> std::result::Result<MountId, Errno> {
-    let found = mountinfo::mounted_at(&target.path).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+    let found = mountinfo::mounted_at(&target.path)
+        .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
     match found {
         Some(mount) if mountinfo::is_ours(&mount) => Ok(mount.id),
         _ => Err(Errno::STALE),
@@ -228,8 +257,8 @@ fn topmost(target: &Target) -> std::result::Result<MountId, Errno> {
 
 /// Lets the set-uid helper mount; it hands the open device over a socket whose number it finds in `_FUSE_COMMFD`.
 fn by_fusermount(target: &Target, flags: &Flags) -> Result<Mounted> {
-    let (ours, theirs) =
-        UnixStream::pair().map_err(|e| Error::io("making a socket for", Path::new("fusermount3"), e))?;
+    let (ours, theirs) = UnixStream::pair()
+        .map_err(|e| Error::io("making a socket for", Path::new("fusermount3"), e))?;
     rustix::io::fcntl_setfd(&theirs, FdFlags::empty())
         .map_err(|e| Error::io("passing a socket to", Path::new("fusermount3"), e))?;
     let child = Command::new("fusermount3")
@@ -243,14 +272,21 @@ fn by_fusermount(target: &Target, flags: &Flags) -> Result<Mounted> {
         .stderr(Stdio::piped())
         .spawn();
     drop(theirs);
-    let child = child.map_err(|e| target.refused(format!("not permitted here, and fusermount3 cannot be run: {e}")))?;
+    let child = child.map_err(|e| {
+        target.refused(format!(
+            "not permitted here, and fusermount3 cannot be run: {e}"
+        ))
+    })?;
     let device = receive_descriptor(&ours);
-    let output = child.wait_with_output().map_err(|e| Error::io("waiting for", Path::new("fusermount3"), e))?;
+    let output = child
+        .wait_with_output()
+        .map_err(|e| Error::io("waiting for", Path::new("fusermount3"), e))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         return Err(target.refused(said.trim().replace('\n', "; ")));
     }
-    let device = device.map_err(|e| target.refused(format!("fusermount3 handed over no descriptor: {e}")))?;
+    let device = device
+        .map_err(|e| target.refused(format!("fusermount3 handed over no descriptor: {e}")))?;
     let id = topmost(target).map_err(|e| target.refused(io::Error::from(e).to_string()))?;
     identified(target, device, id)
 }
@@ -298,14 +334,14 @@ fn receive_descriptor(socket: &UnixStream) -> io::Result<OwnedFd> {
         .ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))
 }
 
-/// Takes the mount `id` away, wherever it has been moved to. `Ok(false)`: it is gone already. EBUSY while it is in use
+/// Takes the mount `key` means away, wherever it has been moved to. `Ok(false)`: it is gone already. EBUSY while it is in use
 /// (unless `lazy`) or hidden below another mount.
-pub fn unmount(id: MountId, lazy: bool) -> io::Result<bool> {
-    let Some(mount) = mountinfo::by_id(id)? else {
+pub fn unmount(key: &MountKey, lazy: bool) -> io::Result<bool> {
+    let Some(mount) = key.find()? else {
         return Ok(false);
     };
     // A mount on top of ours would be hit in its place. (Nobody can pin a path, so a race of a few microseconds stays.)
-    if mountinfo::mounted_at(&mount.mount_point)?.is_none_or(|top| top.id != id) {
+    if mountinfo::mounted_at(&mount.mount_point)?.is_none_or(|top| top.id != key.id) {
         return Err(Errno::BUSY.into());
     }
     let mut flags = UnmountFlags::NOFOLLOW;
@@ -337,7 +373,10 @@ fn unmount_by_fusermount(path: &Path, lazy: bool) -> io::Result<()> {
 /// Lets the kernel read ahead further than the 128 KiB fuser can ask for. Best effort: needs a writable /sys.
 pub fn raise_read_ahead(mount: &MountInfo) {
     const READ_AHEAD_KIB: &str = "1024";
-    let knob = format!("/sys/class/bdi/{}:{}/read_ahead_kb", mount.major, mount.minor);
+    let knob = format!(
+        "/sys/class/bdi/{}:{}/read_ahead_kb",
+        mount.major, mount.minor
+    );
     if let Err(error) = std::fs::write(&knob, READ_AHEAD_KIB) {
         tracing::debug!(%knob, %error, "read-ahead stays at the kernel's default");
     }
@@ -358,7 +397,10 @@ mod tests {
             atime: false,
             allow_other: false,
         };
-        assert_eq!(fusermount_options(&flags), r"subtype=ovl,default_permissions,fsname=a\,b\\c,noatime");
+        assert_eq!(
+            fusermount_options(&flags),
+            r"subtype=ovl,default_permissions,fsname=a\,b\\c,noatime"
+        );
         flags = Flags {
             source: "ovl".into(),
             read_only: true,

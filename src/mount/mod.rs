@@ -3,7 +3,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `spec` | what LOWER means; checks of upper and work directory |
-//! | `options` | the `-o` words of fuse-overlayfs and mount(8) |
+//! | `options`, `apply` | the `-o` words of fuse-overlayfs and mount(8), and what they mean for a mount |
 //! | `kernel` | the mount step itself, and unmounting by mount id |
 //! | `mountinfo`, `process` | naming a mount and a process so that neither is taken for another |
 //! | `serve` | layers, engine, mount, requests, in that order, in one process |
@@ -11,12 +11,13 @@
 //! | `registry`, `holders`, `unmount` | live mounts, who uses one, taking one down |
 //!
 //! Invariants:
-//! - What is unmounted is the mount meant, known by its id, never whatever lies at a path now.
+//! - What is unmounted is the mount meant, known by its ids, never whatever lies at a path now.
 //! - A daemon forks before it has threads, opens the store or mounts; it keeps nothing of its caller's open.
 //! - The caller of a daemon returns when the mount is visible to it, or knows why it is not; a failed mount leaves
 //!   nothing mounted and no record.
 //! - Two live mounts never share an upper or work directory.
 
+mod apply;
 mod daemon;
 mod error;
 mod holders;
@@ -36,7 +37,7 @@ use std::path::{Path, PathBuf};
 pub use error::{Error, Result};
 pub use holders::Holder;
 pub use kernel::Flags;
-pub use mountinfo::MountId;
+pub use mountinfo::{MountId, MountKey};
 pub use process::Process;
 pub use registry::{EscapedPath, Record, RecordedLower, RunDir};
 pub use spec::{Lower, UpperSpec, parse_lowers};
@@ -87,6 +88,22 @@ impl MountSpec {
         for (set, word) in [
             (self.overlay.volatile, "volatile"),
             (self.overlay.userxattr == Some(true), "userxattr"),
+            (self.overlay.metacopy, "metacopy=on"),
+            (
+                self.overlay.redirect == overlay::Redirect::All,
+                "redirect_dir=on",
+            ),
+            (
+                self.overlay.redirect == overlay::Redirect::Off,
+                "redirect_dir=off",
+            ),
+            (
+                self.overlay.redirect == overlay::Redirect::Ignore,
+                "redirect_dir=nofollow",
+            ),
+            (self.overlay.ino32, "ino32_t"),
+            (self.overlay.static_nlink, "static_nlink"),
+            (self.overlay.ids != overlay::IdMap::default(), "id mapping"),
             (self.flags.allow_other, "allow_other"),
             (!self.flags.suid, "nosuid"),
             (!self.flags.dev, "nodev"),
@@ -145,7 +162,9 @@ pub fn run(spec: &MountSpec, visible: impl FnOnce(&Record)) -> Result<()> {
         None => spec.run_dir.log_file(&id),
     };
     let own_log = spec.log_file.is_none().then_some(log.as_path());
-    let launched = daemon::launch(&log, |ready| serve::serve(&spec, &id, Some(&log), |record| ready.announce(record)));
+    let launched = daemon::launch(&log, |ready| {
+        serve::serve(&spec, &id, Some(&log), |record| ready.announce(record))
+    });
     match launched {
         Ok(record) => {
             visible(&record);

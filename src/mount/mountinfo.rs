@@ -8,13 +8,63 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use serde::{Deserialize, Serialize};
 
-/// The kernel's number of one mount; unlike a path, it never means another mount while that one is there.
+/// The kernel's number of one mount. It means no other while that one is there, and soon another once it is gone: what
+/// is kept for later is a [`MountKey`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct MountId(pub u64);
+
+/// A mount, told apart from those that come after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountKey {
+    pub id: MountId,
+    /// `st_dev` of what it shows. Not given anew while the file system is served, in use, or mounted elsewhere.
+    pub major: u32,
+    pub minor: u32,
+    /// The kernel's number that is never given again (Linux 6.8).
+    pub unique: Option<u64>,
+}
+
+impl MountKey {
+    pub fn of(mount: &MountInfo) -> Self {
+        Self {
+            id: mount.id,
+            major: mount.major,
+            minor: mount.minor,
+            unique: unique_id(mount),
+        }
+    }
+
+    /// Where the mount is now; `None` if it is gone, or not in this namespace.
+    pub fn find(&self) -> io::Result<Option<MountInfo>> {
+        Ok(by_id(self.id)?.filter(|mount| self.means(mount)))
+    }
+
+    pub fn means(&self, mount: &MountInfo) -> bool {
+        (self.id, self.major, self.minor) == (mount.id, mount.major, mount.minor)
+            && match (self.unique, unique_id(mount)) {
+                (Some(then), Some(now)) => then == now,
+                _ => true,
+            }
+    }
+}
+
+/// `None` before Linux 6.8, and for a mount covered by another.
+fn unique_id(mount: &MountInfo) -> Option<u64> {
+    /// `STATX_MNT_ID_UNIQUE` of linux/stat.h
+    const UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+    let fd = open_path(&mount.mount_point).ok()?;
+    if mount_of(&fd).ok()? != mount.id {
+        return None;
+    }
+    // The daemon, perhaps hung, is not to be asked.
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let found = rustix::fs::statx(&fd, "", flags, UNIQUE).ok()?;
+    (found.stx_mask & UNIQUE.bits() != 0).then_some(found.stx_mnt_id)
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountInfo {
@@ -66,8 +116,9 @@ fn unescape(text: &[u8]) -> OsString {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;
     while let Some((&first, tail)) = rest.split_first() {
-        let octal =
-            tail.get(..3).filter(|d| first == b'\\' && d[0] <= b'3' && d.iter().all(|c| (b'0'..=b'7').contains(c)));
+        let octal = tail.get(..3).filter(|d| {
+            first == b'\\' && d[0] <= b'3' && d.iter().all(|c| (b'0'..=b'7').contains(c))
+        });
         match octal {
             Some(d) => {
                 out.push((d[0] - b'0') << 6 | (d[1] - b'0') << 3 | (d[2] - b'0'));
@@ -84,7 +135,11 @@ fn unescape(text: &[u8]) -> OsString {
 
 /// Opens a path (following symlinks) only to name it: works on dead and hung mounts, too.
 pub fn open_path(path: &Path) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
+    Ok(rustix::fs::open(
+        path,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
 }
 
 /// The mount an open file is on.
@@ -161,10 +216,43 @@ mod tests {
     }
 
     #[test]
+    fn a_key_means_one_mount_only() {
+        let root = mounted_at(Path::new("/"))
+            .expect("mountinfo")
+            .expect("a root mount");
+        let key = MountKey::of(&root);
+        assert_eq!(key.find().expect("find"), Some(root));
+        for other in [
+            MountKey {
+                id: MountId(key.id.0 + 1_000_000),
+                ..key
+            },
+            MountKey {
+                minor: key.minor + 1,
+                ..key
+            },
+            MountKey {
+                unique: Some(1),
+                ..key
+            },
+        ] {
+            // Without unique numbers the kernel cannot tell the last one.
+            if key.unique.is_some() || other.unique.is_none() {
+                assert_eq!(other.find().expect("find"), None, "{other:?}");
+            }
+        }
+    }
+
+    #[test]
     fn the_root_is_mounted() {
-        let root = mounted_at(Path::new("/")).expect("mountinfo").expect("a root mount");
+        let root = mounted_at(Path::new("/"))
+            .expect("mountinfo")
+            .expect("a root mount");
         assert_eq!(root.mount_point, Path::new("/"));
-        assert_eq!(mounted_at(Path::new("/proc/self/")).expect("mountinfo"), None);
+        assert_eq!(
+            mounted_at(Path::new("/proc/self/")).expect("mountinfo"),
+            None
+        );
         let missing = mounted_at(Path::new("/nowhere/at/all")).expect_err("no such path");
         assert_eq!(missing.kind(), io::ErrorKind::NotFound);
     }

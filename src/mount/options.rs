@@ -191,10 +191,28 @@ impl Parsed {
                 .warnings
                 .push("allow_root is not supported, allow_other is".into()),
             // Always so, or without a meaning here.
-            b"default_permissions" | b"diratime" | b"nodiratime" | b"kernel_cache"
-            | b"auto_cache" | b"lazytime" | b"nolazytime" | b"private" | b"rprivate" | b"slave"
-            | b"rslave" | b"shared" | b"rshared" | b"defaults" | b"async" | b"auto" | b"noauto"
-            | b"nofail" | b"user" | b"nouser" | b"_netdev" | b"threaded" => {}
+            b"default_permissions"
+            | b"diratime"
+            | b"nodiratime"
+            | b"kernel_cache"
+            | b"auto_cache"
+            | b"lazytime"
+            | b"nolazytime"
+            | b"private"
+            | b"rprivate"
+            | b"slave"
+            | b"rslave"
+            | b"shared"
+            | b"rshared"
+            | b"defaults"
+            | b"async"
+            | b"auto"
+            | b"noauto"
+            | b"nofail"
+            | b"user"
+            | b"nouser"
+            | b"_netdev"
+            | b"threaded" => {}
             word if word.starts_with(b"splice_") || word.starts_with(b"no_splice_") => {}
             // Words with a value, without one.
             b"lowerdir" | b"upperdir" | b"workdir" | b"uidmapping" | b"gidmapping"
@@ -214,17 +232,21 @@ impl Parsed {
         let bad = |wants: &str| bad_value(key, value, wants);
         match key {
             b"lowerdir" => {
-                let value = value.strip_prefix(b"\"").map_or(value, |quoted| {
-                    quoted.strip_suffix(b"\"").unwrap_or(quoted)
-                });
+                let value = value
+                    .strip_prefix(b"\"")
+                    .map_or(value, |quoted| quoted.strip_suffix(b"\"").unwrap_or(quoted));
                 o.lowers = split_dirs(value)?;
             }
             b"upperdir" => o.upper = some_path(key, value)?,
             b"workdir" => o.work = some_path(key, value)?,
             b"uidmapping" => o.uid_mapping = mapping(key, value)?,
             b"gidmapping" => o.gid_mapping = mapping(key, value)?,
-            b"squash_to_uid" => o.squash_to_uid = Some(number(value).ok_or_else(|| bad("a user id"))?),
-            b"squash_to_gid" => o.squash_to_gid = Some(number(value).ok_or_else(|| bad("a group id"))?),
+            b"squash_to_uid" => {
+                o.squash_to_uid = Some(number(value).ok_or_else(|| bad("a user id"))?)
+            }
+            b"squash_to_gid" => {
+                o.squash_to_gid = Some(number(value).ok_or_else(|| bad("a group id"))?)
+            }
             b"xattr_permissions" => {
                 o.xattr_permissions = match value {
                     b"0" => XattrPermissions::Off,
@@ -265,9 +287,22 @@ impl Parsed {
                 }
             }
             // Without a meaning here. SELinux labels are the host's to give.
-            b"context" | b"fscontext" | b"defcontext" | b"rootcontext" | b"subtype" | b"threaded"
-            | b"fast_ino" | b"fast_ino_check" | b"max_write" | b"max_read" | b"max_background"
-            | b"congestion_threshold" | b"max_idle_threads" | b"uuid" | b"nfs_export" | b"verity" => {}
+            b"context"
+            | b"fscontext"
+            | b"defcontext"
+            | b"rootcontext"
+            | b"subtype"
+            | b"threaded"
+            | b"fast_ino"
+            | b"fast_ino_check"
+            | b"max_write"
+            | b"max_read"
+            | b"max_background"
+            | b"congestion_threshold"
+            | b"max_idle_threads"
+            | b"uuid"
+            | b"nfs_export"
+            | b"verity" => {}
             _ => return Ok(false),
         }
         Ok(true)

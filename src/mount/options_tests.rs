@@ -38,8 +38,15 @@ fn as_podman_writes_them() {
     assert_eq!(o.xattr_permissions, XattrPermissions::User);
 
     let o = options("uidmapping=:0:1000:1:1:100000:65536,gidmapping=0:1000:1:1:100000:65536");
-    let range = |inside, outside, len| IdRange { inside, outside, len };
-    assert_eq!(o.uid_mapping, [range(0, 1000, 1), range(1, 100_000, 65_536)]);
+    let range = |inside, outside, len| IdRange {
+        inside,
+        outside,
+        len,
+    };
+    assert_eq!(
+        o.uid_mapping,
+        [range(0, 1000, 1), range(1, 100_000, 65_536)]
+    );
     assert_eq!(o.gid_mapping, o.uid_mapping);
 
     let context = r#"lowerdir=/a,context="system_u:object_r:container_file_t:s0:c1,c2",ro"#;
@@ -65,7 +72,10 @@ fn escapes_and_quotes() {
     assert_eq!(upper(r#"upperdir="/a\,b""#), Path::new(r"/a\,b"));
     assert_eq!(upper(r#"upperdir="/unended,x"#), Path::new("/unended,x"));
     let bytes = parse([OsStr::from_bytes(b"upperdir=/\xff")]).expect("any bytes");
-    assert_eq!(bytes.options.upper.expect("upper").as_os_str().as_bytes(), b"/\xff");
+    assert_eq!(
+        bytes.options.upper.expect("upper").as_os_str().as_bytes(),
+        b"/\xff"
+    );
 }
 
 #[test]
@@ -73,12 +83,18 @@ fn the_last_word_counts() {
     let parsed = parse(["ro,nosuid,upperdir=/a", "rw,suid,upperdir=/b"]).expect("two -o");
     let o = parsed.options;
     assert!(!o.read_only);
-    assert_eq!((o.suid, o.upper.as_deref()), (Some(true), Some(Path::new("/b"))));
+    assert_eq!(
+        (o.suid, o.upper.as_deref()),
+        (Some(true), Some(Path::new("/b")))
+    );
 }
 
 #[test]
 fn words_with_values() {
-    assert_eq!(options("timeout=1.5").timeout, Some(Duration::from_millis(1500)));
+    assert_eq!(
+        options("timeout=1.5").timeout,
+        Some(Duration::from_millis(1500))
+    );
     assert_eq!(options("timeout=0").timeout, Some(Duration::ZERO));
     assert_eq!(options("timeout=1e300").timeout, Some(crate::fuse::FOREVER));
     assert_eq!(options("timeout=inf").timeout, Some(crate::fuse::FOREVER));
@@ -87,13 +103,20 @@ fn words_with_values() {
     assert_eq!(o.redirect_dir, Some(RedirectDir::NoFollow));
     assert_eq!((o.metacopy, o.index), (Some(true), Some(false)));
     assert!(o.userxattr && o.ino32);
-    let o = options("squash_to_root,squash_to_uid=7,squash_to_gid=4294967295,static_nlink,noxattrs=1");
+    let o =
+        options("squash_to_root,squash_to_uid=7,squash_to_gid=4294967295,static_nlink,noxattrs=1");
     assert!(o.squash_to_root && o.static_nlink && o.noxattrs);
-    assert_eq!((o.squash_to_uid, o.squash_to_gid), (Some(7), Some(u32::MAX)));
+    assert_eq!(
+        (o.squash_to_uid, o.squash_to_gid),
+        (Some(7), Some(u32::MAX))
+    );
     let o = options("writeback=0,sync=1,fsname=my fs,allow_other,nodev,noexec,noatime");
     assert_eq!((o.writeback, o.no_fsync), (Some(false), false));
     assert_eq!(o.fsname.as_deref(), Some(OsStr::new("my fs")));
-    assert_eq!((o.allow_other, o.dev, o.exec, o.atime), (Some(true), Some(false), Some(false), Some(false)));
+    assert_eq!(
+        (o.allow_other, o.dev, o.exec, o.atime),
+        (Some(true), Some(false), Some(false), Some(false))
+    );
 }
 
 #[test]
@@ -154,5 +177,8 @@ fn refused() {
         assert!(!error.to_string().contains('\n'), "{word}: {error}");
     }
     // The whole range of ids fits.
-    assert_eq!(options("uidmapping=0:0:4294967295").uid_mapping[0].len, u32::MAX);
+    assert_eq!(
+        options("uidmapping=0:0:4294967295").uid_mapping[0].len,
+        u32::MAX
+    );
 }

@@ -23,7 +23,11 @@ pub struct Process {
 impl Process {
     pub fn current() -> io::Result<Self> {
         let pid = std::process::id();
-        Ok(Self { pid, start: start_of(pid)?, namespace: own_namespace() })
+        Ok(Self {
+            pid,
+            start: start_of(pid)?,
+            namespace: own_namespace(),
+        })
     }
 
     /// `None` where this process cannot tell: the other one lives in another pid namespace.
@@ -59,7 +63,9 @@ impl ProcessHandle {
 }
 
 fn own_namespace() -> String {
-    fs::read_link("/proc/self/ns/pid").map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    fs::read_link("/proc/self/ns/pid")
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
 }
 
 /// A zombie, which does nothing any more, counts as gone.
@@ -71,7 +77,9 @@ fn start_of(pid: u32) -> io::Result<u64> {
 fn parse_stat(stat: &[u8]) -> Option<u64> {
     // The second field is the command in parentheses, which may hold anything, also parentheses.
     let end = stat.iter().rposition(|b| *b == b')')?;
-    let mut fields = std::str::from_utf8(&stat[end + 1..]).ok()?.split_ascii_whitespace();
+    let mut fields = std::str::from_utf8(&stat[end + 1..])
+        .ok()?
+        .split_ascii_whitespace();
     if matches!(fields.next()?, "Z" | "X") {
         return None;
     }
@@ -85,7 +93,11 @@ mod tests {
     #[test]
     fn stat_lines() {
         let tail = "1 1 1 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 7777 0 0";
-        for (head, start) in [("1 (init) S ", Some(7777)), ("1 (a) S 1 (b) S ", Some(7777)), ("1 (dead) Z ", None)] {
+        for (head, start) in [
+            ("1 (init) S ", Some(7777)),
+            ("1 (a) S 1 (b) S ", Some(7777)),
+            ("1 (dead) Z ", None),
+        ] {
             let line = format!("{head}{tail}");
             assert_eq!(parse_stat(line.as_bytes()), start, "{line}");
         }
@@ -98,10 +110,16 @@ mod tests {
     fn a_recycled_pid_is_another_process() {
         let me = Process::current().expect("own process");
         assert_eq!(me.is_alive(), Some(true));
-        let before = Process { start: me.start.wrapping_sub(1), ..me.clone() };
+        let before = Process {
+            start: me.start.wrapping_sub(1),
+            ..me.clone()
+        };
         assert_eq!(before.is_alive(), Some(false));
         assert!(before.open().is_none());
-        let elsewhere = Process { namespace: "pid:[1]".into(), ..me };
+        let elsewhere = Process {
+            namespace: "pid:[1]".into(),
+            ..me
+        };
         assert_eq!(elsewhere.is_alive(), None);
     }
 }

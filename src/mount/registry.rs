@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::mountinfo::{self, MountId};
+use super::mountinfo::{self, MountKey};
 use super::process::Process;
 
 /// One live mount.
@@ -22,9 +22,7 @@ pub struct Record {
     pub id: String,
     pub daemon: Process,
     pub mount_point: EscapedPath,
-    pub mount_id: MountId,
-    /// `st_dev` of what the mount shows, as `major:minor`.
-    pub device: (u32, u32),
+    pub mount: MountKey,
     /// Topmost first, as given.
     pub lowers: Vec<RecordedLower>,
     pub upper: Option<EscapedPath>,
@@ -70,7 +68,8 @@ impl Serialize for EscapedPath {
 impl<'de> Deserialize<'de> for EscapedPath {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let bytes = unescape(&text).ok_or_else(|| serde::de::Error::custom("a backslash that escapes nothing"))?;
+        let bytes = unescape(&text)
+            .ok_or_else(|| serde::de::Error::custom("a backslash that escapes nothing"))?;
         Ok(Self(OsString::from_vec(bytes).into()))
     }
 }
@@ -134,7 +133,10 @@ impl RunDir {
             }
             let meta = fs::symlink_metadata(&dir).map_err(|e| named(e, &dir))?;
             if !meta.is_dir() || meta.uid() != rustix::process::geteuid().as_raw() {
-                let why = io::Error::new(io::ErrorKind::PermissionDenied, "not a directory of this user");
+                let why = io::Error::new(
+                    io::ErrorKind::PermissionDenied,
+                    "not a directory of this user",
+                );
                 return Err(named(why, &dir));
             }
         }
@@ -158,7 +160,12 @@ impl RunDir {
     pub fn write(&self, record: &Record) -> io::Result<()> {
         let file = self.file(&record.id);
         let temporary = file.with_extension("new");
-        let mut out = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut out = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
         serde_json::to_writer_pretty(&mut out, record)?;
         out.write_all(b"\n")?;
         fs::rename(&temporary, &file)
@@ -215,7 +222,7 @@ impl RunDir {
         let Some(mount) = mountinfo::mounted_at(name)? else {
             return Ok(None);
         };
-        Ok(records.into_iter().find(|r| r.mount_id == mount.id))
+        Ok(records.into_iter().find(|r| r.mount.means(&mount)))
     }
 }
 
@@ -240,8 +247,12 @@ mod tests {
             id: id.into(),
             daemon: Process::current().expect("own process"),
             mount_point: EscapedPath(OsString::from_vec(mount_point.to_vec()).into()),
-            mount_id: MountId(u64::MAX),
-            device: (0, 42),
+            mount: MountKey {
+                id: mountinfo::MountId(u64::MAX),
+                major: 0,
+                minor: 42,
+                unique: Some(1 << 40),
+            },
             lowers: vec![
                 RecordedLower::Dir(EscapedPath("/a\\b".into())),
                 RecordedLower::Image {

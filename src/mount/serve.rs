@@ -11,7 +11,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::error::{Error, Result};
 use super::kernel::{self, Target};
-use super::mountinfo;
+use super::mountinfo::MountKey;
 use super::process::Process;
 use super::registry::{self, EscapedPath, Record, RecordedLower, RunDir};
 use super::spec::{self, CheckedUpper, Lower};
@@ -59,23 +59,35 @@ pub fn serve(
     };
     let stack = Stack {
         lowers: opened.layers,
-        upper: upper.as_ref().map(|dirs| UpperDirs { upper: dirs.upper.clone(), work: dirs.work.clone() }),
+        upper: upper.as_ref().map(|dirs| UpperDirs {
+            upper: dirs.upper.clone(),
+            work: dirs.work.clone(),
+        }),
     };
     let engine = Arc::new(Overlay::new(stack, &spec.overlay)?);
+    if let Some(dirs) = upper.as_ref().filter(|dirs| dirs.fresh) {
+        engine
+            .dress_root()
+            .map_err(|e| Error::io("giving the lowers' attributes to", &dirs.upper, e))?;
+    }
 
     let mut flags = spec.flags.clone();
     flags.read_only |= engine.is_read_only();
     let mounted = kernel::mount(&target, &flags)?;
-    let mount = Unmounter(mounted.info.id);
-    let session = fuse::Session::start(Arc::clone(&engine), mounted.device, &spec.fuse).map_err(here)?;
+    // The directory below the mount is nobody's concern any more: an open one would keep its file system busy.
+    let mount_point = target.path().to_owned();
+    drop(target);
+    let key = MountKey::of(&mounted.info);
+    let mount = Unmounter(key);
+    let session =
+        fuse::Session::start(Arc::clone(&engine), mounted.device, &spec.fuse).map_err(here)?;
     kernel::raise_read_ahead(&mounted.info);
 
     let record = Record {
         id: id.to_owned(),
         daemon: Process::current().map_err(here)?,
-        mount_point: EscapedPath(target.path().to_owned()),
-        mount_id: mounted.info.id,
-        device: (mounted.info.major, mounted.info.minor),
+        mount_point: EscapedPath(mount_point.clone()),
+        mount: key,
         lowers: opened.recorded,
         upper: upper.as_ref().map(|u| EscapedPath(u.upper.clone())),
         work: upper.as_ref().map(|u| EscapedPath(u.work.clone())),
@@ -94,25 +106,27 @@ pub fn serve(
         // A log of the caller's choice is the caller's.
         let own_log = log.filter(|_| spec.log_file.is_none()).map(Path::to_owned);
         move || {
-            engine.shutdown();
+            // First: whoever wants the upper next sees from it that this mount is on its way out.
             let _ = run.remove(&id);
+            engine.shutdown();
             if let Some(log) = own_log {
                 drop_empty_log(&log);
             }
         }
     };
-    let outcome =
-        signals::watch(signals, mounted.info.id, cleanup.clone()).and_then(|()| ready(&record)).and_then(|()| {
+    let outcome = signals::watch(signals, key, cleanup.clone())
+        .and_then(|()| ready(&record))
+        .and_then(|()| {
             mount.keep();
             session.run()
         });
     cleanup();
     drop((lock, opened.lease));
-    outcome.map_err(|e| Error::io("serving the mount on", target.path(), e))
+    outcome.map_err(|e| Error::io("serving the mount on", &mount_point, e))
 }
 
 /// Takes a mount away again that could not be brought into service.
-struct Unmounter(mountinfo::MountId);
+struct Unmounter(MountKey);
 
 impl Unmounter {
     fn keep(self) {
@@ -123,7 +137,7 @@ impl Unmounter {
 impl Drop for Unmounter {
     fn drop(&mut self) {
         // Lazily: nobody serves it, so nobody may be waited for.
-        if let Err(error) = kernel::unmount(self.0, true) {
+        if let Err(error) = kernel::unmount(&self.0, true) {
             tracing::warn!(%error, "a mount that failed to start could not be taken away");
         }
     }
@@ -149,27 +163,45 @@ fn open_lowers(spec: &MountSpec) -> Result<Opened> {
     if spec.lowers.is_empty() {
         return Err(Error::Usage("no lower directory and no image given".into()));
     }
-    let mut opened = Opened { layers: Vec::new(), recorded: Vec::new(), dirs: Vec::new(), lease: None };
+    let mut opened = Opened {
+        layers: Vec::new(),
+        recorded: Vec::new(),
+        dirs: Vec::new(),
+        lease: None,
+    };
     let mut store = None;
     let mut leased = Vec::new();
     for lower in &spec.lowers {
         match lower {
             Lower::Dir(path) => {
                 let real = spec::check_lower(path)?;
-                let layer = DirLayer::open(&real).map_err(|e| Error::io("opening lower directory", path, e))?;
+                let layer = DirLayer::open(&real)
+                    .map_err(|e| Error::io("opening lower directory", path, e))?;
                 opened.layers.push(Arc::new(layer));
-                opened.recorded.push(RecordedLower::Dir(EscapedPath(path.clone())));
+                opened
+                    .recorded
+                    .push(RecordedLower::Dir(EscapedPath(path.clone())));
                 opened.dirs.push(real);
             }
             Lower::Image(reference) => {
                 if store.is_none() {
                     store = Store::open_existing(&spec.store_root)?;
                 }
-                let no_such = || Error::NoSuchLower { lower: reference.clone() };
+                let no_such = || Error::NoSuchLower {
+                    lower: reference.clone(),
+                };
                 let store = store.as_ref().ok_or_else(no_such)?;
-                let in_image = |source| Error::Image { reference: reference.clone(), source };
-                let manifest = (spec.resolve_image)(store, reference).map_err(in_image)?.ok_or_else(no_such)?;
-                let image = store.image(&manifest).map_err(in_image)?.ok_or_else(no_such)?;
+                let in_image = |source| Error::Image {
+                    reference: reference.clone(),
+                    source,
+                };
+                let manifest = (spec.resolve_image)(store, reference)
+                    .map_err(in_image)?
+                    .ok_or_else(no_such)?;
+                let image = store
+                    .image(&manifest)
+                    .map_err(in_image)?
+                    .ok_or_else(no_such)?;
                 for diff_id in image.layers.iter().rev() {
                     let reader = store.open_layer(diff_id).map_err(in_image)?;
                     opened.layers.push(Arc::new(StoredLayer::new(reader)));
@@ -202,7 +234,8 @@ fn lock(dirs: &CheckedUpper, run: &RunDir) -> Result<OwnedFd> {
 
 fn lock_dir(dir: &Path, run: &RunDir) -> Result<OwnedFd> {
     let open = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(dir, open, Mode::empty()).map_err(|e| Error::io("opening", dir, e))?;
+    let fd =
+        rustix::fs::open(dir, open, Mode::empty()).map_err(|e| Error::io("opening", dir, e))?;
     let deadline = Instant::now() + HANDOVER;
     loop {
         match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
@@ -212,9 +245,16 @@ fn lock_dir(dir: &Path, run: &RunDir) -> Result<OwnedFd> {
         }
         // The mount before this one may be gone already and its daemon on its way out.
         let user = run.live().ok().and_then(|records| {
-            records.into_iter().find(|r| [&r.upper, &r.work].into_iter().flatten().any(|p| p.0 == dir))
+            records.into_iter().find(|r| {
+                [&r.upper, &r.work]
+                    .into_iter()
+                    .flatten()
+                    .any(|p| p.0 == dir)
+            })
         });
-        let leaving = user.as_ref().is_none_or(|r| mountinfo::by_id(r.mount_id).is_ok_and(|m| m.is_none()));
+        let leaving = user
+            .as_ref()
+            .is_none_or(|r| r.mount.find().is_ok_and(|m| m.is_none()));
         if !leaving || Instant::now() > deadline {
             return Err(Error::UpperInUse {
                 path: dir.to_owned(),
@@ -232,7 +272,12 @@ pub fn absolute(path: &Path) -> Result<PathBuf> {
 
 /// A log file of the caller's must exist before anything else happens: an unwritable one is an error, not silence.
 pub fn touch_log(path: &Path) -> Result<()> {
-    File::options().append(true).create(true).open(path).map(drop).map_err(|e| Error::io("opening the log", path, e))
+    File::options()
+        .append(true)
+        .create(true)
+        .open(path)
+        .map(drop)
+        .map_err(|e| Error::io("opening the log", path, e))
 }
 
 /// A name for the mount to be.

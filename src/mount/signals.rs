@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::kernel;
-use super::mountinfo::MountId;
+use super::mountinfo::MountKey;
 use crate::sys;
 
 const ENDING: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
@@ -18,26 +18,32 @@ pub fn block() -> io::Result<OwnedFd> {
 }
 
 /// Acts on signals from now on, in a thread of its own. `abandon` is what must be done before the process is ended.
-pub fn watch(signals: OwnedFd, mount: MountId, abandon: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    std::thread::Builder::new().name("ovl-signals".into()).spawn(move || {
-        for lazy in [false, true] {
-            let Ok(signal) = sys::read_signal(signals.as_fd()) else {
-                return;
-            };
-            match kernel::unmount(mount, lazy) {
-                Ok(_) => tracing::info!(signal, lazy, "unmounted"),
-                Err(error) => tracing::warn!(
-                    signal,
-                    %error,
-                    "the mount stays; a further signal is more forceful"
-                ),
+pub fn watch(
+    signals: OwnedFd,
+    mount: MountKey,
+    abandon: impl FnOnce() + Send + 'static,
+) -> io::Result<()> {
+    std::thread::Builder::new()
+        .name("ovl-signals".into())
+        .spawn(move || {
+            for lazy in [false, true] {
+                let Ok(signal) = sys::read_signal(signals.as_fd()) else {
+                    return;
+                };
+                match kernel::unmount(&mount, lazy) {
+                    Ok(_) => tracing::info!(signal, lazy, "unmounted"),
+                    Err(error) => tracing::warn!(
+                        signal,
+                        %error,
+                        "the mount stays; a further signal is more forceful"
+                    ),
+                }
             }
-        }
-        if let Ok(signal) = sys::read_signal(signals.as_fd()) {
-            tracing::warn!(signal, "ending at once");
-            abandon();
-            std::process::exit(1);
-        }
-    })?;
+            if let Ok(signal) = sys::read_signal(signals.as_fd()) {
+                tracing::warn!(signal, "ending at once");
+                abandon();
+                std::process::exit(1);
+            }
+        })?;
     Ok(())
 }

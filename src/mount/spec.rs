@@ -39,13 +39,16 @@ pub fn parse_lowers(word: &OsStr) -> Result<Vec<Lower>> {
     }
     let dirs = split_dirs(bytes)?;
     // `debian:demo` is a reference, unless there are directories of these names.
-    let is_path = |dir: &PathBuf| dir.is_absolute() || dir.starts_with(".") || dir.starts_with("..");
+    let is_path =
+        |dir: &PathBuf| dir.is_absolute() || dir.starts_with(".") || dir.starts_with("..");
     if dirs.iter().any(is_path) || dirs.iter().all(|dir| dir.exists()) {
         return Ok(as_dirs(dirs));
     }
     match reference_text(bytes) {
         Ok(reference) => Ok(vec![Lower::Image(reference)]),
-        Err(_) => Err(Error::NoSuchLower { lower: word.to_string_lossy().into_owned() }),
+        Err(_) => Err(Error::NoSuchLower {
+            lower: word.to_string_lossy().into_owned(),
+        }),
     }
 }
 
@@ -56,7 +59,10 @@ fn as_dirs(dirs: Vec<PathBuf>) -> Vec<Lower> {
 fn reference_text(bytes: &[u8]) -> Result<String> {
     match std::str::from_utf8(bytes) {
         Ok(text) if !text.is_empty() => Ok(text.to_owned()),
-        _ => Err(Error::Usage(format!("not an image reference: {:?}", String::from_utf8_lossy(bytes)))),
+        _ => Err(Error::Usage(format!(
+            "not an image reference: {:?}",
+            String::from_utf8_lossy(bytes)
+        ))),
     }
 }
 
@@ -74,9 +80,15 @@ pub(super) fn split_dirs(list: &[u8]) -> Result<Vec<PathBuf>> {
         }
     }
     if dirs.iter().any(Vec::is_empty) {
-        return Err(Error::Usage(format!("an empty directory name in {:?}", String::from_utf8_lossy(list))));
+        return Err(Error::Usage(format!(
+            "an empty directory name in {:?}",
+            String::from_utf8_lossy(list)
+        )));
     }
-    Ok(dirs.into_iter().map(|dir| OsString::from_vec(dir).into()).collect())
+    Ok(dirs
+        .into_iter()
+        .map(|dir| OsString::from_vec(dir).into())
+        .collect())
 }
 
 /// Where changes go, as asked for.
@@ -94,6 +106,8 @@ pub struct UpperSpec {
 pub struct CheckedUpper {
     pub upper: PathBuf,
     pub work: PathBuf,
+    /// The upper was made just now.
+    pub fresh: bool,
 }
 
 pub fn check_lower(dir: &Path) -> Result<PathBuf> {
@@ -102,13 +116,23 @@ pub fn check_lower(dir: &Path) -> Result<PathBuf> {
 
 fn existing_dir(what: &'static str, path: &Path, hint: &'static str) -> Result<PathBuf> {
     let missing = |e: io::Error| match e.kind() {
-        io::ErrorKind::NotFound => Error::Missing { what, path: path.to_owned(), hint },
-        io::ErrorKind::NotADirectory => Error::NotDirectory { what, path: path.to_owned() },
+        io::ErrorKind::NotFound => Error::Missing {
+            what,
+            path: path.to_owned(),
+            hint,
+        },
+        io::ErrorKind::NotADirectory => Error::NotDirectory {
+            what,
+            path: path.to_owned(),
+        },
         _ => Error::io(what, path, e),
     };
     let real = fs::canonicalize(path).map_err(missing)?;
     if !fs::metadata(&real).map_err(missing)?.is_dir() {
-        return Err(Error::NotDirectory { what, path: path.to_owned() });
+        return Err(Error::NotDirectory {
+            what,
+            path: path.to_owned(),
+        });
     }
     Ok(real)
 }
@@ -117,15 +141,25 @@ fn existing_dir(what: &'static str, path: &Path, hint: &'static str) -> Result<P
 pub fn check_upper(spec: &UpperSpec, lowers: &[PathBuf]) -> Result<CheckedUpper> {
     let mut made = None;
     if spec.create && fs::symlink_metadata(&spec.upper).is_err() {
-        make_dir(&spec.upper, 0o755).map_err(|source| Error::UpperNotWritable { path: spec.upper.clone(), source })?;
+        make_dir(&spec.upper, 0o755).map_err(|source| Error::UpperNotWritable {
+            path: spec.upper.clone(),
+            source,
+        })?;
         made = Some(spec.upper.clone());
     }
-    let checked = check_existing_upper(spec, lowers);
-    if let (Err(_), Some(made)) = (&checked, made) {
-        // Only an empty directory goes, which it is unless somebody else has been quick.
-        let _ = fs::remove_dir(made);
+    match (check_existing_upper(spec, lowers), made) {
+        (Ok(checked), made) => Ok(CheckedUpper {
+            fresh: made.is_some(),
+            ..checked
+        }),
+        (Err(error), made) => {
+            if let Some(made) = made {
+                // Only an empty directory goes, which it is unless somebody else has been quick.
+                let _ = fs::remove_dir(made);
+            }
+            Err(error)
+        }
     }
-    checked
 }
 
 fn check_existing_upper(spec: &UpperSpec, lowers: &[PathBuf]) -> Result<CheckedUpper> {
@@ -135,7 +169,9 @@ fn check_existing_upper(spec: &UpperSpec, lowers: &[PathBuf]) -> Result<CheckedU
         apart(&upper, lower)?;
     }
     let wanted = match &spec.work {
-        Some(work) => std::path::absolute(work).map_err(|e| Error::io("work directory", work, e))?,
+        Some(work) => {
+            std::path::absolute(work).map_err(|e| Error::io("work directory", work, e))?
+        }
         None => default_work(&upper)?,
     };
     // Before it is made: a work directory inside a lower would change that lower.
@@ -157,18 +193,27 @@ fn check_existing_upper(spec: &UpperSpec, lowers: &[PathBuf]) -> Result<CheckedU
     for dir in lowers.iter().chain([&upper]) {
         apart(&work, dir)?;
     }
-    let dev = |path: &Path| fs::metadata(path).map(|m| m.dev()).map_err(|e| Error::io("checking", path, e));
+    let dev = |path: &Path| {
+        fs::metadata(path)
+            .map(|m| m.dev())
+            .map_err(|e| Error::io("checking", path, e))
+    };
     if dev(&work)? != dev(&upper)? {
         return Err(Error::WorkElsewhere { work, upper });
     }
-    Ok(CheckedUpper { upper, work })
+    Ok(CheckedUpper {
+        upper,
+        work,
+        fresh: false,
+    })
 }
 
 /// `/a/up` works in `/a/.up.ovl-work`: on the same file system unless something is mounted on `/a/up`.
 fn default_work(upper: &Path) -> Result<PathBuf> {
     let (Some(parent), Some(name)) = (upper.parent(), upper.file_name()) else {
         return Err(Error::Usage(
-            "the root directory cannot be the upper without a work directory given with --work".into(),
+            "the root directory cannot be the upper without a work directory given with --work"
+                .into(),
         ));
     };
     let mut hidden = OsString::from(".");
@@ -183,15 +228,22 @@ fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
 
 fn writable(upper: &Path) -> Result<()> {
     let need = Access::WRITE_OK | Access::EXEC_OK;
-    rustix::fs::accessat(CWD, upper, need, AtFlags::EACCESS)
-        .map_err(|errno| Error::UpperNotWritable { path: upper.to_owned(), source: errno.into() })
+    rustix::fs::accessat(CWD, upper, need, AtFlags::EACCESS).map_err(|errno| {
+        Error::UpperNotWritable {
+            path: upper.to_owned(),
+            source: errno.into(),
+        }
+    })
 }
 
 /// Neither is the other, or inside it. Both without symlinks.
 fn apart(one: &Path, other: &Path) -> Result<()> {
     for (inner, outer) in [(one, other), (other, one)] {
         if inner.starts_with(outer) {
-            return Err(Error::Nested { inner: inner.to_owned(), outer: outer.to_owned() });
+            return Err(Error::Nested {
+                inner: inner.to_owned(),
+                outer: outer.to_owned(),
+            });
         }
     }
     Ok(())
@@ -231,9 +283,15 @@ mod tests {
             ("dir:none".into(), dirs(&["none"])),
         ];
         for (word, lowers) in table {
-            assert_eq!(parse_lowers(OsStr::new(&word)).expect(&word), lowers, "{word}");
+            assert_eq!(
+                parse_lowers(OsStr::new(&word)).expect(&word),
+                lowers,
+                "{word}"
+            );
         }
-        for word in ["", ":", "/a:", ":/a", "/a::/b", "dir:", "image:", "dir:a::b"] {
+        for word in [
+            "", ":", "/a:", ":/a", "/a::/b", "dir:", "image:", "dir:a::b",
+        ] {
             let error = parse_lowers(OsStr::new(word)).expect_err(word);
             assert_eq!(error.exit_code(), 2, "{word}: {error}");
         }
@@ -275,11 +333,20 @@ mod tests {
             let error = check_upper(&spec(upper, work), &lowers).expect_err(&case);
             assert_eq!(error.exit_code(), code, "{case}: {error}");
             let text = error.to_string();
-            assert!(text.contains(words) && !text.contains('\n'), "{case}: {text}");
+            assert!(
+                text.contains(words) && !text.contains('\n'),
+                "{case}: {text}"
+            );
         }
-        assert!(!root.join("low/work").exists(), "a refused work directory was made");
-        let elsewhere =
-            UpperSpec { upper: root.join("up"), work: Some("/dev/shm/ovl-work-elsewhere".into()), create: false };
+        assert!(
+            !root.join("low/work").exists(),
+            "a refused work directory was made"
+        );
+        let elsewhere = UpperSpec {
+            upper: root.join("up"),
+            work: Some("/dev/shm/ovl-work-elsewhere".into()),
+            create: false,
+        };
         let error = check_upper(&elsewhere, &lowers).expect_err("another file system");
         assert_eq!(error.exit_code(), 2, "{error}");
         let _ = fs::remove_dir("/dev/shm/ovl-work-elsewhere");
@@ -294,6 +361,9 @@ mod tests {
         let mut refused = spec("low/fresh", None);
         refused.create = true;
         check_upper(&refused, &lowers).expect_err("inside a lower");
-        assert!(!root.join("low/fresh").exists(), "a refused upper was left behind");
+        assert!(
+            !root.join("low/fresh").exists(),
+            "a refused upper was left behind"
+        );
     }
 }

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use super::error::{Error, Result};
 use super::holders;
 use super::kernel;
-use super::mountinfo::{self, MountInfo};
+use super::mountinfo::{self, MountInfo, MountKey};
 use super::registry::{Record, RunDir};
 
 /// How to unmount.
@@ -23,29 +23,40 @@ pub struct How {
 
 impl Default for How {
     fn default() -> Self {
-        Self { lazy: false, timeout: Duration::from_secs(30) }
+        Self {
+            lazy: false,
+            timeout: Duration::from_secs(30),
+        }
     }
 }
 
 /// Takes down the mount called `name` (its id, or a path that leads to its root) and waits for its daemon to end, so
 /// that the upper directory can be used by others. Works, too, when the daemon has been killed. Gives the mount point.
 pub fn unmount(run: &RunDir, name: &Path, how: How) -> Result<PathBuf> {
-    let records = run.all().map_err(|e| Error::io("reading the list of mounts in", run.path(), e))?;
+    let records = run
+        .all()
+        .map_err(|e| Error::io("reading the list of mounts in", run.path(), e))?;
     if let Some(record) = records.iter().find(|r| name == Path::new(&r.id)) {
-        return match mountinfo::by_id(record.mount_id).map_err(no_mountinfo)? {
+        return match record.mount.find().map_err(no_mountinfo)? {
             Some(mount) => take_down(run, &mount, Some(record), how),
             None => from_inside(run, record, how),
         };
     }
     let missing = |e: io::Error| match e.kind() {
-        io::ErrorKind::NotFound => Error::Missing { what: "mount point", path: name.to_owned(), hint: "" },
+        io::ErrorKind::NotFound => Error::Missing {
+            what: "mount point",
+            path: name.to_owned(),
+            hint: "",
+        },
         _ => Error::io("looking at", name, e),
     };
     let mount = mountinfo::mounted_at(name)
         .map_err(missing)?
         .filter(mountinfo::is_ours)
-        .ok_or_else(|| Error::NotMounted { path: name.to_owned() })?;
-    let record = records.iter().find(|r| r.mount_id == mount.id);
+        .ok_or_else(|| Error::NotMounted {
+            path: name.to_owned(),
+        })?;
+    let record = records.iter().find(|r| r.mount.means(&mount));
     take_down(run, &mount, record, how)
 }
 
@@ -53,7 +64,12 @@ fn no_mountinfo(e: io::Error) -> Error {
     Error::io("reading", Path::new("/proc/self/mountinfo"), e)
 }
 
-fn take_down(run: &RunDir, mount: &MountInfo, record: Option<&Record>, how: How) -> Result<PathBuf> {
+fn take_down(
+    run: &RunDir,
+    mount: &MountInfo,
+    record: Option<&Record>,
+    how: How,
+) -> Result<PathBuf> {
     let path = mount.mount_point.clone();
     // Pinned before the mount goes, so that the wait is for this process.
     let daemon = record.and_then(|r| r.daemon.open());
@@ -61,25 +77,33 @@ fn take_down(run: &RunDir, mount: &MountInfo, record: Option<&Record>, how: How)
         Some(record) => record.daemon.is_alive() == Some(false),
         None => is_dead(&path),
     };
+    let key = MountKey::of(mount);
     let busy = |e: &io::Error| e.raw_os_error() == Some(Errno::BUSY.raw_os_error());
-    let mut done = kernel::unmount(mount.id, how.lazy || dead);
+    let mut done = kernel::unmount(&key, how.lazy || dead);
     for _ in 0..BUSY_TRIES {
         if !done.as_ref().is_err_and(busy) {
             break;
         }
         std::thread::sleep(BUSY_PAUSE);
-        done = kernel::unmount(mount.id, how.lazy || dead);
+        done = kernel::unmount(&key, how.lazy || dead);
     }
     match done {
         Ok(_) => {}
         Err(e) if busy(&e) => {
-            return Err(Error::Busy { holders: holders::of(mount), path });
+            return Err(Error::Busy {
+                holders: holders::of(mount),
+                path,
+            });
         }
         Err(e) => return Err(Error::io("unmounting", &path, e)),
     }
     match (daemon, record) {
         (Some(daemon), Some(record)) => {
-            let ended = daemon.wait(if how.lazy { how.timeout.min(LAZY_WAIT) } else { how.timeout });
+            let ended = daemon.wait(if how.lazy {
+                how.timeout.min(LAZY_WAIT)
+            } else {
+                how.timeout
+            });
             match ended {
                 Ok(true) => {}
                 Ok(false) if how.lazy => return Ok(path),
@@ -130,7 +154,10 @@ fn from_inside(run: &RunDir, record: &Record, how: How) -> Result<PathBuf> {
     if daemon.wait(how.timeout).map_err(fail)? {
         return Ok(path);
     }
-    Err(Error::Busy { path, holders: Vec::new() })
+    Err(Error::Busy {
+        path,
+        holders: Vec::new(),
+    })
 }
 
 fn forget(run: &RunDir, record: &Record) {

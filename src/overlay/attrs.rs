@@ -1,10 +1,10 @@
 //! Attributes: read from where the object is, changed in the upper.
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
 use rustix::io::Errno;
 
 use super::copyup::Extent;
@@ -25,23 +25,30 @@ impl Overlay {
 
     pub(super) fn attr_of(&self, node: &Arc<Node>) -> Result<Attr> {
         let mut attr = if node.in_upper() {
-            self.upper_object(
-                node,
-                rustix::fs::OFlags::PATH | rustix::fs::OFlags::NOFOLLOW,
-            )?
-            .1
-            .attr
+            self.upper_object(node, OFlags::PATH | OFlags::NOFOLLOW)?
+                .1
+                .attr
         } else {
-            let lower = node.state().lowers.first().cloned().ok_or(Errno::STALE)?;
+            let lowers = node.state().lowers.clone();
+            let lower = self.lowers.spokesman(&lowers)?;
             self.lowers.layer(lower.layer).attr(&lower.node)?
         };
+        if node.in_upper() && !node.data_in_upper() {
+            let lower = node.state().lowers.first().cloned();
+            if let Some(lower) = lower {
+                attr.blocks = self.lowers.layer(lower.layer).attr(&lower.node)?.blocks;
+            }
+        }
         self.finish_attr(node, &mut attr)?;
         Ok(attr)
     }
 
-    /// Turns a layer's attributes into the mount's: only link counts differ.
+    /// Turns a layer's attributes into the mount's: link counts and, with a mapping, owners differ.
     pub(super) fn finish_attr(&self, node: &Arc<Node>, attr: &mut Attr) -> Result<()> {
-        if node.is_dir() {
+        self.ids.show(attr);
+        if node.is_dir() && self.static_nlink {
+            attr.nlink = 1;
+        } else if node.is_dir() {
             let merged = node.state().lowers.len() + usize::from(node.in_upper()) > 1;
             if merged {
                 // As the kernel's overlayfs: counting the subdirectories of a merged directory would mean reading it.
@@ -64,10 +71,7 @@ impl Overlay {
 
     /// Link count of a file whose names are partly in the lower.
     pub(super) fn indexed_nlink(&self, node: &Arc<Node>) -> Result<u32> {
-        let (fd, stat) = self.upper_object(
-            node,
-            rustix::fs::OFlags::PATH | rustix::fs::OFlags::NOFOLLOW,
-        )?;
+        let (fd, stat) = self.upper_object(node, OFlags::PATH | OFlags::NOFOLLOW)?;
         let mark = self.some_upper()?.mark_of(fd.as_fd(), NLINK_MARK)?;
         let Some((base, offset)) = mark.as_deref().and_then(parse_nlink) else {
             return Ok(stat.attr.nlink);
@@ -90,10 +94,7 @@ impl Overlay {
     /// upper inode's.
     pub(super) fn base_nlink_on_upper(&self, node: &Arc<Node>) -> Result<()> {
         let now = self.indexed_nlink(node)?;
-        let (fd, stat) = self.upper_object(
-            node,
-            rustix::fs::OFlags::PATH | rustix::fs::OFlags::NOFOLLOW,
-        )?;
+        let (fd, stat) = self.upper_object(node, OFlags::PATH | OFlags::NOFOLLOW)?;
         let offset = i64::from(now) - i64::from(stat.attr.nlink);
         self.writable()?
             .mark(fd.as_fd(), NLINK_MARK, format!("U{offset:+}").as_bytes())
@@ -116,10 +117,12 @@ impl Overlay {
             let file = self.open_file(&node, true)?;
             rustix::fs::ftruncate(file.file.fd().ok_or(Errno::BADF)?, size)?;
         } else {
-            self.copy_up(&node, Extent::All)?;
+            self.copy_up(&node, Extent::Metadata)?;
         }
         let fd = self.upper_path(&node)?;
-        set_owner(fd.as_fd(), set.uid, set.gid)?;
+        let uid = set.uid.map(|uid| self.ids.uid_on_disk(uid)).transpose()?;
+        let gid = set.gid.map(|gid| self.ids.gid_on_disk(gid)).transpose()?;
+        set_owner(fd.as_fd(), uid, gid)?;
         if let Some(perm) = set.perm
             && node.kind != FileKind::Symlink
         {
@@ -129,6 +132,38 @@ impl Overlay {
             set_times(fd.as_fd(), time_spec(set.atime), time_spec(set.mtime))?;
         }
         self.attr_of(&node)
+    }
+
+    /// Inode flags (`FS_*_FL`, chattr) of a file or directory. A stored lower has none.
+    pub fn flags(&self, node: NodeId) -> Result<u32> {
+        let node = self.table.get(node)?;
+        let flags = match self.flagged(&node)? {
+            Some(fd) => rustix::fs::ioctl_getflags(fd)?.bits(),
+            None => 0,
+        };
+        Ok(flags)
+    }
+
+    /// Sets inode flags, as far as the upper's file system has them.
+    pub fn set_flags(&self, node: NodeId, flags: u32) -> Result<()> {
+        let node = self.table.get(node)?;
+        self.writable()?;
+        self.copy_up(&node, Extent::Metadata)?;
+        let fd = self.flagged(&node)?.ok_or(Errno::NOTTY)?;
+        rustix::fs::ioctl_setflags(fd, rustix::fs::IFlags::from_bits_retain(flags))
+    }
+
+    /// A descriptor of the object that carries a node's inode flags.
+    fn flagged(&self, node: &Arc<Node>) -> Result<Option<OwnedFd>> {
+        if !matches!(node.kind, FileKind::Regular | FileKind::Directory) {
+            return Err(Errno::NOTTY);
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        if node.in_upper() {
+            return Ok(Some(self.upper_object(node, flags)?.0));
+        }
+        let lower = node.state().lowers.first().cloned().ok_or(Errno::STALE)?;
+        self.lowers.layer(lower.layer).open_flags(&lower.node)
     }
 
     pub fn readlink(&self, node: NodeId) -> Result<OsString> {

@@ -221,9 +221,10 @@ impl Walk<'_> {
 
     /// Has a merged directory other attributes or xattrs than its topmost lower?
     fn attributes_changed(&self, node: &Arc<Node>, attr: &Attr, base: &[LowerRef]) -> Result<bool> {
-        let Some(lower) = base.first().filter(|_| node.in_upper()) else {
+        if base.is_empty() || !node.in_upper() {
             return Ok(false);
-        };
+        }
+        let lower = self.overlay.lowers.spokesman(base)?;
         let layer = self.overlay.lowers.layer(lower.layer);
         if differ(attr, &layer.attr(&lower.node)?) {
             return Ok(true);

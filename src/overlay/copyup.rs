@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::Result;
 use super::attrs::{self, NLINK_MARK};
-use super::engine::Overlay;
+use super::engine::{METACOPY_MARK, Overlay};
 use super::node::{Link, LowerRef, Node, UpperObject, lock};
 use super::origin::Origin;
 use super::upper::is_internal_xattr;
@@ -28,8 +28,21 @@ const BUFFER: usize = 1 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Extent {
     All,
+    /// None, if the mount keeps data below (`metacopy`); else all.
+    Metadata,
     /// The rest is about to be cut off.
     UpTo(u64),
+}
+
+impl Extent {
+    /// For a mount or a file that keeps no data below.
+    fn or_all(self) -> Self {
+        if self == Self::Metadata {
+            Self::All
+        } else {
+            self
+        }
+    }
 }
 
 /// A finished copy under its temporary name in the workdir; removed unless published.
@@ -37,6 +50,7 @@ struct Copy<'a> {
     overlay: &'a Overlay,
     name: Option<OsString>,
     fd: OwnedFd,
+    data_below: bool,
 }
 
 impl Drop for Copy<'_> {
@@ -51,7 +65,7 @@ impl Overlay {
     /// Makes sure the node has an object in the upper; all its parents get one too.
     pub(super) fn copy_up(&self, node: &Arc<Node>, extent: Extent) -> Result<()> {
         self.writable()?;
-        if node.in_upper() {
+        if node.data_in_upper() || extent == Extent::Metadata && node.in_upper() {
             return Ok(());
         }
         // Ancestors first, from the top; a loop, since paths can be thousands of names deep.
@@ -70,14 +84,32 @@ impl Overlay {
     fn copy_up_one(&self, node: &Arc<Node>, extent: Extent) -> Result<()> {
         let _alone = lock(&node.copy_up);
         if node.in_upper() {
-            return Ok(());
+            return if node.data_in_upper() || extent == Extent::Metadata {
+                Ok(())
+            } else {
+                self.copy_up_data(node, extent)
+            };
         }
-        let lower = node.state().lowers.first().cloned().ok_or(Errno::STALE)?;
+        let lowers = node.state().lowers.clone();
+        let origin = Origin::of(&self.lowers, lowers.first().ok_or(Errno::STALE)?);
+        let lower = self.lowers.spokesman(&lowers)?;
         let attr = self.lowers.layer(lower.layer).attr(&lower.node)?;
-        let origin = Origin::of(&self.lowers, &lower);
         let indexed = !node.is_dir() && attr.nlink > 1;
-        let mut copy = self.make_copy(&lower, &attr, extent)?;
+        let path = (extent == Extent::Metadata)
+            .then(|| self.lower_path_of(node, &attr))
+            .flatten();
+        let extent = if path.is_some() {
+            extent
+        } else {
+            extent.or_all()
+        };
+        let mut copy = self.make_copy(lower, &attr, extent)?;
         let upper = self.writable()?;
+        if let Some(path) = path {
+            upper.mark(copy.fd.as_fd(), "redirect", path.as_bytes())?;
+            upper.mark(copy.fd.as_fd(), METACOPY_MARK, b"")?;
+            copy.data_below = true;
+        }
         let (mark, value) = origin.mark();
         // User xattrs cannot be on symlinks and devices: those then keep their number only until the next mount.
         match upper.mark(copy.fd.as_fd(), mark, value) {
@@ -145,6 +177,7 @@ impl Overlay {
             overlay: self,
             name: Some(name.clone()),
             fd,
+            data_below: false,
         };
         let copy = match host::open_at(work, temp, OFlags::PATH | OFlags::NOFOLLOW) {
             Ok(fd) => guard(fd),
@@ -155,17 +188,33 @@ impl Overlay {
         };
         if let Some(data) = &data {
             let keep = match extent {
+                Extent::Metadata => 0,
                 Extent::All => attr.size,
                 Extent::UpTo(size) => size.min(attr.size),
             };
             if keep > 0 {
                 copy_data(&layer.open(&lower.node)?, data, keep, attr.size)?;
             }
+            if extent == Extent::Metadata {
+                rustix::fs::ftruncate(data, attr.size)?;
+            }
         }
         let fd = copy.fd.as_fd();
         if attr.kind == FileKind::CharDevice && attr.rdev == 0 {
             super::create::mark_device(fd)?;
         }
+        self.dress(fd, lower, attr)?;
+        if let Some(data) = data
+            && !upper.volatile
+        {
+            rustix::fs::fsync(data)?;
+        }
+        Ok(copy)
+    }
+
+    /// Gives a new object of the upper what a lower's has: owner, xattrs, permissions, times.
+    fn dress(&self, fd: BorrowedFd<'_>, lower: &LowerRef, attr: &Attr) -> Result<()> {
+        let layer = self.lowers.layer(lower.layer);
         attrs::set_owner(fd, Some(attr.uid), Some(attr.gid))?;
         for name in layer.xattr_names(&lower.node)? {
             if is_internal_xattr(&name) && !is_nested(&name) {
@@ -183,13 +232,70 @@ impl Overlay {
         if attr.kind != FileKind::Symlink {
             attrs::set_perm(fd, attr.perm)?;
         }
-        attrs::set_times(fd, attrs::at(attr.atime), attrs::at(attr.mtime))?;
-        if let Some(data) = data
-            && !upper.volatile
-        {
-            rustix::fs::fsync(data)?;
+        attrs::set_times(fd, attrs::at(attr.atime), attrs::at(attr.mtime))
+    }
+
+    /// Makes the root look as in the lowers. For an upper directory that was just made for this mount: one that was there
+    /// before shows its own attributes, as in the kernel's overlayfs.
+    pub fn dress_root(&self) -> Result<()> {
+        let lowers = self.root.state().lowers.clone();
+        if lowers.is_empty() {
+            return Ok(());
         }
-        Ok(copy)
+        let lower = self.lowers.spokesman(&lowers)?;
+        let attr = self.lowers.layer(lower.layer).attr(&lower.node)?;
+        self.dress(self.writable()?.root().as_fd(), lower, &attr)
+    }
+
+    /// Where a file copied up without its data says that is: its path in the lowers, from the root. `None`: the data
+    /// is to be copied, since `metacopy` is off, there is nothing to save, or the path does not fit an xattr.
+    fn lower_path_of(&self, node: &Arc<Node>, attr: &Attr) -> Option<OsString> {
+        if !self.metacopy || attr.kind != FileKind::Regular || attr.size == 0 {
+            return None;
+        }
+        let link = node.state().links.first().cloned()?;
+        let parent = link.parent.state().lower_path.clone()?;
+        let mut path = OsString::from("/");
+        if !parent.is_empty() {
+            path.push(&*parent);
+            path.push("/");
+        }
+        path.push(&link.name);
+        (path.len() < 4096).then_some(path)
+    }
+
+    /// A file copied up without its data gets it, in place: until the mark is gone readers look below. The caller holds
+    /// the node's copy-up lock.
+    fn copy_up_data(&self, node: &Arc<Node>, extent: Extent) -> Result<()> {
+        let upper = self.writable()?;
+        let lower = node.state().lowers.first().cloned().ok_or(Errno::IO)?;
+        let (to, stat) = self.upper_object(node, OFlags::RDWR | OFlags::NOFOLLOW)?;
+        let keep = match extent {
+            Extent::UpTo(size) => size.min(stat.attr.size),
+            Extent::All | Extent::Metadata => stat.attr.size,
+        };
+        if keep > 0 {
+            let from = self.lowers.layer(lower.layer).open(&lower.node)?;
+            copy_data(&from, &to, keep, stat.attr.size)?;
+        }
+        if !upper.volatile {
+            rustix::fs::fsync(&to)?;
+        }
+        attrs::set_times(to.as_fd(), attrs::OMIT, attrs::at(stat.attr.mtime))?;
+        for mark in [METACOPY_MARK, "redirect"] {
+            match host::remove_xattr_fd(to.as_fd(), &upper.xattr(mark)) {
+                Ok(()) | Err(Errno::NODATA) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        let mut state = node.state_mut();
+        if let Some(mut object) = state.upper.clone() {
+            object.data_below = false;
+            node.set_upper(&mut state, object);
+        }
+        drop(state);
+        self.files.remove(&node.id.0);
+        Ok(())
     }
 
     /// Moves the copy to its place. `false`: the name is gone or another's by now, choose again.
@@ -248,6 +354,7 @@ impl Overlay {
                 key,
                 pinned: None,
                 index: index.map(OsStr::to_os_string),
+                data_below: copy.data_below,
             },
         );
         Ok(true)
@@ -275,6 +382,7 @@ impl Overlay {
                 key,
                 pinned: Some(pin),
                 index: None,
+                data_below: copy.data_below,
             },
         );
         Ok(true)

@@ -172,6 +172,11 @@ impl Overlay {
         let fd = self.upper_dir(&dir)?;
         let above = host::stat_fd(fd.as_fd())?.attr;
         let inherited = acl::inherit(fd.as_fd(), what.kind(), mode & 0o7777, umask)?;
+        let caller = Caller {
+            uid: self.ids.uid_on_disk(caller.uid)?,
+            gid: self.ids.gid_on_disk(caller.gid)?,
+            ..caller
+        };
         let birth = birth(caller, &above, what.kind(), inherited.perm);
         // A character device 0:0 is a whiteout until it is marked, so it must not be seen before.
         let hidden = matches!(
@@ -254,6 +259,7 @@ impl Overlay {
             kind: stat.attr.kind,
             upper: Some((stat, None)),
             name_in_upper: true,
+            data_below: false,
             lowers: Vec::new(),
             lower_path: None,
             lower_attr: None,
@@ -276,7 +282,7 @@ impl Overlay {
         let dir = self.table.get(parent)?;
         dir.dir()?;
         self.copy_up(&dir, Extent::All)?;
-        self.copy_up(&node, Extent::All)?;
+        self.copy_up(&node, Extent::Metadata)?;
         let _names = dir.names_owned()?;
         let was = self.free_name(&dir, name)?;
         let upper = self.writable()?;

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::hash::RandomState;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
@@ -15,7 +15,7 @@ use super::node::{LowerRef, Node, State, Table, UpperObject, lock};
 use super::origin::{self, Origin};
 use super::stack::Lowers;
 use super::upper::Upper;
-use super::{Entry, NodeId, OpenError, Options, Result, Stack};
+use super::{Entry, IdMap, NodeId, OpenError, Options, Redirect, Result, Stack};
 use crate::layer::host::{self, Stat};
 use crate::layer::{LayerFile, ObjectKey, whiteout};
 use crate::meta::{Attr, FileKind};
@@ -26,10 +26,17 @@ const KEPT_DIRS: usize = 512;
 /// How often an object that moved while we opened it is looked for again.
 const RETRIES: usize = 16;
 
+/// Mark of a file whose data is still the lower's.
+pub(super) const METACOPY_MARK: &str = "metacopy";
+
 /// A merged tree being served. See the module for its calls' rules.
 pub struct Overlay {
     pub(super) lowers: Lowers,
     pub(super) upper: Option<Upper>,
+    pub(super) metacopy: bool,
+    pub(super) redirect: Redirect,
+    pub(super) static_nlink: bool,
+    pub(super) ids: IdMap,
     pub(super) table: Arc<Table>,
     pub(super) root: Arc<Node>,
     /// Key of listing positions.
@@ -49,7 +56,7 @@ pub struct Overlay {
 #[derive(Clone)]
 pub(super) struct OpenFile {
     pub file: LayerFile,
-    /// Opened in the upper; a lower's file is stale once the node is copied up.
+    /// Opened in the upper; a lower's file is stale once the data is copied up.
     pub upper: bool,
     pub writable: bool,
 }
@@ -62,6 +69,8 @@ pub(super) struct Found {
     pub upper: Option<(Stat, Option<OsString>)>,
     /// The upper has this very name.
     pub name_in_upper: bool,
+    /// The upper's object has no data of its own (`metacopy`).
+    pub data_below: bool,
     pub lowers: Vec<LowerRef>,
     pub lower_path: Option<Arc<OsStr>>,
     /// Of the lower object, where known.
@@ -105,7 +114,12 @@ impl Overlay {
                 "nothing to mount: no lower and no upper".into(),
             ));
         }
-        let lowers = Lowers::new(stack.lowers, upper.as_ref().map(|u| u.key.dev));
+        let lowers = Lowers::new(
+            stack.lowers,
+            upper.as_ref().map(|u| u.key.dev),
+            options.redirect == Redirect::All,
+            options.ino32,
+        );
         let own_origins = upper.is_some() && !lowers.is_empty();
         let roots = lowers
             .roots()
@@ -127,6 +141,7 @@ impl Overlay {
                 key: u.key,
                 pinned: None,
                 index: None,
+                data_below: false,
             }),
             lower_path: (!roots.is_empty()).then(|| OsStr::new("").into()),
             lowers: roots,
@@ -135,6 +150,10 @@ impl Overlay {
         let overlay = Self {
             lowers,
             upper,
+            metacopy: options.metacopy,
+            redirect: options.redirect,
+            static_nlink: options.static_nlink,
+            ids: options.ids.clone(),
             table,
             root,
             hasher: RandomState::new(),
@@ -186,7 +205,10 @@ impl Overlay {
 
     /// The writable part, or EROFS.
     pub(super) fn writable(&self) -> Result<&Upper> {
-        self.upper.as_ref().filter(|upper| !upper.inspect).ok_or(Errno::ROFS)
+        self.upper
+            .as_ref()
+            .filter(|upper| !upper.inspect)
+            .ok_or(Errno::ROFS)
     }
 
     pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Option<Entry>> {
@@ -260,6 +282,7 @@ impl Overlay {
                     kind,
                     upper: None,
                     name_in_upper: false,
+                    data_below: false,
                     lower_path: if kind.is_dir() { lower_path() } else { None },
                     lowers: hit.found,
                     lower_attr: hit.attr,
@@ -282,17 +305,56 @@ impl Overlay {
                     Vec::new()
                 };
                 lowers.retain(|l| self.lowers.ino(l) == id);
+                let data_below = self.is_metacopy(fd.as_fd(), name, &stat)?;
+                if data_below {
+                    lowers = self.data_of(fd.as_fd(), name, &below)?;
+                }
                 Ok(Some(Found {
                     id,
                     kind: stat.attr.kind,
                     upper: Some((stat, index)),
                     name_in_upper: true,
+                    data_below,
                     lowers,
                     lower_path: None,
                     lower_attr: None,
                 }))
             }
         }
+    }
+
+    /// Has the upper's file only its metadata? The kernel's `overlay.metacopy` says so.
+    fn is_metacopy(&self, dir: BorrowedFd<'_>, name: &OsStr, stat: &Stat) -> Result<bool> {
+        // Such a file is all hole.
+        if stat.attr.kind != FileKind::Regular || stat.attr.blocks * 512 >= stat.attr.size {
+            return Ok(false);
+        }
+        Ok(self
+            .some_upper()?
+            .mark_at(dir, name, METACOPY_MARK)?
+            .is_some())
+    }
+
+    /// The lower file that a file without data shows: of the same name, or where its redirect says. Empty if there is
+    /// none: then reading is an error, not a file of zeros.
+    fn data_of(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        below: &[LowerRef],
+    ) -> Result<Vec<LowerRef>> {
+        let mut found = match self.some_upper()?.mark_at(dir, name, "redirect")? {
+            Some(path) if path.first() == Some(&b'/') => {
+                self.lowers.find(OsStr::from_bytes(&path[1..]))?
+            }
+            Some(other) if !other.contains(&b'/') => {
+                self.lowers.lookup(below, OsStr::from_bytes(&other))?.found
+            }
+            Some(_) => Vec::new(),
+            None => self.lowers.lookup(below, name)?.found,
+        };
+        found.retain(|l| l.node.kind == FileKind::Regular);
+        Ok(found)
     }
 
     /// A lower file with several names may have been copied up by another of them: then the index has it.
@@ -328,6 +390,7 @@ impl Overlay {
             return Ok(());
         }
         if let Some(stat) = host::stat_at(upper.index(), &name)? {
+            found.data_below = self.is_metacopy(upper.index(), &name, &stat)?;
             found.upper = Some((stat, Some(name)));
         }
         Ok(())
@@ -349,6 +412,7 @@ impl Overlay {
             kind: FileKind::Directory,
             upper: Some((stat, None)),
             name_in_upper: true,
+            data_below: false,
             lowers: Vec::new(),
             lower_path: None,
             lower_attr: None,
@@ -362,7 +426,11 @@ impl Overlay {
             }
             return Ok(found);
         }
-        let (dirs, path) = match upper.mark_at(fd.as_fd(), name, "redirect")? {
+        let redirect = match self.redirect {
+            Redirect::Ignore => None,
+            _ => upper.mark_at(fd.as_fd(), name, "redirect")?,
+        };
+        let (dirs, path) = match redirect {
             Some(redirect) if redirect.first() == Some(&b'/') => {
                 let path: Arc<OsStr> = OsStr::from_bytes(&redirect[1..]).into();
                 (self.lowers.walk(&path)?, Some(path))
@@ -394,7 +462,7 @@ impl Overlay {
     }
 
     /// Inode number an upper object keeps from where it was copied from.
-    fn origin_of(&self, dir: std::os::fd::BorrowedFd<'_>, name: &OsStr) -> Result<Option<NodeId>> {
+    fn origin_of(&self, dir: BorrowedFd<'_>, name: &OsStr) -> Result<Option<NodeId>> {
         if !self.own_origins {
             return Ok(None);
         }
@@ -412,7 +480,7 @@ impl Overlay {
     /// Inode number of a file in the upper, and its index entry if it has one.
     fn upper_ino(
         &self,
-        dir: std::os::fd::BorrowedFd<'_>,
+        dir: BorrowedFd<'_>,
         name: &OsStr,
         stat: &Stat,
     ) -> Result<(NodeId, Option<OsString>)> {
@@ -467,6 +535,7 @@ impl Overlay {
             kind,
             upper,
             name_in_upper,
+            data_below,
             lowers,
             lower_path,
             lower_attr,
@@ -475,6 +544,7 @@ impl Overlay {
             key: stat.key,
             pinned: None,
             index: index.clone(),
+            data_below,
         });
         let origin = if kind.is_dir() {
             None
@@ -497,6 +567,7 @@ impl Overlay {
         let fresh = node.state().links.is_empty();
         node.add_link(dir, name, name_in_upper);
         let mut attr = match (upper, lower_attr) {
+            (Some(_), _) if data_below => return Ok((Arc::clone(&node), self.attr_of(&node)?)),
             (Some((stat, _)), _) => stat.attr,
             (None, Some(attr)) => attr,
             (None, None) => return Ok((Arc::clone(&node), self.attr_of(&node)?)),
@@ -583,7 +654,7 @@ impl Overlay {
     }
 
     /// Remembers whether the upper directory carries the `impure` mark.
-    fn note_impure(&self, node: &Arc<Node>, fd: std::os::fd::BorrowedFd<'_>) {
+    fn note_impure(&self, node: &Arc<Node>, fd: BorrowedFd<'_>) {
         if let (Ok(dir), Some(upper)) = (node.dir(), &self.upper) {
             let marked = matches!(upper.mark_of(fd, "impure"), Ok(Some(v)) if v == b"y");
             dir.impure.store(marked, Ordering::Relaxed);

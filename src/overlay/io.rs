@@ -43,12 +43,12 @@ impl Overlay {
     /// The file behind a node; with `write` the node is in the upper already.
     pub(super) fn open_file(&self, node: &Arc<Node>, write: bool) -> Result<OpenFile> {
         if let Some(open) = self.files.get(&node.id.0)
-            && open.upper == node.in_upper()
+            && open.upper == node.data_in_upper()
             && (open.writable || !write)
         {
             return Ok(open);
         }
-        let upper = node.in_upper();
+        let upper = node.data_in_upper();
         let open = if upper {
             let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
             let (fd, writable) = match self.upper_object(node, OFlags::RDWR | flags) {
@@ -135,8 +135,17 @@ impl Overlay {
         }
         match node.kind {
             FileKind::Regular => {
-                let open = self.open_file(&node, false)?;
-                let fd = open.file.fd().ok_or(Errno::BADF)?;
+                let open;
+                let own;
+                let fd = if node.data_in_upper() {
+                    open = self.open_file(&node, false)?;
+                    open.file.fd().ok_or(Errno::BADF)?
+                } else {
+                    own = self
+                        .upper_object(&node, OFlags::RDONLY | OFlags::NOFOLLOW)?
+                        .0;
+                    own.as_fd()
+                };
                 if datasync {
                     rustix::fs::fdatasync(fd)
                 } else {

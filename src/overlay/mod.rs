@@ -11,6 +11,7 @@ mod changes;
 mod copyup;
 mod create;
 mod engine;
+mod ids;
 mod io;
 mod listing;
 mod node;
@@ -24,6 +25,7 @@ mod xattr;
 
 pub use changes::{Change, ChangeKind};
 pub use engine::Overlay;
+pub use ids::{IdMap, IdRange};
 
 use std::ffi::OsStr;
 
@@ -124,6 +126,28 @@ pub struct Options {
     /// Only look at the upper, which may be a live mount's: it is not locked, the work directory is not emptied, and
     /// every change is answered EROFS.
     pub inspect: bool,
+    /// chmod, chown and the like copy no data up (`metacopy`); what was written so can be read in any case.
+    pub metacopy: bool,
+    pub redirect: Redirect,
+    /// Inode numbers fit 32 bits, for programs that cannot take more. They are then not always the same after a remount.
+    pub ino32: bool,
+    /// All directories show one link.
+    pub static_nlink: bool,
+    pub ids: IdMap,
+}
+
+/// What becomes of renamed directories that show lowers (`redirect_dir`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Redirect {
+    /// They can be renamed; redirects of the upper are followed.
+    #[default]
+    Upper,
+    /// Besides, redirects found in lower host directories are followed (`redirect_dir=on` or `follow`, said aloud).
+    All,
+    /// EXDEV as from the kernel with `redirect_dir=off`; redirects of the upper are followed.
+    Off,
+    /// EXDEV, and no redirect is followed.
+    Ignore,
 }
 
 /// What to merge.

@@ -49,6 +49,8 @@ pub(super) struct UpperObject {
     pub pinned: Option<Arc<OwnedFd>>,
     /// Its entry in the index: the file is the one inode of all names of a hard-linked lower file.
     pub index: Option<OsString>,
+    /// `metacopy`: only owner, mode, times and xattrs are in the upper, the data is still the lower's.
+    pub data_below: bool,
 }
 
 /// The changing part of a node.
@@ -78,6 +80,7 @@ pub(super) struct Node {
     /// Held by whoever copies this node up.
     pub copy_up: Mutex<()>,
     in_upper: AtomicBool,
+    data_below: AtomicBool,
     dir: Option<Box<DirState>>,
     table: Weak<Table>,
 }
@@ -105,8 +108,14 @@ impl Node {
         self.in_upper.load(Ordering::Acquire)
     }
 
-    /// Tells the node it now has an upper object.
+    /// Has its data in the upper. Once true it stays true.
+    pub fn data_in_upper(&self) -> bool {
+        self.in_upper() && !self.data_below.load(Ordering::Acquire)
+    }
+
+    /// Tells the node it now has an upper object, or more of it.
     pub fn set_upper(&self, state: &mut State, upper: UpperObject) {
+        self.data_below.store(upper.data_below, Ordering::Release);
         state.upper = Some(upper);
         self.in_upper.store(true, Ordering::Release);
     }
@@ -245,6 +254,7 @@ impl Table {
             id,
             kind,
             in_upper: AtomicBool::new(state.upper.is_some()),
+            data_below: AtomicBool::new(state.upper.as_ref().is_some_and(|u| u.data_below)),
             state: RwLock::new(state),
             copy_up: Mutex::default(),
             dir: kind.is_dir().then(|| {

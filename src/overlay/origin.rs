@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn garbage_has_no_origin() {
-        let lowers = Lowers::new(Vec::new(), None);
+        let lowers = Lowers::new(Vec::new(), None, false, false);
         for value in [
             &b""[..],
             b"\0",

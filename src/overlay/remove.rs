@@ -26,7 +26,7 @@ impl Overlay {
             if self.needs_inode_in_upper(&node)? {
                 // Its other names live on: from now on the index counts them.
                 drop(names);
-                self.copy_up(&node, Extent::All)?;
+                self.copy_up(&node, Extent::Metadata)?;
                 continue;
             }
             self.prepare_goodbye(&node, &dir, name)?;

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::copyup::Extent;
 use super::engine::{Overlay, UpperName, check_name};
 use super::node::{Node, lock, own_all};
-use super::{NodeId, RenameFlags, Result};
+use super::{NodeId, Redirect, RenameFlags, Result};
 
 /// One side of a rename.
 struct Side<'a> {
@@ -123,7 +123,7 @@ impl Overlay {
         if !waits.is_empty() {
             drop(_names);
             for node in waits {
-                self.copy_up(node, Extent::All)?;
+                self.copy_up(node, Extent::Metadata)?;
             }
             return Ok(false);
         }
@@ -264,6 +264,9 @@ impl Overlay {
                 upper.mark(self.upper_dir(node)?.as_fd(), "opaque", b"y")?;
             }
             return Ok(());
+        }
+        if matches!(self.redirect, Redirect::Off | Redirect::Ignore) {
+            return Err(Errno::XDEV);
         }
         let path = path.ok_or(Errno::STALE)?;
         let base = to.dir.state().lower_path.clone();

@@ -1,8 +1,10 @@
 //! The lower layers as one value, and the numbering of inodes over all of them.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 use super::node::{LayerIndex, LowerRef};
 use super::{NodeId, Result};
@@ -30,10 +32,19 @@ pub(super) struct Lowers {
     /// Devices in the order they got their numbers: the upper's, then the lowers' from the bottom up, then any other
     /// that turns up (a mount inside a layer that we could not clone).
     devices: RwLock<Vec<u64>>,
+    /// Redirects found in the lowers are followed.
+    follow: bool,
+    /// With 32-bit numbers: which full number each of the upper half stands for.
+    small: Option<Mutex<HashMap<u32, u64>>>,
 }
 
 impl Lowers {
-    pub fn new(layers: Vec<Arc<dyn Layer>>, upper_dev: Option<u64>) -> Self {
+    pub fn new(
+        layers: Vec<Arc<dyn Layer>>,
+        upper_dev: Option<u64>,
+        follow: bool,
+        ino32: bool,
+    ) -> Self {
         let layers: Vec<Lower> = layers
             .into_iter()
             .map(|layer| Lower {
@@ -52,6 +63,8 @@ impl Lowers {
         Self {
             layers,
             devices: RwLock::new(devices),
+            follow,
+            small: ino32.then(Mutex::default),
         }
     }
 
@@ -89,7 +102,7 @@ impl Lowers {
     /// Inode number of an object with this key in that layer.
     pub fn ino_of(&self, layer: LayerIndex, key: ObjectKey) -> NodeId {
         match self.layers[usize::from(layer)].identity {
-            Identity::Stored { .. } => number(self.stored_space(layer), key.ino),
+            Identity::Stored { .. } => self.number(self.stored_space(layer), key.ino),
             Identity::Host { .. } => self.host_ino(key),
         }
     }
@@ -117,7 +130,24 @@ impl Lowers {
                 devices.len() - 1
             })
         });
-        number(Space(index as u64), key.ino)
+        self.number(Space(index as u64), key.ino)
+    }
+
+    fn number(&self, space: Space, ino: u64) -> NodeId {
+        let id = number(space, ino);
+        let Some(small) = &self.small else {
+            return id;
+        };
+        if id.0 < 1 << 31 {
+            return id;
+        }
+        // The upper half of 32 bits is given out by hash, the next free one where two meet.
+        let mut taken = super::node::lock(small);
+        let mut slot = mix(id.0) as u32 | 1 << 31;
+        while *taken.entry(slot).or_insert(id.0) != id.0 {
+            slot = slot.wrapping_add(1) | 1 << 31;
+        }
+        NodeId(slot.into())
     }
 
     /// Number of an origin in the stored layer of that diff ID, if it is in the stack.
@@ -125,7 +155,7 @@ impl Lowers {
         let found = self
             .all()
             .find(|(_, l)| matches!(&l.identity, Identity::Stored { diff_id: d } if d == diff_id));
-        found.map(|(index, _)| number(self.stored_space(index), ino))
+        found.map(|(index, _)| self.number(self.stored_space(index), ino))
     }
 
     /// The device of the one lower file system with this UUID. As in the kernel, a zero UUID will do, but a UUID that
@@ -145,16 +175,20 @@ impl Lowers {
 
     /// Number of an origin on the host file system of that UUID, if a lower is on it.
     pub fn host_origin(&self, uuid: &[u8; 16], ino: u64) -> Option<NodeId> {
-        Some(self.host_ino(ObjectKey { dev: self.device_of(uuid)?, ino }))
+        Some(self.host_ino(ObjectKey {
+            dev: self.device_of(uuid)?,
+            ino,
+        }))
     }
 
     /// Looks `name` up in each of `dirs`, topmost first: a file ends the search, directories are gathered until one is
     /// opaque or a whiteout or file hides the rest.
     pub fn lookup(&self, dirs: &[LowerRef], name: &OsStr) -> Result<LowerHit> {
         let mut hit = LowerHit::default();
+        let mut name = Cow::Borrowed(name);
         for dir in dirs {
             let layer = self.layer(dir.layer);
-            match layer.lookup(&dir.node, name)? {
+            match layer.lookup(&dir.node, &name)? {
                 None => {}
                 Some(LayerEntry::Whiteout) => break,
                 Some(LayerEntry::Node(node, attr)) => {
@@ -163,6 +197,11 @@ impl Lowers {
                         break;
                     }
                     let opaque = is_dir && layer.is_opaque(&node)?;
+                    let redirect = if is_dir && !opaque && self.follow {
+                        layer.redirect(&node)?
+                    } else {
+                        None
+                    };
                     if hit.found.is_empty() {
                         hit.attr = attr;
                     }
@@ -173,10 +212,37 @@ impl Lowers {
                     if !is_dir || opaque {
                         break;
                     }
+                    match redirect {
+                        None => {}
+                        Some(path) if path.as_bytes().first() == Some(&b'/') => {
+                            let below = self.find_below(
+                                OsStr::from_bytes(&path.as_bytes()[1..]),
+                                dir.layer + 1,
+                            )?;
+                            hit.found
+                                .extend(below.into_iter().filter(|l| l.node.kind.is_dir()));
+                            break;
+                        }
+                        Some(other) if other.as_bytes().contains(&b'/') => break,
+                        Some(other) => name = Cow::Owned(other),
+                    }
                 }
             }
         }
         Ok(hit)
+    }
+
+    /// Of what is merged to one directory (or the one file), that whose attributes show: the topmost that its layer names.
+    pub fn spokesman<'a>(&self, merged: &'a [LowerRef]) -> Result<&'a LowerRef> {
+        let first = merged.first().ok_or(rustix::io::Errno::STALE)?;
+        if merged.len() > 1 && first.node.kind.is_dir() {
+            for lower in merged {
+                if !self.layer(lower.layer).is_implied(&lower.node)? {
+                    return Ok(lower);
+                }
+            }
+        }
+        Ok(first)
     }
 
     /// Is there anything of this name in the layers below?
@@ -191,9 +257,24 @@ impl Lowers {
         Ok(false)
     }
 
-    /// Follows `path` (relative, `/`-separated) from the roots of the layers: where a redirect points.
+    /// The directories at `path` (relative, `/`-separated) in the layers: where a redirect points.
     pub fn walk(&self, path: &OsStr) -> Result<Vec<LowerRef>> {
+        let found = self.find(path)?;
+        Ok(if found.first().is_some_and(|d| d.node.kind.is_dir()) {
+            found
+        } else {
+            Vec::new()
+        })
+    }
+
+    /// What the layers have at `path`: one file, or directories to merge.
+    pub fn find(&self, path: &OsStr) -> Result<Vec<LowerRef>> {
+        self.find_below(path, 0)
+    }
+
+    fn find_below(&self, path: &OsStr, first: LayerIndex) -> Result<Vec<LowerRef>> {
         let mut dirs = self.roots()?;
+        dirs.retain(|d| d.layer >= first);
         for name in path
             .as_bytes()
             .split(|b| *b == b'/')
@@ -203,10 +284,10 @@ impl Lowers {
             if name == b"." || name == b".." {
                 return Ok(Vec::new());
             }
-            dirs = self.lookup(&dirs, OsStr::from_bytes(name))?.found;
             if dirs.first().is_none_or(|d| !d.node.kind.is_dir()) {
                 return Ok(Vec::new());
             }
+            dirs = self.lookup(&dirs, OsStr::from_bytes(name))?.found;
         }
         Ok(dirs)
     }

@@ -110,8 +110,11 @@ impl Upper {
             template: std::sync::Mutex::default(),
         };
         if upper.inspect {
-            let chosen = upper.choose_prefix(options, format!("#inspect-{}", std::process::id()).into());
-            return chosen.map(|()| upper).map_err(failed("cannot set xattrs in", &dirs.work));
+            let chosen =
+                upper.choose_prefix(options, format!("#inspect-{}", std::process::id()).into());
+            return chosen
+                .map(|()| upper)
+                .map_err(failed("cannot set xattrs in", &dirs.work));
         }
         if host::open_beneath(upper.work.as_fd(), OsStr::new(VOLATILE_MARK), OFlags::PATH).is_ok() {
             return Err(OpenError::Refused(format!(

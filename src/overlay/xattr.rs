@@ -57,7 +57,8 @@ impl Overlay {
         if node.in_upper() {
             return host::xattr_fd(self.upper_path(node)?.as_fd(), name);
         }
-        let lower = node.state().lowers.first().cloned().ok_or(Errno::STALE)?;
+        let lowers = node.state().lowers.clone();
+        let lower = self.lowers.spokesman(&lowers)?;
         self.lowers.layer(lower.layer).xattr(&lower.node, name)
     }
 
@@ -67,7 +68,8 @@ impl Overlay {
         let names = if node.in_upper() {
             host::xattr_names_fd(self.upper_path(&node)?.as_fd())?
         } else {
-            let lower = node.state().lowers.first().cloned().ok_or(Errno::STALE)?;
+            let lowers = node.state().lowers.clone();
+            let lower = self.lowers.spokesman(&lowers)?;
             self.lowers.layer(lower.layer).xattr_names(&lower.node)?
         };
         let mut list = Vec::new();
@@ -87,7 +89,7 @@ impl Overlay {
             XattrSet::Create => XattrFlags::CREATE,
             XattrSet::Replace => XattrFlags::REPLACE,
         };
-        self.copy_up(&node, Extent::All)?;
+        self.copy_up(&node, Extent::Metadata)?;
         host::set_xattr_fd(self.upper_path(&node)?.as_fd(), &stored, value, flags)
     }
 
@@ -98,7 +100,7 @@ impl Overlay {
         if !node.in_upper() && self.raw_xattr(&node, &stored)?.is_none() {
             return Err(Errno::NODATA);
         }
-        self.copy_up(&node, Extent::All)?;
+        self.copy_up(&node, Extent::Metadata)?;
         host::remove_xattr_fd(self.upper_path(&node)?.as_fd(), &stored)
     }
 }

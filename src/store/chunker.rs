@@ -27,10 +27,17 @@ pub(super) struct Chunker {
 
 impl Chunker {
     pub(super) fn new() -> Self {
-        Self { buffer: Vec::with_capacity(BUFFER), cut_any: false }
+        Self {
+            buffer: Vec::with_capacity(BUFFER),
+            cut_any: false,
+        }
     }
 
-    pub(super) fn feed(&mut self, mut bytes: &[u8], sink: &mut impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    pub(super) fn feed(
+        &mut self,
+        mut bytes: &[u8],
+        sink: &mut impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
         while !bytes.is_empty() {
             let take = bytes.len().min(BUFFER - self.buffer.len());
             self.buffer.extend_from_slice(&bytes[..take]);
@@ -57,7 +64,11 @@ impl Chunker {
         Ok(())
     }
 
-    fn cut_while(&mut self, least: usize, sink: &mut impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    fn cut_while(
+        &mut self,
+        least: usize,
+        sink: &mut impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
         let cutter = FastCDC::new(&self.buffer, MIN, AVERAGE, MAX);
         let mut start = 0;
         while self.buffer.len() - start >= least {
@@ -78,7 +89,9 @@ mod tests {
     /// Bytes from a linear congruential generator (Knuth's MMIX constants): the same everywhere, for ever.
     fn noise(len: usize, mut state: u64) -> Vec<u8> {
         std::iter::repeat_with(|| {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
             (state >> 56) as u8
         })
         .take(len)
@@ -109,8 +122,8 @@ mod tests {
     }
 
     const PINNED: [usize; 24] = [
-        125811, 78145, 101666, 83949, 47712, 79075, 41827, 73610, 78850, 68194, 98023, 155785, 49204, 200526, 28626, 96444,
-        90358, 35313, 75904, 68382, 66520, 79458, 72179, 104439,
+        125811, 78145, 101666, 83949, 47712, 79075, 41827, 73610, 78850, 68194, 98023, 155785,
+        49204, 200526, 28626, 96444, 90358, 35313, 75904, 68382, 66520, 79458, 72179, 104439,
     ];
 
     #[test]
@@ -136,7 +149,11 @@ mod tests {
             // Zeros hold no boundary, so only MAX cuts.
             assert_eq!(lengths(&vec![0; len], 4096), want, "{len}");
         }
-        assert!(lengths(&noise(WHOLE + 1, 3), 4096).iter().all(|len| *len <= WHOLE + 1));
+        assert!(
+            lengths(&noise(WHOLE + 1, 3), 4096)
+                .iter()
+                .all(|len| *len <= WHOLE + 1)
+        );
     }
 
     #[test]
@@ -156,6 +173,11 @@ mod tests {
             set
         };
         let (old, new) = (cut(&old), cut(&new));
-        assert!(new.difference(&old).count() <= 3, "{} of {} chunks are new", new.difference(&old).count(), new.len());
+        assert!(
+            new.difference(&old).count() <= 3,
+            "{} of {} chunks are new",
+            new.difference(&old).count(),
+            new.len()
+        );
     }
 }

@@ -34,7 +34,11 @@ impl ContentRef {
 
     /// From the database; refuses what no writer writes.
     pub(super) fn stored(raw: i64) -> Result<Self> {
-        if raw >= 1 { Ok(Self(raw)) } else { Err(Error::Corrupt("a reference to no content".to_owned())) }
+        if raw >= 1 {
+            Ok(Self(raw))
+        } else {
+            Err(Error::Corrupt("a reference to no content".to_owned()))
+        }
     }
 
     pub(super) const fn kind(self) -> ContentKind {
@@ -76,9 +80,16 @@ impl ContentReader {
         let size = match kind {
             ContentKind::Empty => 0,
             ContentKind::Chunk(chunk) => {
-                let len = shared.database.read(|conn| Location::must_find(conn, chunk))?.len;
+                let len = shared
+                    .database
+                    .read(|conn| Location::must_find(conn, chunk))?
+                    .len;
                 let extents = vec![(0, Extent::Data { chunk, len })];
-                recent = Some(Arc::new(Segment { start: 0, end: u64::from(len), extents }));
+                recent = Some(Arc::new(Segment {
+                    start: 0,
+                    end: u64::from(len),
+                    extents,
+                }));
                 u64::from(len)
             }
             ContentKind::List(id) => {
@@ -93,7 +104,12 @@ impl ContentReader {
                     .ok_or_else(|| Error::Corrupt(format!("content {id} is missing")))?
             }
         };
-        Ok(Self { shared: Arc::clone(shared), kind, size, recent: Mutex::new(recent) })
+        Ok(Self {
+            shared: Arc::clone(shared),
+            kind,
+            size,
+            recent: Mutex::new(recent),
+        })
     }
 
     /// Bytes, holes included.
@@ -103,12 +119,16 @@ impl ContentReader {
 
     /// Fills `buf` from `offset`; short only at the end of the content. Holes read as zeros.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        let wanted = usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX).min(buf.len());
+        let wanted = usize::try_from(self.size.saturating_sub(offset))
+            .unwrap_or(usize::MAX)
+            .min(buf.len());
         let (mut offset, mut rest) = (offset, &mut buf[..wanted]);
         while !rest.is_empty() {
             let (start, extent) = self.segment(offset)?.extent_at(offset);
             let within = offset - start;
-            let take = usize::try_from(extent.len() - within).unwrap_or(usize::MAX).min(rest.len());
+            let take = usize::try_from(extent.len() - within)
+                .unwrap_or(usize::MAX)
+                .min(rest.len());
             let (now, later) = rest.split_at_mut(take);
             match extent {
                 Extent::Hole { .. } => now.fill(0),
@@ -131,7 +151,9 @@ impl ContentReader {
 
     /// First hole at or after `offset`; the end of the content counts as one.
     pub fn next_hole(&self, offset: u64) -> Result<u64> {
-        Ok(self.next(offset, |extent| matches!(extent, Extent::Hole { .. }))?.unwrap_or(self.size))
+        Ok(self
+            .next(offset, |extent| matches!(extent, Extent::Hole { .. }))?
+            .unwrap_or(self.size))
     }
 
     fn next(&self, mut offset: u64, wanted: impl Fn(&Extent) -> bool) -> Result<Option<u64>> {
@@ -163,7 +185,10 @@ impl ContentReader {
     /// The segment that holds `offset`, which lies within the content.
     fn segment(&self, offset: u64) -> Result<Arc<Segment>> {
         let recent = || self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(segment) = recent().as_ref().filter(|s| (s.start..s.end).contains(&offset)) {
+        if let Some(segment) = recent()
+            .as_ref()
+            .filter(|s| (s.start..s.end).contains(&offset))
+        {
             return Ok(Arc::clone(segment));
         }
         let ContentKind::List(id) = self.kind else {
@@ -185,7 +210,8 @@ impl ContentReader {
                 .optional()?)
         })?;
         let (start, list) = row.ok_or_else(|| damaged("part of its list of chunks is missing"))?;
-        let start = u64::try_from(start).map_err(|_| damaged("a list starts before the content"))?;
+        let start =
+            u64::try_from(start).map_err(|_| damaged("a list starts before the content"))?;
         let mut end = start;
         let mut extents = Vec::new();
         for extent in extents::decode(&list)? {
@@ -195,7 +221,11 @@ impl ContentReader {
         if end > self.size || !(start..end).contains(&offset) {
             return Err(damaged("its list of chunks does not fit its size"));
         }
-        Ok(Segment { start, end, extents })
+        Ok(Segment {
+            start,
+            end,
+            extents,
+        })
     }
 }
 
@@ -215,6 +245,10 @@ mod tests {
         for wild in [0, -1, i64::MIN] {
             assert!(ContentRef::stored(wild).is_err(), "{wild}");
         }
-        assert_eq!(ContentRef::stored(1).unwrap().kind(), ContentKind::List(0), "found missing when opened");
+        assert_eq!(
+            ContentRef::stored(1).unwrap().kind(),
+            ContentKind::List(0),
+            "found missing when opened"
+        );
     }
 }

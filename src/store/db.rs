@@ -27,7 +27,9 @@ pub(super) const MAX_VALUE: i32 = 32 << 20;
 const READER_CACHE: i64 = 1 << 20;
 const WRITER_CACHE: i64 = 8 << 20;
 /// The log is written back to the database when it reaches this size.
-const WAL_LIMIT: i64 = 64 << 20;
+const WAL_LIMIT: i64 = 32 << 20;
+/// A larger log is emptied when the store is closed, bytes.
+const LOG_KEPT: u64 = 256 << 10;
 
 /// One open database.
 pub(super) struct Database {
@@ -48,13 +50,22 @@ pub(super) enum Durability {
 impl Database {
     /// Opens the database at `place`, making or migrating its tables if `make`. `Ok(None)`: there is no store yet.
     pub(super) fn open(place: Place, make: bool) -> Result<Option<Self>> {
-        let database = Self { place, pid: std::process::id(), readers: Mutex::default() };
+        let database = Self {
+            place,
+            pid: std::process::id(),
+            readers: Mutex::default(),
+        };
         let in_store = |error: Error| match error {
-            Error::Corrupt(reason) => Error::NotAStore { path: database.place.database.clone(), reason },
+            Error::Corrupt(reason) => Error::NotAStore {
+                path: database.place.database.clone(),
+                reason,
+            },
             other => other.in_store(&database.place.root),
         };
         let path = &database.place.database;
-        let mut conn = database.connect(OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(in_store)?;
+        let mut conn = database
+            .connect(OpenFlags::SQLITE_OPEN_READ_WRITE)
+            .map_err(in_store)?;
         match schema::identify(&conn, path).map_err(in_store)? {
             Found::Store => {}
             Found::Older(_) => schema::migrate(&mut conn, path).map_err(in_store)?,
@@ -64,10 +75,17 @@ impl Database {
                     conn.pragma_update(None, "page_size", schema::PAGE_SIZE)?;
                     conn.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
                     let mode: String =
-                        conn.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+                        conn.pragma_update_and_check(None, "journal_mode", "WAL", |row| {
+                            row.get(0)
+                        })?;
                     if mode != "wal" {
-                        let message = format!("this file system cannot hold a write-ahead log (got mode {mode})");
-                        return Err(Error::Sqlite { root: database.place.root.clone(), message });
+                        let message = format!(
+                            "this file system cannot hold a write-ahead log (got mode {mode})"
+                        );
+                        return Err(Error::Sqlite {
+                            root: database.place.root.clone(),
+                            message,
+                        });
                     }
                     conn.pragma_update(None, "synchronous", "FULL")?;
                     schema::create(&mut conn)
@@ -80,7 +98,9 @@ impl Database {
 
     fn connect(&self, access: OpenFlags) -> Result<Connection> {
         if std::process::id() != self.pid {
-            return Err(Error::Misuse("a store opened before a fork cannot be used after it; open it again"));
+            return Err(Error::Misuse(
+                "a store opened before a fork cannot be used after it; open it again",
+            ));
         }
         let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
         let conn = Connection::open_with_flags(&self.place.database, flags)?;
@@ -117,13 +137,19 @@ impl Database {
 
     /// A pooled read-only connection.
     pub(super) fn reader(&self) -> Result<Reader<'_>> {
-        let idle = self.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let idle = self
+            .readers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
         let conn = match idle {
             Some(conn) if std::process::id() == self.pid => conn,
             // Closing it here would drop the parent's locks: leave it be.
             Some(conn) => {
                 std::mem::forget(conn);
-                return Err(Error::Misuse("a store opened before a fork cannot be used after it; open it again"));
+                return Err(Error::Misuse(
+                    "a store opened before a fork cannot be used after it; open it again",
+                ));
             }
             None => {
                 let conn = self.connect(OpenFlags::SQLITE_OPEN_READ_ONLY)?;
@@ -131,7 +157,10 @@ impl Database {
                 conn
             }
         };
-        Ok(Reader { database: self, conn: Some(conn) })
+        Ok(Reader {
+            database: self,
+            conn: Some(conn),
+        })
     }
 
     /// A connection that may write.
@@ -160,7 +189,9 @@ impl Database {
 
     /// Runs `query` on a reader.
     pub(super) fn read<T>(&self, query: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
-        self.reader().and_then(|reader| query(&reader)).map_err(|error| error.in_store(&self.place.root))
+        self.reader()
+            .and_then(|reader| query(&reader))
+            .map_err(|error| error.in_store(&self.place.root))
     }
 
     /// Adds to an error what the store knows: its place, and who holds it.
@@ -169,7 +200,9 @@ impl Database {
             // Said by us, with the reason.
             Error::Busy(reason) if reason != super::error::BUSY => Error::Busy(reason),
             Error::Busy(_) => {
-                let holders = self.reader().and_then(|reader| super::leases::describe_imports(&reader));
+                let holders = self
+                    .reader()
+                    .and_then(|reader| super::leases::describe_imports(&reader));
                 let who = match holders {
                     Ok(list) if !list.is_empty() => format!(" ({})", list.join(", ")),
                     _ => String::new(),
@@ -195,9 +228,29 @@ pub(super) fn set_durability(conn: &Connection, durability: Durability) -> Resul
 
 impl Drop for Database {
     fn drop(&mut self) {
+        let readers = std::mem::take(
+            self.readers
+                .get_mut()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
         if std::process::id() != self.pid {
-            let readers = std::mem::take(self.readers.get_mut().unwrap_or_else(PoisonError::into_inner));
+            // Closing them would drop the locks of the process that opened them.
             std::mem::forget(readers);
+            return;
+        }
+        drop(readers);
+        // Read-only connections leave the log as it is, whatever its size. Not worth failing for: nothing is lost.
+        if self.place.log_bytes().is_ok_and(|bytes| bytes > LOG_KEPT) {
+            let emptied = self.writer(Durability::Ordered).and_then(|conn| {
+                conn.busy_timeout(Duration::ZERO)?;
+                super::space::empty_log(&conn)
+            });
+            if let Err(error) = emptied {
+                tracing::debug!(
+                    "the log of {} could not be emptied: {error}",
+                    self.place.database.display()
+                );
+            }
         }
     }
 }
@@ -219,7 +272,11 @@ impl Deref for Reader<'_> {
 impl Drop for Reader<'_> {
     fn drop(&mut self) {
         if let Some(conn) = self.conn.take() {
-            let mut idle = self.database.readers.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut idle = self
+                .database
+                .readers
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             if idle.len() < IDLE_READERS {
                 idle.push(conn);
             }

@@ -15,7 +15,10 @@ pub enum Error {
     #[error("writing the output: {0}")]
     Output(io::Error),
     /// The file system of the store (or of SQLite's temporary files) is full. The store is as before.
-    #[error("no space left for the store{}: nothing was changed; free some space and try again", at(root))]
+    #[error(
+        "no space left for the store{}: nothing was changed; free some space and try again",
+        at(root)
+    )]
     NoSpace { root: PathBuf },
     /// The directory or database is not an ovl store, and was left alone.
     #[error("{path} is not an ovl store: {reason}", path = path.display())]
@@ -24,7 +27,11 @@ pub enum Error {
         "{path} has store format {found}, newer than this program knows ({known}); use a newer ovl",
         path = path.display()
     )]
-    NewerFormat { path: PathBuf, found: i64, known: i64 },
+    NewerFormat {
+        path: PathBuf,
+        found: i64,
+        known: i64,
+    },
     /// Others may write to the store's files, so nothing in it can be trusted.
     #[error("{path} cannot hold a store: {reason}", path = path.display())]
     Unsafe { path: PathBuf, reason: String },
@@ -54,7 +61,11 @@ pub(super) const BUSY: &str = "another process is writing to the store; try agai
 pub type Result<T> = std::result::Result<T, Error>;
 
 fn at(root: &Path) -> String {
-    if root.as_os_str().is_empty() { String::new() } else { format!(" at {}", root.display()) }
+    if root.as_os_str().is_empty() {
+        String::new()
+    } else {
+        format!(" at {}", root.display())
+    }
 }
 
 impl Error {
@@ -80,15 +91,23 @@ impl Error {
     pub(super) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
         move |source| {
             if source.kind() == io::ErrorKind::StorageFull {
-                Self::NoSpace { root: path.to_owned() }
+                Self::NoSpace {
+                    root: path.to_owned(),
+                }
             } else {
-                Self::Io { path: path.to_owned(), source }
+                Self::Io {
+                    path: path.to_owned(),
+                    source,
+                }
             }
         }
     }
 
     pub(super) fn entry(path: &std::ffi::OsStr, reason: impl Into<String>) -> Self {
-        Self::InvalidEntry { path: path.to_owned(), reason: reason.into() }
+        Self::InvalidEntry {
+            path: path.to_owned(),
+            reason: reason.into(),
+        }
     }
 
     /// Adds the store's place to errors that SQLite reported without one.
@@ -107,10 +126,10 @@ impl From<rusqlite::Error> for Error {
         let message = error.to_string();
         match &error {
             rusqlite::Error::SqliteFailure(code, _) => match code.code {
-                ErrorCode::DiskFull => Self::NoSpace { root: PathBuf::new() },
-                ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => {
-                    Self::Busy(BUSY.to_owned())
-                }
+                ErrorCode::DiskFull => Self::NoSpace {
+                    root: PathBuf::new(),
+                },
+                ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => Self::Busy(BUSY.to_owned()),
                 ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => Self::Corrupt(message),
                 // -shm could not be extended: SQLite has no other code for a full file system there.
                 ErrorCode::SystemIoFailure
@@ -121,15 +140,25 @@ impl From<rusqlite::Error> for Error {
                             | rusqlite::ffi::SQLITE_IOERR_SHMOPEN
                     ) =>
                 {
-                    Self::NoSpace { root: PathBuf::new() }
+                    Self::NoSpace {
+                        root: PathBuf::new(),
+                    }
                 }
-                _ => Self::Sqlite { root: PathBuf::new(), message },
+                _ => Self::Sqlite {
+                    root: PathBuf::new(),
+                    message,
+                },
             },
             rusqlite::Error::InvalidColumnType(..)
             | rusqlite::Error::IntegralValueOutOfRange(..)
             | rusqlite::Error::FromSqlConversionFailure(..)
-            | rusqlite::Error::Utf8Error(..) => Self::Corrupt(format!("a row holds a wrong value: {message}")),
-            _ => Self::Sqlite { root: PathBuf::new(), message },
+            | rusqlite::Error::Utf8Error(..) => {
+                Self::Corrupt(format!("a row holds a wrong value: {message}"))
+            }
+            _ => Self::Sqlite {
+                root: PathBuf::new(),
+                message,
+            },
         }
     }
 }
@@ -145,7 +174,12 @@ mod tests {
             (Error::NotFound(String::new()), 4),
             (Error::Corrupt(String::new()), 5),
             (Error::Busy(String::new()), 75),
-            (Error::NoSpace { root: PathBuf::new() }, 1),
+            (
+                Error::NoSpace {
+                    root: PathBuf::new(),
+                },
+                1,
+            ),
             (Error::Misuse(""), 1),
         ] {
             assert_eq!(error.exit_code(), code, "{error}");
@@ -154,7 +188,15 @@ mod tests {
 
     #[test]
     fn no_space_names_the_store() {
-        let error = Error::NoSpace { root: PathBuf::new() }.in_store(Path::new("/s"));
-        assert!(error.to_string().starts_with("no space left for the store at /s"), "{error}");
+        let error = Error::NoSpace {
+            root: PathBuf::new(),
+        }
+        .in_store(Path::new("/s"));
+        assert!(
+            error
+                .to_string()
+                .starts_with("no space left for the store at /s"),
+            "{error}"
+        );
     }
 }

@@ -11,12 +11,20 @@ use super::recipe::{self, Op};
 use super::{Digest, Error, Result, Shared, layers};
 
 /// Writes the tar and gives its length. Fails with [`Error::Corrupt`] at the end if it does not hash to `diff_id`.
-pub(super) fn write_layer_tar(shared: &Arc<Shared>, diff_id: &Digest, out: &mut dyn Write) -> Result<u64> {
+pub(super) fn write_layer_tar(
+    shared: &Arc<Shared>,
+    diff_id: &Digest,
+    out: &mut dyn Write,
+) -> Result<u64> {
     let (layer, info) = shared
         .database
         .read(|conn| layers::find(conn, diff_id))?
         .ok_or_else(|| Error::NotFound(format!("layer {diff_id} is not in the store")))?;
-    let mut sink = Sink { out, hash: Sha256::new(), len: 0 };
+    let mut sink = Sink {
+        out,
+        hash: Sha256::new(),
+        len: 0,
+    };
     let mut after = -1i64;
     while let Some((seq, ops, raw_len, literals)) = segment(shared, layer, after)? {
         let literals = recipe::decode_literals(raw_len, &literals)?;

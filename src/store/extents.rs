@@ -60,11 +60,16 @@ pub(super) fn decode(list: &[u8]) -> Result<Vec<Extent>> {
                 Extent::Hole { len: head >> 1 }
             } else {
                 previous = previous.checked_add(cursor.signed()?)?;
-                Extent::Data { chunk: previous, len: u32::try_from(head >> 1).ok()? }
+                Extent::Data {
+                    chunk: previous,
+                    len: u32::try_from(head >> 1).ok()?,
+                }
             };
             total = total.checked_add(extent.len())?;
             let sound = match extent {
-                Extent::Data { chunk, len } => chunk > 0 && (1..=chunker::MAX).contains(&(len as usize)),
+                Extent::Data { chunk, len } => {
+                    chunk > 0 && (1..=chunker::MAX).contains(&(len as usize))
+                }
                 Extent::Hole { len } => len > 0,
             };
             if !sound || total > MAX_SIZE || extents.len() == LIST_LEN {
@@ -79,8 +84,8 @@ pub(super) fn decode(list: &[u8]) -> Result<Vec<Extent>> {
 
 /// Gathers the extents of one content as it is written, and its name: the SHA-256 over kinds, lengths and chunk digests.
 ///
-/// The name is not the hash of the file's bytes. Those are already hashed chunk by chunk; hashing them again would cost
-/// a third of an import, and a file that claims exabytes of hole would take years.
+/// The name is not the hash of the file's bytes. Those are already hashed chunk by chunk, so another pass over them would
+/// prove nothing more, and for a file that claims exabytes of hole it would take years.
 pub(super) struct ListBuilder {
     name: Sha256,
     lists: Vec<(u64, Vec<u8>)>,
@@ -136,7 +141,10 @@ impl ListBuilder {
             self.tail.clear();
             self.tail_start = self.size;
         }
-        self.size = self.size.checked_add(extent.len()).filter(|size| *size <= MAX_SIZE)?;
+        self.size = self
+            .size
+            .checked_add(extent.len())
+            .filter(|size| *size <= MAX_SIZE)?;
         self.name.update([u8::from(digest.is_none())]);
         self.name.update(extent.len().to_le_bytes());
         if let Some(digest) = digest {
@@ -153,7 +161,12 @@ impl ListBuilder {
             self.lists.push((self.tail_start, encode(&self.tail)));
         }
         let digest = Digest::from_bytes(self.name.finalize().into());
-        BuiltList { digest, size: self.size, data_size: self.data_size, lists: self.lists }
+        BuiltList {
+            digest,
+            size: self.size,
+            data_size: self.data_size,
+            lists: self.lists,
+        }
     }
 }
 
@@ -164,7 +177,8 @@ mod tests {
 
     fn extent() -> impl Strategy<Value = Extent> {
         prop_oneof![
-            (1..i64::MAX / 4, 1..=chunker::MAX as u32).prop_map(|(chunk, len)| Extent::Data { chunk, len }),
+            (1..i64::MAX / 4, 1..=chunker::MAX as u32)
+                .prop_map(|(chunk, len)| Extent::Data { chunk, len }),
             (1..1u64 << 50).prop_map(|len| Extent::Hole { len }),
         ]
     }
@@ -190,12 +204,21 @@ mod tests {
             ("no length", vec![data(1, 0)]),
             ("no id", vec![data(0, 1)]),
             ("negative id", vec![data(5, 1), data(-5, 1)]),
-            ("longer than any chunk", vec![data(1, chunker::MAX as u32 + 1)]),
+            (
+                "longer than any chunk",
+                vec![data(1, chunker::MAX as u32 + 1)],
+            ),
             ("empty hole", vec![Extent::Hole { len: 0 }]),
-            ("larger than any file", vec![Extent::Hole { len: MAX_SIZE }, data(1, 1)]),
+            (
+                "larger than any file",
+                vec![Extent::Hole { len: MAX_SIZE }, data(1, 1)],
+            ),
             ("too many", vec![data(1, 1); LIST_LEN + 1]),
         ] {
-            assert!(matches!(decode(&encode(&list)), Err(Error::Corrupt(_))), "{what}");
+            assert!(
+                matches!(decode(&encode(&list)), Err(Error::Corrupt(_))),
+                "{what}"
+            );
         }
     }
 
@@ -204,21 +227,41 @@ mod tests {
         let mut builder = ListBuilder::new();
         let digest = Digest::of(b"x");
         for n in 0..LIST_LEN as i64 + 1 {
-            builder.push(Extent::Data { chunk: n + 1, len: 10 }, Some(&digest)).unwrap();
+            builder
+                .push(
+                    Extent::Data {
+                        chunk: n + 1,
+                        len: 10,
+                    },
+                    Some(&digest),
+                )
+                .unwrap();
         }
         assert_eq!(builder.single_chunk(), None);
         let built = builder.finish();
-        assert_eq!(built.lists.iter().map(|(start, _)| *start).collect::<Vec<_>>(), [0, LIST_LEN as u64 * 10]);
+        assert_eq!(
+            built
+                .lists
+                .iter()
+                .map(|(start, _)| *start)
+                .collect::<Vec<_>>(),
+            [0, LIST_LEN as u64 * 10]
+        );
         assert_eq!((built.size, built.data_size), (10_250, 10_250));
 
         let name = |extents: &[(Extent, Option<&Digest>)]| {
             let mut builder = ListBuilder::new();
-            extents.iter().for_each(|(extent, digest)| builder.push(*extent, *digest).unwrap());
+            extents
+                .iter()
+                .for_each(|(extent, digest)| builder.push(*extent, *digest).unwrap());
             builder.finish().digest
         };
         let (hole, chunk) = (Extent::Hole { len: 10 }, Extent::Data { chunk: 1, len: 10 });
         assert_ne!(name(&[(hole, None)]), name(&[(chunk, Some(&digest))]));
-        assert_ne!(name(&[(hole, None), (chunk, Some(&digest))]), name(&[(chunk, Some(&digest)), (hole, None)]));
+        assert_ne!(
+            name(&[(hole, None), (chunk, Some(&digest))]),
+            name(&[(chunk, Some(&digest)), (hole, None)])
+        );
         let mut huge = ListBuilder::new();
         huge.push(Extent::Hole { len: MAX_SIZE }, None).unwrap();
         assert_eq!(huge.push(Extent::Hole { len: 1 }, None), None);

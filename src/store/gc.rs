@@ -56,7 +56,9 @@ pub(super) fn collect(database: &Database) -> Result<GcReport> {
     let imports = leases::describe_imports(&transaction)?;
     if !imports.is_empty() {
         let who = imports.join(", ");
-        return Err(Error::Busy(format!("not while something is being imported ({who}); try again when it is done")));
+        return Err(Error::Busy(format!(
+            "not while something is being imported ({who}); try again when it is done"
+        )));
     }
     let mut report = GcReport::default();
     for layer in layers::unneeded(&transaction)? {
@@ -109,7 +111,8 @@ fn mark_content(conn: &Connection, content: ContentRef, marked: &mut Marked) -> 
         }
         ContentKind::List(id) => {
             if marked.contents.insert(id) {
-                let mut lists = conn.prepare_cached("SELECT list FROM extent WHERE content = ?1")?;
+                let mut lists =
+                    conn.prepare_cached("SELECT list FROM extent WHERE content = ?1")?;
                 let mut rows = lists.query([id])?;
                 while let Some(row) = rows.next()? {
                     for extent in extents::decode(&row.get::<_, Vec<u8>>(0)?)? {
@@ -125,17 +128,27 @@ fn mark_content(conn: &Connection, content: ContentRef, marked: &mut Marked) -> 
 }
 
 fn sweep_contents(conn: &Connection, marked: &Marked) -> Result<()> {
-    each_row(conn, "SELECT id, 0, 0 FROM content WHERE id > ?1 ORDER BY id LIMIT ?2", |id, _, _| {
-        if !marked.contents.contains(id) {
-            conn.prepare_cached("DELETE FROM extent WHERE content = ?1")?.execute([id])?;
-            conn.prepare_cached("DELETE FROM content WHERE id = ?1")?.execute([id])?;
-        }
-        Ok(())
-    })
+    each_row(
+        conn,
+        "SELECT id, 0, 0 FROM content WHERE id > ?1 ORDER BY id LIMIT ?2",
+        |id, _, _| {
+            if !marked.contents.contains(id) {
+                conn.prepare_cached("DELETE FROM extent WHERE content = ?1")?
+                    .execute([id])?;
+                conn.prepare_cached("DELETE FROM content WHERE id = ?1")?
+                    .execute([id])?;
+            }
+            Ok(())
+        },
+    )
 }
 
 /// Removes dead chunks; gives the living raw bytes of each pack.
-fn sweep_chunks(conn: &Connection, marked: &Marked, removed: &mut u64) -> Result<HashMap<i64, i64>> {
+fn sweep_chunks(
+    conn: &Connection,
+    marked: &Marked,
+    removed: &mut u64,
+) -> Result<HashMap<i64, i64>> {
     let mut living = HashMap::new();
     each_row(
         conn,
@@ -145,7 +158,8 @@ fn sweep_chunks(conn: &Connection, marked: &Marked, removed: &mut u64) -> Result
                 let bytes = living.entry(pack).or_insert(0i64);
                 *bytes = bytes.saturating_add(len.max(0));
             } else {
-                conn.prepare_cached("DELETE FROM chunk WHERE id = ?1")?.execute([id])?;
+                conn.prepare_cached("DELETE FROM chunk WHERE id = ?1")?
+                    .execute([id])?;
                 *removed += 1;
             }
             Ok(())
@@ -163,7 +177,8 @@ fn sweep_packs(conn: &Connection, living: &HashMap<i64, i64>) -> Result<IdSet> {
         |id, raw_len, _| {
             match living.get(&id) {
                 None => {
-                    conn.prepare_cached("DELETE FROM pack WHERE id = ?1")?.execute([id])?;
+                    conn.prepare_cached("DELETE FROM pack WHERE id = ?1")?
+                        .execute([id])?;
                 }
                 Some(bytes) if *bytes < raw_len / 2 => {
                     sparse.insert(id);
@@ -187,9 +202,13 @@ pub(super) fn each_row(
     loop {
         let mut statement = conn.prepare_cached(sql)?;
         let page: Vec<(i64, i64, i64)> = statement
-            .query_map([after, PAGE], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+            .query_map([after, PAGE], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+            })?
             .collect::<rusqlite::Result<_>>()?;
-        let Some((last, ..)) = page.last() else { return Ok(()) };
+        let Some((last, ..)) = page.last() else {
+            return Ok(());
+        };
         after = *last;
         for (id, first, second) in page {
             visit(id, first, second)?;
@@ -200,26 +219,30 @@ pub(super) fn each_row(
 /// Replaces packs by fuller ones.
 fn rewrite(conn: &mut Connection, sparse: &IdSet) -> Result<()> {
     let mut members: HashMap<i64, Vec<i64>> = HashMap::new();
-    each_row(conn, "SELECT id, pack, 0 FROM chunk WHERE id > ?1 ORDER BY id LIMIT ?2", |id, pack, _| {
-        if sparse.contains(pack) {
-            members.entry(pack).or_default().push(id);
-        }
-        Ok(())
-    })?;
+    each_row(
+        conn,
+        "SELECT id, pack, 0 FROM chunk WHERE id > ?1 ORDER BY id LIMIT ?2",
+        |id, pack, _| {
+            if sparse.contains(pack) {
+                members.entry(pack).or_default().push(id);
+            }
+            Ok(())
+        },
+    )?;
     let mut packs: Vec<_> = members.into_iter().collect();
     packs.sort_unstable_by_key(|(pack, _)| *pack);
     let mut compressor = pack::compressor()?;
     let mut packs = packs.into_iter().peekable();
     while packs.peek().is_some() {
         let transaction = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut raw = RawPack::new();
+        let mut raw = RawPack::default();
         let mut done = 0;
         while done < REWRITE_BATCH
             && let Some((id, chunks)) = packs.next()
         {
             done += move_chunks(&transaction, id, &chunks, &mut raw)?;
             if raw.is_full() {
-                store(&transaction, std::mem::replace(&mut raw, RawPack::new()), &mut compressor)?;
+                store(&transaction, std::mem::take(&mut raw), &mut compressor)?;
             }
         }
         store(&transaction, raw, &mut compressor)?;
@@ -250,17 +273,26 @@ fn move_chunks(conn: &Connection, id: i64, chunks: &[i64], raw: &mut RawPack) ->
     for (chunk, digest, range) in moved {
         raw.push(chunk, digest, &old.bytes()[range]);
     }
-    conn.prepare_cached("DELETE FROM pack WHERE id = ?1")?.execute([id])?;
+    conn.prepare_cached("DELETE FROM pack WHERE id = ?1")?
+        .execute([id])?;
     Ok(old.bytes().len() as u64)
 }
 
-fn store(conn: &Connection, raw: RawPack, compressor: &mut zstd::bulk::Compressor<'_>) -> Result<()> {
+fn store(
+    conn: &Connection,
+    raw: RawPack,
+    compressor: &mut zstd::bulk::Compressor<'_>,
+) -> Result<()> {
     if raw.chunks.is_empty() {
         return Ok(());
     }
-    let (id, pack) = (Sequence::Pack.take(conn, 1)?, StoredPack::compress(raw, compressor)?);
+    let (id, pack) = (
+        Sequence::Pack.take(conn, 1)?,
+        StoredPack::compress(raw, compressor)?,
+    );
     pack.insert(conn, id)?;
-    let mut update = conn.prepare_cached("UPDATE chunk SET pack = ?2, offset = ?3 WHERE id = ?1")?;
+    let mut update =
+        conn.prepare_cached("UPDATE chunk SET pack = ?2, offset = ?3 WHERE id = ?1")?;
     for chunk in &pack.chunks {
         update.execute((chunk.id, id, chunk.offset))?;
     }
@@ -269,11 +301,16 @@ fn store(conn: &Connection, raw: RawPack, compressor: &mut zstd::bulk::Compresso
 
 /// Shrinks the files.
 fn give_back(database: &Database, conn: &Connection) -> Result<()> {
-    let free = || Ok::<i64, Error>(conn.pragma_query_value(None, "freelist_count", |row| row.get(0))?);
+    let free =
+        || Ok::<i64, Error>(conn.pragma_query_value(None, "freelist_count", |row| row.get(0))?);
     let mut left = free()?;
     while left > 0 {
         let tight = space::free(&database.place.root)? < TIGHT;
-        let pages = if tight { VACUUM_PAGES_TIGHT } else { VACUUM_PAGES };
+        let pages = if tight {
+            VACUUM_PAGES_TIGHT
+        } else {
+            VACUUM_PAGES
+        };
         let mut statement = conn.prepare(&format!("PRAGMA incremental_vacuum({pages})"))?;
         let mut rows = statement.query([])?;
         while rows.next()?.is_some() {}

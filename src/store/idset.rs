@@ -18,7 +18,9 @@ impl IdSet {
 
     pub(super) fn contains(&self, id: i64) -> bool {
         let (word, bit) = Self::place(id);
-        self.0.get(&(id >> 12)).is_some_and(|block| block[word] & bit != 0)
+        self.0
+            .get(&(id >> 12))
+            .is_some_and(|block| block[word] & bit != 0)
     }
 
     const fn place(id: i64) -> (usize, u64) {

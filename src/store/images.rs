@@ -42,7 +42,9 @@ pub(super) fn document(conn: &Connection, digest: &Digest) -> Result<Option<Vec<
     match data {
         Some(data) if Digest::of(&data) != *digest => {
             tracing::error!(document = %digest, "a document does not hash to its name: the store is damaged");
-            Err(Error::Corrupt(format!("document {digest} does not hash to its name")))
+            Err(Error::Corrupt(format!(
+                "document {digest} does not hash to its name"
+            )))
         }
         other => Ok(other),
     }
@@ -50,7 +52,10 @@ pub(super) fn document(conn: &Connection, digest: &Digest) -> Result<Option<Vec<
 
 fn put_document(conn: &Connection, data: &[u8]) -> Result<Digest> {
     if data.len() > MAX_VALUE as usize / 2 {
-        return Err(Error::Conflict(format!("a document of {} bytes is too large for the store", data.len())));
+        return Err(Error::Conflict(format!(
+            "a document of {} bytes is too large for the store",
+            data.len()
+        )));
     }
     let digest = Digest::of(data);
     conn.execute(
@@ -62,12 +67,21 @@ fn put_document(conn: &Connection, data: &[u8]) -> Result<Digest> {
 
 /// Records an image, or only its names if it is there.
 pub(super) fn put(conn: &Connection, image: &NewImage<'_>) -> Result<()> {
-    let layer_ids = image.layers.iter().map(|id| leases::find_layer(conn, id)).collect::<Result<Vec<_>>>()?;
-    let (manifest, config) = (put_document(conn, image.manifest)?, put_document(conn, image.config)?);
+    let layer_ids = image
+        .layers
+        .iter()
+        .map(|id| leases::find_layer(conn, id))
+        .collect::<Result<Vec<_>>>()?;
+    let (manifest, config) = (
+        put_document(conn, image.manifest)?,
+        put_document(conn, image.config)?,
+    );
     let id = match find(conn, &manifest)? {
         Some(id) => {
             if layers_of(conn, id)? != image.layers {
-                return Err(Error::Conflict(format!("image {manifest} is in the store with other layers")));
+                return Err(Error::Conflict(format!(
+                    "image {manifest} is in the store with other layers"
+                )));
             }
             id
         }
@@ -101,7 +115,8 @@ fn find(conn: &Connection, manifest: &Digest) -> Result<Option<i64>> {
 }
 
 fn must_find(conn: &Connection, manifest: &Digest) -> Result<i64> {
-    find(conn, manifest)?.ok_or_else(|| Error::NotFound(format!("image {manifest} is not in the store")))
+    find(conn, manifest)?
+        .ok_or_else(|| Error::NotFound(format!("image {manifest} is not in the store")))
 }
 
 fn point(conn: &Connection, name: &str, image: i64) -> Result<()> {
@@ -119,17 +134,25 @@ fn layers_of(conn: &Connection, image: i64) -> Result<Vec<Digest>> {
     )?;
     let rows = statement.query_map([image], |row| row.get::<_, Option<[u8; 32]>>(0))?;
     rows.map(|id| {
-        id?.map(Digest::from_bytes).ok_or_else(|| Error::Corrupt("an image has a layer that is not there".to_owned()))
+        id?.map(Digest::from_bytes)
+            .ok_or_else(|| Error::Corrupt("an image has a layer that is not there".to_owned()))
     })
     .collect()
 }
 
 fn record(conn: &Connection, id: i64) -> Result<ImageRecord> {
     let (manifest, manifest_media_type, config, imported) = conn
-        .prepare_cached("SELECT manifest, media_type, config, imported_s, imported_ns FROM image WHERE id = ?1")?
+        .prepare_cached(
+            "SELECT manifest, media_type, config, imported_s, imported_ns FROM image WHERE id = ?1",
+        )?
         .query_row([id], |row| {
             let imported = Timestamp::new(row.get(3)?, row.get::<_, u32>(4)?.min(999_999_999));
-            Ok((Digest::from_bytes(row.get(0)?), row.get(1)?, Digest::from_bytes(row.get(2)?), imported))
+            Ok((
+                Digest::from_bytes(row.get(0)?),
+                row.get(1)?,
+                Digest::from_bytes(row.get(2)?),
+                imported,
+            ))
         })?;
     let names = conn
         .prepare_cached("SELECT name FROM name WHERE image = ?1 ORDER BY name")?
@@ -138,9 +161,18 @@ fn record(conn: &Connection, id: i64) -> Result<ImageRecord> {
     let layers = layers_of(conn, id)?;
     let mut size = 0u64;
     for layer in &layers {
-        size = size.saturating_add(layers::find(conn, layer)?.map_or(0, |(_, info)| info.files_size));
+        size =
+            size.saturating_add(layers::find(conn, layer)?.map_or(0, |(_, info)| info.files_size));
     }
-    Ok(ImageRecord { manifest, manifest_media_type, config, layers, names, imported, size })
+    Ok(ImageRecord {
+        manifest,
+        manifest_media_type,
+        config,
+        layers,
+        names,
+        imported,
+        size,
+    })
 }
 
 pub(super) fn get(conn: &Connection, manifest: &Digest) -> Result<Option<ImageRecord>> {
@@ -148,18 +180,25 @@ pub(super) fn get(conn: &Connection, manifest: &Digest) -> Result<Option<ImageRe
 }
 
 pub(super) fn all(conn: &Connection) -> Result<Vec<ImageRecord>> {
-    let mut statement = conn.prepare("SELECT id FROM image ORDER BY imported_s DESC, imported_ns DESC, id DESC")?;
-    let ids: Vec<i64> = statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    let mut statement =
+        conn.prepare("SELECT id FROM image ORDER BY imported_s DESC, imported_ns DESC, id DESC")?;
+    let ids: Vec<i64> = statement
+        .query_map([], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
     ids.into_iter().map(|id| record(conn, id)).collect()
 }
 
 pub(super) fn count(conn: &Connection) -> Result<u64> {
-    Ok(conn.query_row("SELECT count(*) FROM image", [], |row| row.get::<_, i64>(0))?.max(0) as u64)
+    Ok(conn
+        .query_row("SELECT count(*) FROM image", [], |row| row.get::<_, i64>(0))?
+        .max(0) as u64)
 }
 
 pub(super) fn resolve(conn: &Connection, name: &str) -> Result<Option<Digest>> {
     Ok(conn
-        .prepare_cached("SELECT i.manifest FROM name AS n JOIN image AS i ON i.id = n.image WHERE n.name = ?1")?
+        .prepare_cached(
+            "SELECT i.manifest FROM name AS n JOIN image AS i ON i.id = n.image WHERE n.name = ?1",
+        )?
         .query_row([name], |row| row.get(0).map(Digest::from_bytes))
         .optional()?)
 }

@@ -80,8 +80,11 @@ pub(super) fn remove(conn: &Connection, id: i64) -> Result<()> {
 /// Layers that no image has and no living process holds.
 pub(super) fn unneeded(conn: &Connection) -> Result<Vec<i64>> {
     let leased = super::leases::leased_layers(conn)?;
-    let mut statement =
-        conn.prepare("SELECT id FROM layer WHERE id NOT IN (SELECT layer FROM image_layer) ORDER BY id")?;
-    let ids: Vec<i64> = statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    let mut statement = conn.prepare(
+        "SELECT id FROM layer WHERE id NOT IN (SELECT layer FROM image_layer) ORDER BY id",
+    )?;
+    let ids: Vec<i64> = statement
+        .query_map([], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
     Ok(ids.into_iter().filter(|id| !leased.contains(id)).collect())
 }

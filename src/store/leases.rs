@@ -31,7 +31,10 @@ impl Drop for Lease {
         // A child of fork must not end its parent's lease, and cannot: `write` refuses. If writing fails for another
         // reason the lease lapses with the process.
         if let Err(error) = self.database.write(|tx| remove(tx, self.id)) {
-            tracing::debug!(lease = self.id, "a lease could not be removed and lapses with this process: {error}");
+            tracing::debug!(
+                lease = self.id,
+                "a lease could not be removed and lapses with this process: {error}"
+            );
         }
     }
 }
@@ -43,11 +46,17 @@ impl Lease {
             let id = insert(tx, KIND_LAYERS, purpose)?;
             for diff_id in layers {
                 let layer = find_layer(tx, diff_id)?;
-                tx.execute("INSERT OR IGNORE INTO lease_layer (lease, layer) VALUES (?1, ?2)", (id, layer))?;
+                tx.execute(
+                    "INSERT OR IGNORE INTO lease_layer (lease, layer) VALUES (?1, ?2)",
+                    (id, layer),
+                )?;
             }
             Ok(id)
         })?;
-        Ok(Self { database: Arc::clone(database), id })
+        Ok(Self {
+            database: Arc::clone(database),
+            id,
+        })
     }
 
     /// Tells `gc` that chunks without an owner are about to get one. Runs `more` in the same transaction.
@@ -55,15 +64,25 @@ impl Lease {
         database: &Arc<Database>,
         more: impl FnOnce(&Transaction<'_>) -> Result<T>,
     ) -> Result<(Self, T)> {
-        let (id, value) = database.write(|tx| Ok((insert(tx, KIND_IMPORT, "import")?, more(tx)?)))?;
-        Ok((Self { database: Arc::clone(database), id }, value))
+        let (id, value) =
+            database.write(|tx| Ok((insert(tx, KIND_IMPORT, "import")?, more(tx)?)))?;
+        Ok((
+            Self {
+                database: Arc::clone(database),
+                id,
+            },
+            value,
+        ))
     }
 }
 
 /// Keeps a layer that was just published until an image has it.
 pub(super) fn keep_fresh(conn: &Connection, layer: i64) -> Result<()> {
     let id = insert(conn, KIND_FRESH, "imported layer")?;
-    conn.execute("INSERT INTO lease_layer (lease, layer) VALUES (?1, ?2)", (id, layer))?;
+    conn.execute(
+        "INSERT INTO lease_layer (lease, layer) VALUES (?1, ?2)",
+        (id, layer),
+    )?;
     Ok(())
 }
 
@@ -102,7 +121,8 @@ pub(super) fn leased_layers(conn: &Connection) -> Result<HashSet<i64>> {
     let mut layers = HashSet::new();
     for (id, holder, ..) in all(conn)? {
         if !holder.is_dead(&me) {
-            let mut statement = conn.prepare_cached("SELECT layer FROM lease_layer WHERE lease = ?1")?;
+            let mut statement =
+                conn.prepare_cached("SELECT layer FROM lease_layer WHERE lease = ?1")?;
             for layer in statement.query_map([id], |row| row.get(0))? {
                 layers.insert(layer?);
             }
@@ -122,10 +142,15 @@ pub(super) fn describe_imports(conn: &Connection) -> Result<Vec<String>> {
 }
 
 fn all(conn: &Connection) -> Result<Vec<(i64, ProcessIdentity, i64, String)>> {
-    let mut statement = conn.prepare_cached("SELECT id, pid, start, boot, pid_namespace, kind, purpose FROM lease")?;
+    let mut statement = conn
+        .prepare_cached("SELECT id, pid, start, boot, pid_namespace, kind, purpose FROM lease")?;
     let rows = statement.query_map([], |row| {
-        let holder =
-            ProcessIdentity { pid: row.get(1)?, start: row.get(2)?, boot: row.get(3)?, pid_namespace: row.get(4)? };
+        let holder = ProcessIdentity {
+            pid: row.get(1)?,
+            start: row.get(2)?,
+            boot: row.get(3)?,
+            pid_namespace: row.get(4)?,
+        };
         Ok((row.get(0)?, holder, row.get(5)?, row.get(6)?))
     })?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
@@ -136,7 +161,16 @@ fn insert(conn: &Connection, kind: i64, purpose: &str) -> Result<i64> {
     conn.execute(
         "INSERT INTO lease (id, kind, pid, start, boot, pid_namespace, purpose, created_s)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-        (id, kind, me.pid, me.start, me.boot, me.pid_namespace, purpose, Timestamp::now().secs),
+        (
+            id,
+            kind,
+            me.pid,
+            me.start,
+            me.boot,
+            me.pid_namespace,
+            purpose,
+            Timestamp::now().secs,
+        ),
     )?;
     Ok(id)
 }

@@ -78,7 +78,10 @@ impl Shared {
         if bytes.len() == len as usize {
             Ok(bytes)
         } else {
-            Err(Error::Corrupt(format!("chunk {chunk} is {} bytes long, not {len}", bytes.len())))
+            Err(Error::Corrupt(format!(
+                "chunk {chunk} is {} bytes long, not {len}",
+                bytes.len()
+            )))
         }
     }
 }
@@ -97,12 +100,19 @@ impl Store {
 
     /// Opens an existing store; `None` if there is none. For verbs that only read.
     pub fn open_existing(root: &Path) -> Result<Option<Self>> {
-        let Some(place) = Place::existing(root)? else { return Ok(None) };
+        let Some(place) = Place::existing(root)? else {
+            return Ok(None);
+        };
         Ok(Database::open(place, false)?.map(Self::over))
     }
 
     fn over(database: Database) -> Self {
-        Self { shared: Arc::new(Shared { database: Arc::new(database), packs: PackCache::new() }) }
+        Self {
+            shared: Arc::new(Shared {
+                database: Arc::new(database),
+                packs: PackCache::new(),
+            }),
+        }
     }
 
     /// The directory of the store, absolute.
@@ -114,12 +124,19 @@ impl Store {
 
     /// What is known of a layer; `None` if it is not here.
     pub fn layer(&self, diff_id: &Digest) -> Result<Option<LayerInfo>> {
-        self.shared.database.read(|conn| Ok(layers::find(conn, diff_id)?.map(|(_, info)| info)))
+        self.shared
+            .database
+            .read(|conn| Ok(layers::find(conn, diff_id)?.map(|(_, info)| info)))
     }
 
     /// All layers, oldest first.
     pub fn layers(&self) -> Result<Vec<LayerInfo>> {
-        self.shared.database.read(|conn| Ok(layers::all(conn)?.into_iter().map(|(_, info)| info).collect()))
+        self.shared.database.read(|conn| {
+            Ok(layers::all(conn)?
+                .into_iter()
+                .map(|(_, info)| info)
+                .collect())
+        })
     }
 
     /// Starts a new layer. Dropping the writer without `finish` leaves at most unreachable chunks.
@@ -145,7 +162,9 @@ impl Store {
 
     /// A manifest or config as it came, proven against its digest.
     pub fn document(&self, digest: &Digest) -> Result<Option<Vec<u8>>> {
-        self.shared.database.read(|conn| images::document(conn, digest))
+        self.shared
+            .database
+            .read(|conn| images::document(conn, digest))
     }
 
     // --- images and names
@@ -158,7 +177,9 @@ impl Store {
 
     /// One image by the digest of its manifest.
     pub fn image(&self, manifest: &Digest) -> Result<Option<ImageRecord>> {
-        self.shared.database.read(|conn| images::get(conn, manifest))
+        self.shared
+            .database
+            .read(|conn| images::get(conn, manifest))
     }
 
     /// All images, newest first, each with its names (possibly none).
@@ -168,23 +189,31 @@ impl Store {
 
     /// What a name points at.
     pub fn resolve_name(&self, name: &str) -> Result<Option<Digest>> {
-        self.shared.database.read(|conn| images::resolve(conn, name))
+        self.shared
+            .database
+            .read(|conn| images::resolve(conn, name))
     }
 
     /// Points `name` at an image; gives back what it pointed at before.
     pub fn set_name(&self, name: &str, manifest: &Digest) -> Result<Option<Digest>> {
-        self.shared.database.write(|tx| images::set_name(tx, name, manifest))
+        self.shared
+            .database
+            .write(|tx| images::set_name(tx, name, manifest))
     }
 
     /// Removes a name, not the image. `false`: there was no such name.
     pub fn remove_name(&self, name: &str) -> Result<bool> {
-        self.shared.database.write(|tx| images::remove_name(tx, name))
+        self.shared
+            .database
+            .write(|tx| images::remove_name(tx, name))
     }
 
     /// Removes an image and all its names; layers no other image or lease needs go too, their space is reclaimed by
     /// [`Self::gc`]. A layer under lease stays until the lease has ended and `gc` comes by.
     pub fn remove_image(&self, manifest: &Digest) -> Result<()> {
-        self.shared.database.write(|tx| images::remove(tx, manifest))
+        self.shared
+            .database
+            .write(|tx| images::remove(tx, manifest))
     }
 
     // --- leases

@@ -16,8 +16,11 @@ use super::db::Database;
 use super::schema;
 use super::{Digest, Error, Result};
 
-/// A pack is closed when it holds this many raw bytes.
+/// A pack of small chunks is closed when it holds this many raw bytes.
 pub(super) const TARGET: usize = 128 << 10;
+/// A chunk of this size or more, bytes, has a pack of its own: it gains little from company, and a random read of a
+/// large file then unpacks one chunk, not several.
+pub(super) const ALONE: usize = 32 << 10;
 /// zstd level of packs.
 pub(super) const LEVEL: i32 = 3;
 /// No pack of any writer of this format unpacks to more, bytes. What claims more is damage.
@@ -45,14 +48,22 @@ pub(super) struct RawPack {
 }
 
 impl RawPack {
-    pub(super) fn new() -> Self {
-        Self { raw: Vec::with_capacity(TARGET + chunker::WHOLE), chunks: Vec::new() }
+    pub(super) fn with_capacity(bytes: usize) -> Self {
+        Self {
+            raw: Vec::with_capacity(bytes),
+            chunks: Vec::new(),
+        }
     }
 
     pub(super) fn push(&mut self, id: i64, digest: Digest, bytes: &[u8]) {
         // Both fit: a pack is shorter than TARGET when a chunk of at most MAX joins it.
         let (offset, len) = (self.raw.len() as u32, bytes.len() as u32);
-        self.chunks.push(PackedChunk { id, digest, offset, len });
+        self.chunks.push(PackedChunk {
+            id,
+            digest,
+            offset,
+            len,
+        });
         self.raw.extend_from_slice(bytes);
     }
 
@@ -71,12 +82,24 @@ pub(super) struct StoredPack {
 
 impl StoredPack {
     /// Compresses; keeps the raw bytes where that does not make them smaller.
-    pub(super) fn compress(pack: RawPack, compressor: &mut zstd::bulk::Compressor<'_>) -> Result<Self> {
+    pub(super) fn compress(
+        pack: RawPack,
+        compressor: &mut zstd::bulk::Compressor<'_>,
+    ) -> Result<Self> {
         let RawPack { raw, chunks } = pack;
         let raw_len = raw.len();
         let packed = compressor.compress(&raw).map_err(zstd_failed)?;
-        let (codec, data) = if packed.len() < raw_len { (CODEC_ZSTD, packed) } else { (CODEC_RAW, raw) };
-        Ok(Self { raw_len, codec, data, chunks })
+        let (codec, data) = if packed.len() < raw_len {
+            (CODEC_ZSTD, packed)
+        } else {
+            (CODEC_RAW, raw)
+        };
+        Ok(Self {
+            raw_len,
+            codec,
+            data,
+            chunks,
+        })
     }
 
     pub(super) fn raw_len(&self) -> usize {
@@ -101,7 +124,10 @@ pub(super) fn compressor() -> Result<zstd::bulk::Compressor<'static>> {
 
 /// zstd fails to compress only for want of memory.
 pub(super) fn zstd_failed(source: std::io::Error) -> Error {
-    Error::Io { path: "zstd".into(), source }
+    Error::Io {
+        path: "zstd".into(),
+        source,
+    }
 }
 
 /// An unpacked pack.
@@ -114,7 +140,8 @@ pub(super) struct Pack {
 impl Pack {
     /// `Ok(None)`: there is no such pack (any more).
     pub(super) fn load(conn: &Connection, id: i64) -> Result<Option<Self>> {
-        let mut statement = conn.prepare_cached("SELECT raw_len, codec, data FROM pack WHERE id = ?1")?;
+        let mut statement =
+            conn.prepare_cached("SELECT raw_len, codec, data FROM pack WHERE id = ?1")?;
         let raw = statement
             .query_row([id], |row| {
                 let (raw_len, codec): (i64, i64) = (row.get(0)?, row.get(1)?);
@@ -123,10 +150,16 @@ impl Pack {
             .optional()?;
         let Some(raw) = raw else { return Ok(None) };
         let raw = raw.ok_or_else(|| {
-            tracing::error!(pack = id, "a pack of chunks cannot be unpacked: the store is damaged");
+            tracing::error!(
+                pack = id,
+                "a pack of chunks cannot be unpacked: the store is damaged"
+            );
             Error::Corrupt(format!("pack {id} cannot be unpacked"))
         })?;
-        Ok(Some(Self { raw, verified: Mutex::default() }))
+        Ok(Some(Self {
+            raw,
+            verified: Mutex::default(),
+        }))
     }
 
     /// The bytes of a chunk, once they are known to hash to its name.
@@ -162,7 +195,9 @@ fn unpack(raw_len: i64, codec: i64, data: &[u8]) -> Option<Vec<u8>> {
     thread_local! {
         static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
     }
-    let raw_len = usize::try_from(raw_len).ok().filter(|len| (1..=MAX_RAW).contains(len))?;
+    let raw_len = usize::try_from(raw_len)
+        .ok()
+        .filter(|len| (1..=MAX_RAW).contains(len))?;
     let raw = match codec {
         CODEC_RAW => data.to_vec(),
         CODEC_ZSTD => DECOMPRESSOR.with_borrow_mut(|slot| {
@@ -196,10 +231,16 @@ impl Location {
         let damaged = || Error::Corrupt(format!("chunk {chunk} has an impossible place"));
         let row: Option<([u8; 32], i64, i64, i64)> = conn
             .prepare_cached("SELECT sha256, pack, offset, len FROM chunk WHERE id = ?1")?
-            .query_row([chunk], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
+            .query_row([chunk], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+            })
             .optional()?;
-        let Some((digest, pack, offset, len)) = row else { return Ok(None) };
-        let len = u32::try_from(len).ok().filter(|len| (1..=chunker::MAX).contains(&(*len as usize)));
+        let Some((digest, pack, offset, len)) = row else {
+            return Ok(None);
+        };
+        let len = u32::try_from(len)
+            .ok()
+            .filter(|len| (1..=chunker::MAX).contains(&(*len as usize)));
         Ok(Some(Self {
             pack,
             offset: u32::try_from(offset).map_err(|_| damaged())?,
@@ -242,7 +283,11 @@ impl std::ops::Deref for ChunkBytes {
 
 impl PackCache {
     pub(super) fn new() -> Self {
-        Self(quick_cache::sync::Cache::with_weighter((CACHE_BYTES / TARGET as u64) as usize, CACHE_BYTES, ByBytes))
+        Self(quick_cache::sync::Cache::with_weighter(
+            (CACHE_BYTES / TARGET as u64) as usize,
+            CACHE_BYTES,
+            ByBytes,
+        ))
     }
 
     /// Reads and verifies a chunk.
@@ -251,7 +296,11 @@ impl PackCache {
         for _ in 0..2 {
             let at = database.read(|conn| Location::must_find(conn, chunk))?;
             let pack = self.0.get_or_insert_with(&at.pack, || {
-                database.read(|conn| Pack::load(conn, at.pack)).map_err(Some)?.map(Arc::new).ok_or(None)
+                database
+                    .read(|conn| Pack::load(conn, at.pack))
+                    .map_err(Some)?
+                    .map(Arc::new)
+                    .ok_or(None)
             });
             match pack {
                 Ok(pack) => {
@@ -262,8 +311,13 @@ impl PackCache {
                 Err(None) => {}
             }
         }
-        tracing::error!(chunk, "the pack that holds a chunk is missing: the store is damaged");
-        Err(Error::Corrupt(format!("the pack that holds chunk {chunk} is missing")))
+        tracing::error!(
+            chunk,
+            "the pack that holds a chunk is missing: the store is damaged"
+        );
+        Err(Error::Corrupt(format!(
+            "the pack that holds chunk {chunk} is missing"
+        )))
     }
 }
 
@@ -272,7 +326,7 @@ mod tests {
     use super::*;
 
     fn stored(chunks: &[&[u8]]) -> StoredPack {
-        let mut pack = RawPack::new();
+        let mut pack = RawPack::default();
         for (id, bytes) in (1..).zip(chunks) {
             pack.push(id, Digest::of(bytes), bytes);
         }
@@ -283,7 +337,10 @@ mod tests {
     fn compresses_only_where_that_helps() {
         let text = stored(&[&[b'a'; 5000], &[b'b'; 5000]]);
         assert_eq!(text.codec, CODEC_ZSTD);
-        assert_eq!(unpack(10_000, text.codec, &text.data).unwrap(), [[b'a'; 5000], [b'b'; 5000]].concat());
+        assert_eq!(
+            unpack(10_000, text.codec, &text.data).unwrap(),
+            [[b'a'; 5000], [b'b'; 5000]].concat()
+        );
         let tiny = stored(&[b"x"]);
         assert_eq!((tiny.codec, tiny.data.as_slice()), (CODEC_RAW, &b"x"[..]));
     }
@@ -297,8 +354,18 @@ mod tests {
             ("unknown codec", 9000, 2, good.data.clone()),
             ("nothing", 0, CODEC_RAW, vec![]),
             ("negative", -1, CODEC_RAW, vec![]),
-            ("beyond any pack", MAX_RAW as i64 + 1, CODEC_ZSTD, good.data.clone()),
-            ("cut off", 9000, CODEC_ZSTD, good.data[..good.data.len() / 2].to_vec()),
+            (
+                "beyond any pack",
+                MAX_RAW as i64 + 1,
+                CODEC_ZSTD,
+                good.data.clone(),
+            ),
+            (
+                "cut off",
+                9000,
+                CODEC_ZSTD,
+                good.data[..good.data.len() / 2].to_vec(),
+            ),
         ] {
             assert_eq!(unpack(raw_len, codec, &data), None, "{what}");
         }
@@ -306,12 +373,33 @@ mod tests {
 
     #[test]
     fn a_chunk_is_what_its_name_says_or_an_error() {
-        let pack = Pack { raw: b"hello world".to_vec(), verified: Mutex::default() };
-        let at = |offset, len, bytes: &[u8]| Location { pack: 1, offset, len, digest: Digest::of(bytes) };
+        let pack = Pack {
+            raw: b"hello world".to_vec(),
+            verified: Mutex::default(),
+        };
+        let at = |offset, len, bytes: &[u8]| Location {
+            pack: 1,
+            offset,
+            len,
+            digest: Digest::of(bytes),
+        };
         assert_eq!(pack.verified(1, &at(0, 5, b"hello")).unwrap(), 0..5);
-        assert_eq!(pack.verified(1, &at(0, 5, b"hello")).unwrap(), 0..5, "the second time without hashing");
-        assert!(matches!(pack.verified(2, &at(6, 5, b"hello")), Err(Error::Corrupt(_))));
-        assert!(matches!(pack.verified(3, &at(6, 6, b"world!")), Err(Error::Corrupt(_))));
-        assert!(matches!(pack.verified(4, &at(u32::MAX, u32::MAX, b"")), Err(Error::Corrupt(_))));
+        assert_eq!(
+            pack.verified(1, &at(0, 5, b"hello")).unwrap(),
+            0..5,
+            "the second time without hashing"
+        );
+        assert!(matches!(
+            pack.verified(2, &at(6, 5, b"hello")),
+            Err(Error::Corrupt(_))
+        ));
+        assert!(matches!(
+            pack.verified(3, &at(6, 6, b"world!")),
+            Err(Error::Corrupt(_))
+        ));
+        assert!(matches!(
+            pack.verified(4, &at(u32::MAX, u32::MAX, b"")),
+            Err(Error::Corrupt(_))
+        ));
     }
 }

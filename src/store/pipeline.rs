@@ -25,7 +25,7 @@ const COMPRESSORS: usize = 2;
 /// Packs waiting for a compressor, and for the writer.
 const QUEUE: usize = 8;
 /// A batch is committed when it holds this many raw bytes.
-const BATCH: usize = 32 << 20;
+const BATCH: usize = 16 << 20;
 
 /// Chunk ids that turned out to be stored already under another id: ours -> theirs.
 pub(super) type Aliases = HashMap<i64, i64>;
@@ -34,7 +34,10 @@ enum Message {
     Pack(StoredPack),
     Failed(Error),
     /// Commit once so many packs have arrived, then answer.
-    Flush { after: u64, done: SyncSender<()> },
+    Flush {
+        after: u64,
+        done: SyncSender<()>,
+    },
 }
 
 pub(super) struct Pipeline {
@@ -52,7 +55,10 @@ impl Pipeline {
         let (messages, message_queue) = sync_channel::<Message>(QUEUE);
         let job_queue = Arc::new(Mutex::new(job_queue));
         let spawned = |name: &str| thread::Builder::new().name(name.to_owned());
-        let failed = |source| Error::Io { path: "starting a thread".into(), source };
+        let failed = |source| Error::Io {
+            path: "starting a thread".into(),
+            source,
+        };
         let mut pipeline = Self {
             jobs: Some(jobs),
             messages: Some(messages.clone()),
@@ -63,7 +69,9 @@ impl Pipeline {
         };
         for _ in 0..COMPRESSORS {
             let (queue, messages) = (Arc::clone(&job_queue), messages.clone());
-            let handle = spawned("ovl-compress").spawn(move || compress(&queue, &messages)).map_err(failed)?;
+            let handle = spawned("ovl-compress")
+                .spawn(move || compress(&queue, &messages))
+                .map_err(failed)?;
             pipeline.compressors.push(handle);
         }
         let conn = database.writer(Durability::Ordered)?;
@@ -77,7 +85,8 @@ impl Pipeline {
                 aliases: Aliases::new(),
                 abandoned,
             };
-            run.run(&message_queue).map_err(|error| database.explain(error))
+            run.run(&message_queue)
+                .map_err(|error| database.explain(error))
         });
         pipeline.writer = Some(writer.map_err(failed)?);
         Ok(pipeline)
@@ -85,7 +94,10 @@ impl Pipeline {
 
     /// Hands a pack over; waits while the queues are full.
     pub(super) fn send(&mut self, pack: RawPack) -> Result<()> {
-        let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send(pack).is_ok());
+        let sent = self
+            .jobs
+            .as_ref()
+            .is_some_and(|jobs| jobs.send(pack).is_ok());
         self.sent += 1;
         if sent { Ok(()) } else { Err(self.failure()) }
     }
@@ -93,15 +105,22 @@ impl Pipeline {
     /// Waits until everything sent so far is committed.
     pub(super) fn flush(&mut self) -> Result<()> {
         let (done, answer) = sync_channel(1);
-        let message = Message::Flush { after: self.sent, done };
-        let flushed =
-            self.messages.as_ref().is_some_and(|messages| messages.send(message).is_ok()) && answer.recv().is_ok();
+        let message = Message::Flush {
+            after: self.sent,
+            done,
+        };
+        let flushed = self
+            .messages
+            .as_ref()
+            .is_some_and(|messages| messages.send(message).is_ok())
+            && answer.recv().is_ok();
         if flushed { Ok(()) } else { Err(self.failure()) }
     }
 
     /// Stores everything that was sent.
     pub(super) fn finish(mut self) -> Result<Aliases> {
-        self.close().unwrap_or_else(|| Err(Error::Misuse("an import that failed was continued")))
+        self.close()
+            .unwrap_or(Err(Error::Misuse("an import that failed was continued")))
     }
 
     /// Lets the threads run out of work; gives what the writer says.
@@ -202,13 +221,14 @@ impl Writer<'_> {
         }
         let bytes = self.batch.iter().map(StoredPack::disk_bytes).sum();
         space::ensure(&self.database.place, &self.conn, bytes)?;
-        let transaction = self.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut pack_id = Sequence::Pack.take(&transaction, self.batch.len() as i64)?;
-        for pack in self.batch.drain(..) {
-            if insert_chunks(&transaction, &pack, pack_id, &mut self.aliases)? {
-                pack.insert(&transaction, pack_id)?;
+        let transaction = self
+            .conn
+            .transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let first = Sequence::Pack.take(&transaction, self.batch.len() as i64)?;
+        for (id, pack) in (first..).zip(self.batch.drain(..)) {
+            if insert_chunks(&transaction, &pack, id, &mut self.aliases)? {
+                pack.insert(&transaction, id)?;
             }
-            pack_id += 1;
         }
         transaction.commit()?;
         self.raw = 0;
@@ -217,17 +237,32 @@ impl Writer<'_> {
 }
 
 /// Records the chunks of a pack; `false` if all of them were stored already, so that the pack is not needed.
-fn insert_chunks(conn: &Connection, pack: &StoredPack, pack_id: i64, aliases: &mut Aliases) -> Result<bool> {
+fn insert_chunks(
+    conn: &Connection,
+    pack: &StoredPack,
+    pack_id: i64,
+    aliases: &mut Aliases,
+) -> Result<bool> {
     let mut insert = conn.prepare_cached(
         "INSERT INTO chunk (id, sha256, pack, offset, len) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (sha256) DO NOTHING",
     )?;
     let mut needed = false;
     for chunk in &pack.chunks {
-        if insert.execute((chunk.id, chunk.digest.as_bytes(), pack_id, chunk.offset, chunk.len))? == 1 {
+        if insert.execute((
+            chunk.id,
+            chunk.digest.as_bytes(),
+            pack_id,
+            chunk.offset,
+            chunk.len,
+        ))? == 1
+        {
             needed = true;
         } else {
             let theirs = find_chunk(conn, chunk.digest.as_bytes())?.ok_or_else(|| {
-                Error::Corrupt(format!("chunk {} is in the index but not in the table", chunk.digest))
+                Error::Corrupt(format!(
+                    "chunk {} is in the index but not in the table",
+                    chunk.digest
+                ))
             })?;
             aliases.insert(chunk.id, theirs);
         }

@@ -28,9 +28,15 @@ impl Place {
             Err(error) => return Err(Error::io(root)(error)),
         }
         let place = Self::resolve(root)?;
-        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&place.database) {
+        match OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&place.database)
+        {
             Ok(file) => {
-                file.set_permissions(Permissions::from_mode(0o600)).map_err(Error::io(&place.database))?;
+                file.set_permissions(Permissions::from_mode(0o600))
+                    .map_err(Error::io(&place.database))?;
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(Error::io(&place.database)(error)),
@@ -61,17 +67,26 @@ impl Place {
         let root = fs::canonicalize(root).map_err(Error::io(root))?;
         let meta = fs::metadata(&root).map_err(Error::io(&root))?;
         if !meta.is_dir() {
-            return Err(Error::NotAStore { path: root, reason: "it is not a directory".to_owned() });
+            return Err(Error::NotAStore {
+                path: root,
+                reason: "it is not a directory".to_owned(),
+            });
         }
         refuse_writable_by_others(&root, meta.mode())?;
-        Ok(Self { database: root.join(DATABASE), root })
+        Ok(Self {
+            database: root.join(DATABASE),
+            root,
+        })
     }
 
     fn check_database(&self) -> Result<()> {
         let meta = fs::symlink_metadata(&self.database).map_err(Error::io(&self.database))?;
         if !meta.is_file() {
             let reason = "it is not a regular file".to_owned();
-            return Err(Error::NotAStore { path: self.database.clone(), reason });
+            return Err(Error::NotAStore {
+                path: self.database.clone(),
+                reason,
+            });
         }
         refuse_writable_by_others(&self.database, meta.mode())
     }
@@ -98,12 +113,19 @@ impl Place {
 }
 
 fn make_directory(root: &Path) -> Result<()> {
-    if let Some(parent) = root.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        fs::create_dir_all(parent).map_err(Error::io(parent))?;
-    }
+    let parent = match root.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    fs::create_dir_all(parent).map_err(Error::io(parent))?;
     match fs::DirBuilder::new().mode(0o700).create(root) {
-        // mkdir(2) takes bits of the umask away; a umask of 0277 would leave us shut out.
-        Ok(()) => fs::set_permissions(root, Permissions::from_mode(0o700)).map_err(Error::io(root)),
+        Ok(()) => {
+            // mkdir(2) takes bits of the umask away; a umask of 0277 would leave us shut out.
+            fs::set_permissions(root, Permissions::from_mode(0o700)).map_err(Error::io(root))?;
+            // SQLite syncs what it makes inside; that the directory itself is there is ours to press to the disk.
+            let synced = fs::File::open(parent).and_then(|parent| parent.sync_all());
+            synced.map_err(Error::io(parent))
+        }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(Error::io(root)(error)),
     }
@@ -113,6 +135,12 @@ fn refuse_writable_by_others(path: &Path, mode: u32) -> Result<()> {
     if mode & 0o022 == 0 {
         return Ok(());
     }
-    let reason = format!("others may write to it (mode {:04o}); chmod go-w it, or choose another --root", mode & 0o7777);
-    Err(Error::Unsafe { path: path.to_owned(), reason })
+    let reason = format!(
+        "others may write to it (mode {:04o}); chmod go-w it, or choose another --root",
+        mode & 0o7777
+    );
+    Err(Error::Unsafe {
+        path: path.to_owned(),
+        reason,
+    })
 }

@@ -23,7 +23,10 @@ impl ProcessIdentity {
         Self {
             pid,
             start: start_time(pid).unwrap_or(0),
-            boot: fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned(),
+            boot: fs::read_to_string("/proc/sys/kernel/random/boot_id")
+                .unwrap_or_default()
+                .trim()
+                .to_owned(),
             pid_namespace: fs::metadata("/proc/self/ns/pid").map_or(0, |m| m.ino() as i64),
         }
     }
@@ -37,7 +40,10 @@ impl ProcessIdentity {
         if self.boot != observer.boot {
             return true;
         }
-        if self.pid_namespace != observer.pid_namespace || self.pid_namespace == 0 || self.start == 0 {
+        if self.pid_namespace != observer.pid_namespace
+            || self.pid_namespace == 0
+            || self.start == 0
+        {
             return false;
         }
         match start_time(self.pid) {
@@ -70,9 +76,16 @@ mod tests {
     fn reads_the_start_time_behind_any_command_name() {
         let rest = "S 1 1 1 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4711 2 3";
         for name in ["cat", "a b", "a) R 1 (x"] {
-            assert_eq!(parse_start_time(&format!("7 ({name}) {rest}")), Some(4711), "{name}");
+            assert_eq!(
+                parse_start_time(&format!("7 ({name}) {rest}")),
+                Some(4711),
+                "{name}"
+            );
         }
-        assert_eq!(parse_start_time(&format!("7 (x) {}", rest.replacen('S', "Z", 1))), None);
+        assert_eq!(
+            parse_start_time(&format!("7 (x) {}", rest.replacen('S', "Z", 1))),
+            None
+        );
         assert_eq!(parse_start_time("7 (x"), None);
         assert_eq!(parse_start_time("7 (x) S 1"), None);
     }
@@ -82,11 +95,47 @@ mod tests {
         let me = ProcessIdentity::current();
         assert!(!me.is_dead(&me));
         let cases = [
-            ("earlier holder of my number", ProcessIdentity { start: me.start - 1, ..me.clone() }, true),
-            ("no such process", ProcessIdentity { pid: i64::from(i32::MAX), ..me.clone() }, true),
-            ("another boot", ProcessIdentity { boot: "x".into(), ..me.clone() }, true),
-            ("another namespace", ProcessIdentity { pid_namespace: 1, start: 1, ..me.clone() }, false),
-            ("nothing known", ProcessIdentity { boot: String::new(), ..me.clone() }, false),
+            (
+                "earlier holder of my number",
+                ProcessIdentity {
+                    start: me.start - 1,
+                    ..me.clone()
+                },
+                true,
+            ),
+            (
+                "no such process",
+                ProcessIdentity {
+                    pid: i64::from(i32::MAX),
+                    ..me.clone()
+                },
+                true,
+            ),
+            (
+                "another boot",
+                ProcessIdentity {
+                    boot: "x".into(),
+                    ..me.clone()
+                },
+                true,
+            ),
+            (
+                "another namespace",
+                ProcessIdentity {
+                    pid_namespace: 1,
+                    start: 1,
+                    ..me.clone()
+                },
+                false,
+            ),
+            (
+                "nothing known",
+                ProcessIdentity {
+                    boot: String::new(),
+                    ..me.clone()
+                },
+                false,
+            ),
         ];
         for (what, who, dead) in cases {
             assert_eq!(who.is_dead(&me), dead, "{what}");

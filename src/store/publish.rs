@@ -37,12 +37,17 @@ pub(super) fn publish(
     let pages: i64 = conn.pragma_query_value(Some("temp"), "page_count", |row| row.get(0))?;
     space::ensure(place, conn, (pages * PAGE_SIZE) as u64)?;
     let transaction = Transaction::new_unchecked(conn, TransactionBehavior::Immediate)?;
-    if let Some((_, info)) = layers::find(&transaction, diff_id)? {
+    if let Some((layer, info)) = layers::find(&transaction, diff_id)? {
+        // Its importer may end, and `gc` come, before our caller has an image that needs it.
+        leases::keep_fresh(&transaction, layer)?;
+        transaction.commit()?;
         return Ok(info);
     }
     let contents = publish_contents(&transaction, aliases)?;
-    let mut renamed: HashMap<ContentRef, ContentRef> =
-        aliases.iter().map(|(ours, theirs)| (ContentRef::chunk(*ours), ContentRef::chunk(*theirs))).collect();
+    let mut renamed: HashMap<ContentRef, ContentRef> = aliases
+        .iter()
+        .map(|(ours, theirs)| (ContentRef::chunk(*ours), ContentRef::chunk(*theirs)))
+        .collect();
     renamed.extend(contents);
     rename_contents(&transaction, &renamed)?;
 
@@ -93,8 +98,10 @@ fn publish_contents(conn: &Connection, aliases: &Aliases) -> Result<Vec<(Content
         "INSERT INTO main.content (id, digest, size, data_size)
          SELECT id, digest, size, data_size FROM t_content WHERE id = ?1",
     )?;
-    let mut lists = conn.prepare("SELECT start, list FROM t_extent WHERE content = ?1 ORDER BY start")?;
-    let mut insert_list = conn.prepare("INSERT INTO main.extent (content, start, list) VALUES (?1, ?2, ?3)")?;
+    let mut lists =
+        conn.prepare("SELECT start, list FROM t_extent WHERE content = ?1 ORDER BY start")?;
+    let mut insert_list =
+        conn.prepare("INSERT INTO main.extent (content, start, list) VALUES (?1, ?2, ?3)")?;
     while let Some(row) = rows.next()? {
         let (id, digest): (i64, [u8; 32]) = (row.get(0)?, row.get(1)?);
         if let Some(theirs) = find_content(conn, &Digest::from_bytes(digest))? {
@@ -145,12 +152,18 @@ fn rename_contents(conn: &Connection, renamed: &HashMap<ContentRef, ContentRef>)
             .prepare_cached("SELECT seq, ops FROM t_recipe WHERE seq > ?1 ORDER BY seq LIMIT 1")?
             .query_row([after], |row| Ok((row.get(0)?, row.get(1)?)))
             .optional()?;
-        let Some((seq, ops)) = segment else { return Ok(()) };
+        let Some((seq, ops)) = segment else {
+            return Ok(());
+        };
         let ops = recipe::decode_ops(&ops)?.into_iter().map(|op| match op {
-            Op::Content { content, len } => Op::Content { content: *renamed.get(&content).unwrap_or(&content), len },
+            Op::Content { content, len } => Op::Content {
+                content: *renamed.get(&content).unwrap_or(&content),
+                len,
+            },
             literal @ Op::Literal(_) => literal,
         });
-        conn.prepare_cached("UPDATE t_recipe SET ops = ?2 WHERE seq = ?1")?.execute((seq, recipe::encode_ops(ops)))?;
+        conn.prepare_cached("UPDATE t_recipe SET ops = ?2 WHERE seq = ?1")?
+            .execute((seq, recipe::encode_ops(ops)))?;
         after = seq;
     }
 }

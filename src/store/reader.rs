@@ -62,7 +62,11 @@ impl LayerReader {
             .database
             .read(|conn| layers::find(conn, diff_id))?
             .ok_or_else(|| Error::NotFound(format!("layer {diff_id} is not in the store")))?;
-        Ok(Self { shared: Arc::clone(shared), layer, info: Arc::new(info) })
+        Ok(Self {
+            shared: Arc::clone(shared),
+            layer,
+            info: Arc::new(info),
+        })
     }
 
     /// What is known of the layer as a whole.
@@ -74,11 +78,17 @@ impl LayerReader {
     pub fn lookup(&self, dir: u64, name: &OsStr) -> Result<Option<Dirent>> {
         let found: Option<(i64, i64)> = self.shared.database.read(|conn| {
             Ok(conn
-                .prepare_cached("SELECT ino, kind FROM dentry WHERE layer = ?1 AND parent = ?2 AND name = ?3")?
-                .query_row((self.layer, dir as i64, name.as_bytes()), |row| Ok((row.get(0)?, row.get(1)?)))
+                .prepare_cached(
+                    "SELECT ino, kind FROM dentry WHERE layer = ?1 AND parent = ?2 AND name = ?3",
+                )?
+                .query_row((self.layer, dir as i64, name.as_bytes()), |row| {
+                    Ok((row.get(0)?, row.get(1)?))
+                })
                 .optional()?)
         })?;
-        found.map(|(ino, kind)| self.dirent(name.as_bytes(), ino, kind)).transpose()
+        found
+            .map(|(ino, kind)| self.dirent(name.as_bytes(), ino, kind))
+            .transpose()
     }
 
     /// All entries, in name (byte) order.
@@ -90,7 +100,10 @@ impl LayerReader {
             let mut rows = statement.query((self.layer, dir as i64))?;
             let mut entries = Vec::new();
             while let Some(row) = rows.next()? {
-                let name = row.get_ref(0)?.as_blob().map_err(|_| self.damaged("a name is no blob"))?;
+                let name = row
+                    .get_ref(0)?
+                    .as_blob()
+                    .map_err(|_| self.damaged("a name is no blob"))?;
                 entries.push(self.dirent(name, row.get(1)?, row.get(2)?)?);
             }
             Ok(entries)
@@ -114,13 +127,21 @@ impl LayerReader {
         let damaged = |what: &str| self.damaged(&format!("inode {ino} has an impossible {what}"));
         let size = |index| {
             let value: i64 = row.get(index)?;
-            u64::try_from(value).ok().filter(|size| *size <= MAX_SIZE).ok_or_else(|| damaged("size"))
+            u64::try_from(value)
+                .ok()
+                .filter(|size| *size <= MAX_SIZE)
+                .ok_or_else(|| damaged("size"))
         };
-        let small = |index, what| u32::try_from(row.get::<_, i64>(index)?).map_err(|_| damaged(what));
+        let small =
+            |index, what| u32::try_from(row.get::<_, i64>(index)?).map_err(|_| damaged(what));
         let kind = kind::from_code(row.get(0)?).ok_or_else(|| damaged("kind"))?;
         let flags: i64 = row.get(10)?;
         let total = size(6)?;
-        let data_size = if row.get::<_, Option<i64>>(7)?.is_some() { size(7)? } else { total };
+        let data_size = if row.get::<_, Option<i64>>(7)?.is_some() {
+            size(7)?
+        } else {
+            total
+        };
         let nanos = small(5, "time")?;
         if nanos >= 1_000_000_000 || data_size > total {
             return Err(damaged("time or size"));
@@ -158,7 +179,9 @@ impl LayerReader {
                 .flatten())
         })?;
         match target {
-            Some(target) if !target.is_empty() && !target.contains(&0) => Ok(OsString::from_vec(target)),
+            Some(target) if !target.is_empty() && !target.contains(&0) => {
+                Ok(OsString::from_vec(target))
+            }
             _ => Err(self.damaged(&format!("inode {ino} has no symlink target"))),
         }
     }
@@ -166,14 +189,17 @@ impl LayerReader {
     /// Extended attributes, in name order.
     pub fn xattrs(&self, ino: u64) -> Result<Vec<(OsString, Vec<u8>)>> {
         self.shared.database.read(|conn| {
-            let mut statement = conn.prepare_cached("SELECT xattrs FROM inode WHERE layer = ?1 AND ino = ?2")?;
+            let mut statement =
+                conn.prepare_cached("SELECT xattrs FROM inode WHERE layer = ?1 AND ino = ?2")?;
             let mut rows = statement.query((self.layer, ino as i64))?;
             match rows.next()? {
                 None => Err(self.damaged(&format!("there is no inode {ino}"))),
                 Some(row) => match row.get_ref(0)?.as_blob_or_null() {
                     Ok(None) => Ok(Vec::new()),
                     Ok(Some(blob)) => xattrs::decode(blob),
-                    Err(_) => Err(self.damaged(&format!("inode {ino} has attributes that are no blob"))),
+                    Err(_) => {
+                        Err(self.damaged(&format!("inode {ino} has attributes that are no blob")))
+                    }
                 },
             }
         })
@@ -188,7 +214,8 @@ impl LayerReader {
         let target = match (ino, kind) {
             (0, kind::WHITEOUT) => None,
             (1.., _) => {
-                let kind = kind::from_code(kind).ok_or_else(|| self.damaged("a name stands for an unknown kind"))?;
+                let kind = kind::from_code(kind)
+                    .ok_or_else(|| self.damaged("a name stands for an unknown kind"))?;
                 Some((ino as u64, kind))
             }
             _ => return Err(self.damaged("a name stands for an impossible inode")),
@@ -196,7 +223,10 @@ impl LayerReader {
         if !is_name(name) {
             return Err(self.damaged("a directory holds an impossible name"));
         }
-        Ok(Dirent { name: OsString::from_vec(name.to_vec()), target })
+        Ok(Dirent {
+            name: OsString::from_vec(name.to_vec()),
+            target,
+        })
     }
 
     fn damaged(&self, what: &str) -> Error {

@@ -63,7 +63,10 @@ pub(super) fn decode_ops(ops: &[u8]) -> Result<Vec<Op>> {
                 Op::Literal(head >> 1)
             } else {
                 previous = previous.checked_add(cursor.signed()?)?;
-                Op::Content { content: ContentRef::stored(previous).ok()?, len: head >> 1 }
+                Op::Content {
+                    content: ContentRef::stored(previous).ok()?,
+                    len: head >> 1,
+                }
             });
         }
         Some(list)
@@ -74,13 +77,20 @@ pub(super) fn decode_ops(ops: &[u8]) -> Result<Vec<Op>> {
 /// Unpacks a segment's literals, at most as many as a segment may hold.
 pub(super) fn decode_literals(raw_len: i64, literals: &[u8]) -> Result<Vec<u8>> {
     let damaged = || Error::Corrupt("a tar recipe's headers cannot be unpacked".to_owned());
-    let raw_len = usize::try_from(raw_len).ok().filter(|len| *len <= SEGMENT_LITERALS).ok_or_else(damaged)?;
+    let raw_len = usize::try_from(raw_len)
+        .ok()
+        .filter(|len| *len <= SEGMENT_LITERALS)
+        .ok_or_else(damaged)?;
     let raw = if raw_len == 0 {
         Vec::new()
     } else {
         zstd::bulk::decompress(literals, raw_len).map_err(|_| damaged())?
     };
-    if raw.len() == raw_len { Ok(raw) } else { Err(damaged()) }
+    if raw.len() == raw_len {
+        Ok(raw)
+    } else {
+        Err(damaged())
+    }
 }
 
 /// Gathers a recipe in stream order and gives full segments.
@@ -96,7 +106,13 @@ pub(super) struct RecipeBuilder {
 impl RecipeBuilder {
     pub(super) fn new() -> Result<Self> {
         let compressor = zstd::bulk::Compressor::new(LEVEL).map_err(super::pack::zstd_failed)?;
-        Ok(Self { ops: Vec::new(), literals: Vec::new(), run: 0, previous: 0, compressor })
+        Ok(Self {
+            ops: Vec::new(),
+            literals: Vec::new(),
+            run: 0,
+            previous: 0,
+            compressor,
+        })
     }
 
     pub(super) fn literal(
@@ -123,7 +139,11 @@ impl RecipeBuilder {
         sink: &mut impl FnMut(Segment) -> Result<()>,
     ) -> Result<()> {
         self.end_run();
-        encode_op(&mut self.ops, Op::Content { content, len }, &mut self.previous);
+        encode_op(
+            &mut self.ops,
+            Op::Content { content, len },
+            &mut self.previous,
+        );
         if self.ops.len() >= SEGMENT_OPS {
             sink(self.close()?)?;
         }
@@ -133,7 +153,11 @@ impl RecipeBuilder {
     /// The last segment, if anything is left for one.
     pub(super) fn finish(&mut self) -> Result<Option<Segment>> {
         self.end_run();
-        if self.ops.is_empty() { Ok(None) } else { self.close().map(Some) }
+        if self.ops.is_empty() {
+            Ok(None)
+        } else {
+            self.close().map(Some)
+        }
     }
 
     fn end_run(&mut self) {
@@ -149,11 +173,17 @@ impl RecipeBuilder {
         let literals = if raw_len == 0 {
             Vec::new()
         } else {
-            self.compressor.compress(&self.literals).map_err(super::pack::zstd_failed)?
+            self.compressor
+                .compress(&self.literals)
+                .map_err(super::pack::zstd_failed)?
         };
         self.literals.clear();
         self.previous = 0;
-        Ok(Segment { ops: std::mem::take(&mut self.ops), raw_len, literals })
+        Ok(Segment {
+            ops: std::mem::take(&mut self.ops),
+            raw_len,
+            literals,
+        })
     }
 }
 
@@ -165,8 +195,10 @@ mod tests {
     fn op() -> impl Strategy<Value = Op> {
         prop_oneof![
             (0..1u64 << 62).prop_map(Op::Literal),
-            (1..i64::MAX / 4, 0..1u64 << 62)
-                .prop_map(|(id, len)| Op::Content { content: ContentRef(id), len }),
+            (1..i64::MAX / 4, 0..1u64 << 62).prop_map(|(id, len)| Op::Content {
+                content: ContentRef(id),
+                len
+            }),
         ]
     }
 
@@ -224,7 +256,10 @@ mod tests {
             ("beyond any segment", SEGMENT_LITERALS as i64 + 1, &packed),
             ("garbage", 6, b"garbage"),
         ] {
-            assert!(matches!(decode_literals(len, bytes), Err(Error::Corrupt(_))), "{what}");
+            assert!(
+                matches!(decode_literals(len, bytes), Err(Error::Corrupt(_))),
+                "{what}"
+            );
         }
     }
 }

@@ -18,7 +18,10 @@ pub(super) const PAGE_SIZE: i64 = 4096;
 
 /// Name and text of every table.
 const TABLES: [(&str, &str); 15] = [
-    ("sequence", "CREATE TABLE sequence (name TEXT PRIMARY KEY, next INTEGER NOT NULL) STRICT, WITHOUT ROWID"),
+    (
+        "sequence",
+        "CREATE TABLE sequence (name TEXT PRIMARY KEY, next INTEGER NOT NULL) STRICT, WITHOUT ROWID",
+    ),
     (
         "pack",
         "CREATE TABLE pack (id INTEGER PRIMARY KEY, raw_len INTEGER NOT NULL, codec INTEGER NOT NULL, \
@@ -77,7 +80,10 @@ const TABLES: [(&str, &str); 15] = [
         "CREATE TABLE image_layer (image INTEGER NOT NULL, position INTEGER NOT NULL, layer INTEGER NOT NULL, \
          PRIMARY KEY (image, position)) STRICT, WITHOUT ROWID",
     ),
-    ("name", "CREATE TABLE name (name TEXT PRIMARY KEY, image INTEGER NOT NULL) STRICT, WITHOUT ROWID"),
+    (
+        "name",
+        "CREATE TABLE name (name TEXT PRIMARY KEY, image INTEGER NOT NULL) STRICT, WITHOUT ROWID",
+    ),
     (
         "lease",
         "CREATE TABLE lease (id INTEGER PRIMARY KEY, kind INTEGER NOT NULL, pid INTEGER NOT NULL, \
@@ -102,7 +108,13 @@ pub(super) enum Sequence {
 }
 
 impl Sequence {
-    const ALL: [Self; 5] = [Self::Pack, Self::Chunk, Self::Content, Self::Layer, Self::Lease];
+    const ALL: [Self; 5] = [
+        Self::Pack,
+        Self::Chunk,
+        Self::Content,
+        Self::Layer,
+        Self::Lease,
+    ];
 
     const fn name(self) -> &'static str {
         match self {
@@ -127,7 +139,10 @@ impl Sequence {
             })?;
         // ContentRef doubles an id, so half the range must do.
         if next - count < 1 || next > i64::MAX / 4 {
-            return Err(Error::Corrupt(format!("the counter of {} ids stands at {next}", self.name())));
+            return Err(Error::Corrupt(format!(
+                "the counter of {} ids stands at {next}",
+                self.name()
+            )));
         }
         Ok(next - count)
     }
@@ -150,24 +165,40 @@ fn pragma(conn: &Connection, name: &str) -> Result<i64> {
 
 /// Tells what `conn` has open, refusing what is no store of ours.
 pub(super) fn identify(conn: &Connection, path: &Path) -> Result<Found> {
-    let not_ours = |reason: &str| Error::NotAStore { path: path.to_owned(), reason: reason.to_owned() };
-    // Before SQLite looks: another process may be making the tables just now.
+    let not_ours = |reason: &str| Error::NotAStore {
+        path: path.to_owned(),
+        reason: reason.to_owned(),
+    };
+    // Another process may be making the tables just now: the length comes first, the rest is one snapshot.
     let len = std::fs::metadata(path).map_or(0, |meta| meta.len());
-    let (application, version) = (pragma(conn, "application_id")?, pragma(conn, "user_version")?);
+    let conn = &*conn.unchecked_transaction()?;
+    let (application, version) = (
+        pragma(conn, "application_id")?,
+        pragma(conn, "user_version")?,
+    );
     if len > 0 && pragma(conn, "page_count")? == 0 {
         // SQLite takes less than a page for an empty database, and would write over it.
         return Err(not_ours("it is no database, or was cut short"));
     }
     if application == 0 && version == 0 {
-        let objects: i64 = conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-        return if objects == 0 { Ok(Found::Empty) } else { Err(not_ours("it is some other program's database")) };
+        let objects: i64 =
+            conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+        return if objects == 0 {
+            Ok(Found::Empty)
+        } else {
+            Err(not_ours("it is some other program's database"))
+        };
     }
     if application != APPLICATION_ID {
         return Err(not_ours("it is some other program's database"));
     }
     match version {
         VERSION => check_tables(conn, path).map(|()| Found::Store),
-        v if v > VERSION => Err(Error::NewerFormat { path: path.to_owned(), found: v, known: VERSION }),
+        v if v > VERSION => Err(Error::NewerFormat {
+            path: path.to_owned(),
+            found: v,
+            known: VERSION,
+        }),
         v if v > 0 => Ok(Found::Older(v)),
         _ => Err(not_ours("its format version is not a positive number")),
     }
@@ -175,20 +206,30 @@ pub(super) fn identify(conn: &Connection, path: &Path) -> Result<Found> {
 
 /// Compares the schema with [`TABLES`], to the letter.
 fn check_tables(conn: &Connection, path: &Path) -> Result<()> {
-    let damaged = |what: String| Error::NotAStore { path: path.to_owned(), reason: what };
+    let damaged = |what: String| Error::NotAStore {
+        path: path.to_owned(),
+        reason: what,
+    };
     let mut seen = 0;
     let mut statement = conn.prepare("SELECT type, name, sql FROM sqlite_schema")?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
-        let (kind, name, sql): (String, String, Option<String>) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let (kind, name, sql): (String, String, Option<String>) =
+            (row.get(0)?, row.get(1)?, row.get(2)?);
         match TABLES.iter().find(|(table, _)| *table == name) {
-            Some((_, expected)) if kind == "table" && sql.as_deref() == Some(*expected) => seen += 1,
+            Some((_, expected)) if kind == "table" && sql.as_deref() == Some(*expected) => {
+                seen += 1
+            }
             // Indexes that UNIQUE implies have no text of their own.
             None if kind == "index" && sql.is_none() && name.starts_with("sqlite_autoindex_") => {}
             _ => return Err(damaged(format!("it holds an unexpected {kind} {name:?}"))),
         }
     }
-    if seen == TABLES.len() { Ok(()) } else { Err(damaged("tables are missing".to_owned())) }
+    if seen == TABLES.len() {
+        Ok(())
+    } else {
+        Err(damaged("tables are missing".to_owned()))
+    }
 }
 
 /// Makes the tables in an empty database. Safe against another process doing the same.
@@ -199,7 +240,10 @@ pub(super) fn create(conn: &mut Connection) -> Result<()> {
             transaction.execute(sql, [])?;
         }
         for sequence in Sequence::ALL {
-            transaction.execute("INSERT INTO sequence (name, next) VALUES (?1, 1)", [sequence.name()])?;
+            transaction.execute(
+                "INSERT INTO sequence (name, next) VALUES (?1, 1)",
+                [sequence.name()],
+            )?;
         }
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", VERSION)?;
@@ -218,7 +262,10 @@ const LADDER: [Step; (VERSION - 1) as usize] = [];
 pub(super) fn migrate(conn: &mut Connection, path: &Path) -> Result<()> {
     let transaction = conn.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     let version = pragma(&transaction, "user_version")?;
-    for step in LADDER.iter().skip(version.saturating_sub(1).try_into().unwrap_or(usize::MAX)) {
+    for step in LADDER
+        .iter()
+        .skip(version.saturating_sub(1).try_into().unwrap_or(usize::MAX))
+    {
         step(&transaction)?;
     }
     transaction.pragma_update(None, "user_version", VERSION)?;
@@ -250,14 +297,23 @@ mod tests {
     fn foreign_newer_and_tampered_databases_are_refused() {
         for (sql, want) in [
             ("PRAGMA application_id = 7", "some other program's database"),
-            ("PRAGMA application_id = 0; PRAGMA user_version = 0", "some other program's database"),
+            (
+                "PRAGMA application_id = 0; PRAGMA user_version = 0",
+                "some other program's database",
+            ),
             ("PRAGMA user_version = 2", "use a newer ovl"),
             ("PRAGMA user_version = -1", "not a positive number"),
             ("CREATE VIEW v AS SELECT 1", "unexpected view \"v\""),
-            ("CREATE TRIGGER t AFTER INSERT ON name BEGIN DELETE FROM name; END", "unexpected trigger \"t\""),
+            (
+                "CREATE TRIGGER t AFTER INSERT ON name BEGIN DELETE FROM name; END",
+                "unexpected trigger \"t\"",
+            ),
             ("CREATE INDEX i ON chunk (pack)", "unexpected index \"i\""),
             ("DROP TABLE name", "tables are missing"),
-            ("ALTER TABLE pack ADD COLUMN x INTEGER", "unexpected table \"pack\""),
+            (
+                "ALTER TABLE pack ADD COLUMN x INTEGER",
+                "unexpected table \"pack\"",
+            ),
         ] {
             let conn = fresh();
             conn.execute_batch(sql).unwrap();
@@ -272,8 +328,12 @@ mod tests {
         assert_eq!(Sequence::Chunk.take(&conn, 10).unwrap(), 1);
         assert_eq!(Sequence::Chunk.take(&conn, 1).unwrap(), 11);
         for wild in [0, -5, i64::MAX / 2] {
-            conn.execute("UPDATE sequence SET next = ?1", [wild]).unwrap();
-            assert!(matches!(Sequence::Chunk.take(&conn, 1), Err(Error::Corrupt(_))), "{wild}");
+            conn.execute("UPDATE sequence SET next = ?1", [wild])
+                .unwrap();
+            assert!(
+                matches!(Sequence::Chunk.take(&conn, 1), Err(Error::Corrupt(_))),
+                "{wild}"
+            );
         }
     }
 }

@@ -24,12 +24,21 @@ pub(super) fn ensure(place: &Place, conn: &Connection, bytes: u64) -> Result<()>
     }
     // The log may be most of it.
     empty_log(conn)?;
-    if free(&place.root)? >= need { Ok(()) } else { Err(Error::NoSpace { root: place.root.clone() }) }
+    if free(&place.root)? >= need {
+        Ok(())
+    } else {
+        Err(Error::NoSpace {
+            root: place.root.clone(),
+        })
+    }
 }
 
 /// Writes the log back to the database and cuts it to nothing, as far as readers allow.
 pub(super) fn empty_log(conn: &Connection) -> Result<()> {
-    conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)).optional()?;
+    conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
+        row.get::<_, i64>(0)
+    })
+    .optional()?;
     Ok(())
 }
 

@@ -91,8 +91,13 @@ impl Tree {
     pub(super) fn new(conn: Connection) -> Result<Self> {
         conn.execute_batch(TABLES)?;
         let root = ROOT_INODE as i64;
-        let mut tree =
-            Self { conn, next_ino: root, directories: HashMap::new(), last: (Vec::new(), root), pending_links: 0 };
+        let mut tree = Self {
+            conn,
+            next_ino: root,
+            directories: HashMap::new(),
+            last: (Vec::new(), root),
+            pending_links: 0,
+        };
         tree.insert_inode(&Row::implicit_directory(), FLAG_IMPLICIT)?;
         Ok(tree)
     }
@@ -111,7 +116,12 @@ impl Tree {
         };
         let hid = self.forget_link(parent, name)?;
         if row.kind.is_dir() {
-            if let Some(Entry { ino, kind: DIRECTORY, .. }) = self.entry(parent, name)? {
+            if let Some(Entry {
+                ino,
+                kind: DIRECTORY,
+                ..
+            }) = self.entry(parent, name)?
+            {
                 return self.update_directory(ino, row);
             }
             self.make_directory(parent, name, row, hid, false)?;
@@ -133,7 +143,10 @@ impl Tree {
         };
         check_path(target)?;
         match self.find(target)? {
-            Some((_, DIRECTORY)) => Err(Error::entry(path, format!("a hard link to the directory {target:?}"))),
+            Some((_, DIRECTORY)) => Err(Error::entry(
+                path,
+                format!("a hard link to the directory {target:?}"),
+            )),
             Some((ino, kind)) => {
                 self.forget_link(parent, name)?;
                 self.link_to(parent, name, ino, kind)?;
@@ -157,9 +170,15 @@ impl Tree {
         };
         let sql = "INSERT INTO t_dentry (parent, name, ino, kind, hides) VALUES (?1, ?2, 0, 0, 1)
             ON CONFLICT DO UPDATE SET hides = 1 RETURNING ino, kind";
-        let (ino, kind): (i64, i64) =
-            self.conn.prepare_cached(sql)?.query_row((parent, name), |row| Ok((row.get(0)?, row.get(1)?)))?;
-        if kind == DIRECTORY { self.set_opaque(ino) } else { Ok(()) }
+        let (ino, kind): (i64, i64) = self
+            .conn
+            .prepare_cached(sql)?
+            .query_row((parent, name), |row| Ok((row.get(0)?, row.get(1)?)))?;
+        if kind == DIRECTORY {
+            self.set_opaque(ino)
+        } else {
+            Ok(())
+        }
     }
 
     pub(super) fn add_opaque(&mut self, path: &OsStr) -> Result<()> {
@@ -181,10 +200,15 @@ impl Tree {
                 match self.find(&link.target)? {
                     Some((_, DIRECTORY)) => {
                         let reason = format!("a hard link to the directory {:?}", link.target);
-                        return Err(Error::InvalidEntry { path: link.path, reason });
+                        return Err(Error::InvalidEntry {
+                            path: link.path,
+                            reason,
+                        });
                     }
                     Some((ino, kind)) => {
-                        self.conn.prepare_cached("DELETE FROM t_link WHERE id = ?1")?.execute([link.id])?;
+                        self.conn
+                            .prepare_cached("DELETE FROM t_link WHERE id = ?1")?
+                            .execute([link.id])?;
                         self.link_to(link.parent, &link.name, ino, kind)?;
                         progress = true;
                     }
@@ -196,7 +220,10 @@ impl Tree {
                 Some(_) if progress && !last_pass => {}
                 Some(link) => {
                     let reason = format!("a hard link to {:?}, which is not there", link.target);
-                    return Err(Error::InvalidEntry { path: link.path, reason });
+                    return Err(Error::InvalidEntry {
+                        path: link.path,
+                        reason,
+                    });
                 }
             }
         }
@@ -242,10 +269,17 @@ impl Tree {
         };
         while known < path.len() {
             let start = if known == 0 { 0 } else { known + 1 };
-            let end = path[start..].iter().position(|b| *b == b'/').map_or(path.len(), |n| start + n);
+            let end = path[start..]
+                .iter()
+                .position(|b| *b == b'/')
+                .map_or(path.len(), |n| start + n);
             let name = &path[start..end];
             ino = match self.entry(ino, name)? {
-                Some(Entry { ino, kind: DIRECTORY, .. }) => ino,
+                Some(Entry {
+                    ino,
+                    kind: DIRECTORY,
+                    ..
+                }) => ino,
                 _ => {
                     let hid = self.forget_link(ino, name)?;
                     self.make_directory(ino, name, &Row::implicit_directory(), hid, true)?
@@ -278,19 +312,34 @@ impl Tree {
         } else {
             for name in parent.split(|b| *b == b'/').filter(|name| !name.is_empty()) {
                 match self.entry(at.0, name)? {
-                    Some(Entry { ino, kind: DIRECTORY, .. }) => at.0 = ino,
+                    Some(Entry {
+                        ino,
+                        kind: DIRECTORY,
+                        ..
+                    }) => at.0 = ino,
                     _ => return Ok(None),
                 }
             }
         }
-        Ok(self.entry(at.0, name)?.filter(|entry| entry.ino != 0).map(|entry| (entry.ino, entry.kind)))
+        Ok(self
+            .entry(at.0, name)?
+            .filter(|entry| entry.ino != 0)
+            .map(|entry| (entry.ino, entry.kind)))
     }
 
     fn entry(&self, parent: i64, name: &[u8]) -> Result<Option<Entry>> {
         Ok(self
             .conn
-            .prepare_cached("SELECT ino, kind, hides FROM t_dentry WHERE parent = ?1 AND name = ?2")?
-            .query_row((parent, name), |row| Ok(Entry { ino: row.get(0)?, kind: row.get(1)?, hides: row.get(2)? }))
+            .prepare_cached(
+                "SELECT ino, kind, hides FROM t_dentry WHERE parent = ?1 AND name = ?2",
+            )?
+            .query_row((parent, name), |row| {
+                Ok(Entry {
+                    ino: row.get(0)?,
+                    kind: row.get(1)?,
+                    hides: row.get(2)?,
+                })
+            })
             .optional()?)
     }
 
@@ -351,7 +400,14 @@ impl Tree {
     }
 
     /// Makes a directory at a name that holds none.
-    fn make_directory(&mut self, parent: i64, name: &[u8], row: &Row, hid: bool, implicit: bool) -> Result<i64> {
+    fn make_directory(
+        &mut self,
+        parent: i64,
+        name: &[u8],
+        row: &Row,
+        hid: bool,
+        implicit: bool,
+    ) -> Result<i64> {
         let ino = self.insert_inode(row, if implicit { FLAG_IMPLICIT } else { 0 })?;
         if self.enter(parent, name, ino, DIRECTORY)? || hid {
             self.set_opaque(ino)?;
@@ -373,18 +429,26 @@ impl Tree {
         let old = self.entry(parent, name)?;
         match &old {
             Some(Entry { ino: 0, .. }) | None => {}
-            Some(Entry { ino, kind: DIRECTORY, .. }) => self.remove_directory(*ino)?,
+            Some(Entry {
+                ino,
+                kind: DIRECTORY,
+                ..
+            }) => self.remove_directory(*ino)?,
             Some(Entry { ino, .. }) => self.drop_name(*ino)?,
         }
         self.conn
-            .prepare_cached("UPDATE t_dentry SET ino = ?3, kind = ?4 WHERE parent = ?1 AND name = ?2")?
+            .prepare_cached(
+                "UPDATE t_dentry SET ino = ?3, kind = ?4 WHERE parent = ?1 AND name = ?2",
+            )?
             .execute((parent, name, ino, kind))?;
         Ok(old.is_some_and(|old| old.hides || old.ino != 0))
     }
 
     fn link_to(&mut self, parent: i64, name: &[u8], ino: i64, kind: i64) -> Result<()> {
         // Counted first: what `enter` removes may be a directory that holds the only other name.
-        self.conn.prepare_cached("UPDATE t_inode SET nlink = nlink + 1 WHERE ino = ?1")?.execute([ino])?;
+        self.conn
+            .prepare_cached("UPDATE t_inode SET nlink = nlink + 1 WHERE ino = ?1")?
+            .execute([ino])?;
         self.enter(parent, name, ino, kind)?;
         Ok(())
     }
@@ -395,7 +459,9 @@ impl Tree {
             .prepare_cached("UPDATE t_inode SET nlink = nlink - 1 WHERE ino = ?1 RETURNING nlink")?
             .query_row([ino], |row| row.get(0))?;
         if left == 0 {
-            self.conn.prepare_cached("DELETE FROM t_inode WHERE ino = ?1")?.execute([ino])?;
+            self.conn
+                .prepare_cached("DELETE FROM t_inode WHERE ino = ?1")?
+                .execute([ino])?;
         }
         Ok(())
     }
@@ -412,7 +478,9 @@ impl Tree {
                     .prepare_cached("SELECT name, ino, kind FROM t_dentry WHERE parent = ?1 ORDER BY name LIMIT 1024")?
                     .query_map([directory], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
                     .collect::<rusqlite::Result<_>>()?;
-                let Some((last, ..)) = children.last() else { break };
+                let Some((last, ..)) = children.last() else {
+                    break;
+                };
                 self.conn
                     .prepare_cached("DELETE FROM t_dentry WHERE parent = ?1 AND name <= ?2")?
                     .execute((directory, last))?;
@@ -425,9 +493,13 @@ impl Tree {
                 }
             }
             if self.pending_links > 0 {
-                self.conn.prepare_cached("DELETE FROM t_link WHERE parent = ?1")?.execute([directory])?;
+                self.conn
+                    .prepare_cached("DELETE FROM t_link WHERE parent = ?1")?
+                    .execute([directory])?;
             }
-            self.conn.prepare_cached("DELETE FROM t_inode WHERE ino = ?1")?.execute([directory])?;
+            self.conn
+                .prepare_cached("DELETE FROM t_inode WHERE ino = ?1")?
+                .execute([directory])?;
         }
         Ok(())
     }
@@ -437,8 +509,10 @@ impl Tree {
         if self.pending_links == 0 {
             return Ok(false);
         }
-        let dropped =
-            self.conn.prepare_cached("DELETE FROM t_link WHERE parent = ?1 AND name = ?2")?.execute((parent, name))?;
+        let dropped = self
+            .conn
+            .prepare_cached("DELETE FROM t_link WHERE parent = ?1 AND name = ?2")?
+            .execute((parent, name))?;
         Ok(dropped > 0)
     }
 
@@ -479,7 +553,9 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
 
 /// Whether `name` can be the name of a directory entry.
 pub(super) fn is_name(name: &[u8]) -> bool {
-    !matches!(name, b"" | b"." | b"..") && name.len() <= NAME_MAX && !name.iter().any(|b| matches!(b, b'/' | 0))
+    !matches!(name, b"" | b"." | b"..")
+        && name.len() <= NAME_MAX
+        && !name.iter().any(|b| matches!(b, b'/' | 0))
 }
 
 fn check_path(path: &OsStr) -> Result<()> {
@@ -487,6 +563,9 @@ fn check_path(path: &OsStr) -> Result<()> {
     if bytes.is_empty() || bytes.split(|b| *b == b'/').all(is_name) {
         Ok(())
     } else {
-        Err(Error::entry(path, "a component of the path is empty, `.`, `..`, longer than 255 bytes or holds a NUL"))
+        Err(Error::entry(
+            path,
+            "a component of the path is empty, `.`, `..`, longer than 255 bytes or holds a NUL",
+        ))
     }
 }

@@ -36,7 +36,10 @@ pub(super) fn measure(database: &Database) -> Result<Usage> {
 }
 
 fn count(conn: &Connection) -> Result<Usage> {
-    let mut usage = Usage { images: images::count(conn)?, ..Usage::default() };
+    let mut usage = Usage {
+        images: images::count(conn)?,
+        ..Usage::default()
+    };
     for (_, info) in layers::all(conn)? {
         usage.layers += 1;
         usage.raw_bytes = usage.raw_bytes.saturating_add(info.tar_size);

@@ -67,7 +67,10 @@ mod tests {
             (&[0x80], "cut off"),
             (&[0x80, 0x00], "not shortest"),
             (&[0xff; 11], "too long"),
-            (&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02], "65 bits"),
+            (
+                &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02],
+                "65 bits",
+            ),
         ];
         for (bytes, why) in cases {
             assert_eq!(Cursor::new(bytes).unsigned(), None, "{why}");

@@ -11,7 +11,7 @@ use super::chunker::Chunker;
 use super::db::{Database, Durability};
 use super::extents::{Extent, ListBuilder, MAX_SIZE};
 use super::leases::Lease;
-use super::pack::RawPack;
+use super::pack::{self, RawPack};
 use super::pipeline::{self, Pipeline};
 use super::recipe::{RecipeBuilder, Segment};
 use super::schema::Sequence;
@@ -45,7 +45,10 @@ pub enum NewNode<'a> {
     Directory,
     Symlink(&'a OsStr),
     /// Char, block, fifo or socket; `rdev` as `libc::makedev`.
-    Special { kind: FileKind, rdev: u64 },
+    Special {
+        kind: FileKind,
+        rdev: u64,
+    },
 }
 
 /// A content written to the writer that gave it; meaningless elsewhere.
@@ -80,7 +83,10 @@ pub struct LayerWriter {
 impl LayerWriter {
     pub(super) fn new(database: &Arc<Database>) -> Result<Self> {
         let (lease, (chunk_id, content_id)) = Lease::import(database, |tx| {
-            Ok((Sequence::Chunk.take(tx, CHUNK_IDS)?, Sequence::Content.take(tx, CONTENT_IDS)?))
+            Ok((
+                Sequence::Chunk.take(tx, CHUNK_IDS)?,
+                Sequence::Content.take(tx, CONTENT_IDS)?,
+            ))
         })?;
         let conn = database.writer(Durability::Durable)?;
         conn.execute_batch(super::publish::TABLES)?;
@@ -104,7 +110,8 @@ impl LayerWriter {
         }
         self.tar_size += bytes.len() as u64;
         let (tree, segments) = (&self.tree, &mut self.segments);
-        self.recipe.literal(bytes, &mut |segment| keep_segment(tree, segments, &segment))
+        self.recipe
+            .literal(bytes, &mut |segment| keep_segment(tree, segments, &segment))
     }
 
     /// Begins a file's content. `size` is a hint (0 if unknown).
@@ -119,15 +126,22 @@ impl LayerWriter {
 
     /// File bytes as they stand in the tar: appended to the content, and to the recipe as a reference.
     pub fn data(&mut self, bytes: &[u8]) -> Result<()> {
-        let list = self.content.as_mut().ok_or(Error::Misuse("data outside a content"))?;
+        let list = self
+            .content
+            .as_mut()
+            .ok_or(Error::Misuse("data outside a content"))?;
         self.tar_size += bytes.len() as u64;
         let chunks = &mut self.chunks;
-        self.chunker.feed(bytes, &mut |chunk| chunks.add(chunk, list))
+        self.chunker
+            .feed(bytes, &mut |chunk| chunks.add(chunk, list))
     }
 
     /// A hole in the content (sparse formats); nothing in the tar.
     pub fn hole(&mut self, len: u64) -> Result<()> {
-        let list = self.content.as_mut().ok_or(Error::Misuse("a hole outside a content"))?;
+        let list = self
+            .content
+            .as_mut()
+            .ok_or(Error::Misuse("a hole outside a content"))?;
         if len == 0 {
             return Ok(());
         }
@@ -138,9 +152,13 @@ impl LayerWriter {
 
     /// Ends the content and gives what to put into the tree.
     pub fn end_content(&mut self) -> Result<ContentToken> {
-        let mut list = self.content.take().ok_or(Error::Misuse("the end of a content that was not begun"))?;
+        let mut list = self
+            .content
+            .take()
+            .ok_or(Error::Misuse("the end of a content that was not begun"))?;
         let chunks = &mut self.chunks;
-        self.chunker.finish(&mut |chunk| chunks.add(chunk, &mut list))?;
+        self.chunker
+            .finish(&mut |chunk| chunks.add(chunk, &mut list))?;
         let (size, data_size) = (list.size(), list.data_size());
         let content = if size == 0 {
             ContentRef::EMPTY
@@ -151,9 +169,15 @@ impl LayerWriter {
         };
         if data_size > 0 {
             let (tree, segments) = (&self.tree, &mut self.segments);
-            self.recipe.content(content, data_size, &mut |segment| keep_segment(tree, segments, &segment))?;
+            self.recipe.content(content, data_size, &mut |segment| {
+                keep_segment(tree, segments, &segment)
+            })?;
         }
-        Ok(ContentToken { content, size, data_size })
+        Ok(ContentToken {
+            content,
+            size,
+            data_size,
+        })
     }
 
     /// Stores a list of chunks, or finds the same one stored already.
@@ -166,7 +190,10 @@ impl LayerWriter {
             .optional()?;
         let known = match here {
             Some(id) => Some(id),
-            None => self.chunks.database.read(|conn| super::publish::find_content(conn, &list.digest))?,
+            None => self
+                .chunks
+                .database
+                .read(|conn| super::publish::find_content(conn, &list.digest))?,
         };
         if let Some(id) = known {
             return Ok(ContentRef::list(id));
@@ -174,14 +201,25 @@ impl LayerWriter {
         let id = match self.content_ids.next() {
             Some(id) => id,
             None => {
-                let first = self.chunks.database.write(|tx| Sequence::Content.take(tx, CONTENT_IDS))?;
+                let first = self
+                    .chunks
+                    .database
+                    .write(|tx| Sequence::Content.take(tx, CONTENT_IDS))?;
                 self.content_ids = first + 1..first + CONTENT_IDS;
                 first
             }
         };
-        conn.prepare_cached("INSERT INTO t_content (id, digest, size, data_size) VALUES (?1, ?2, ?3, ?4)")?
-            .execute((id, list.digest.as_bytes(), list.size as i64, list.data_size as i64))?;
-        let mut insert = conn.prepare_cached("INSERT INTO t_extent (content, start, list) VALUES (?1, ?2, ?3)")?;
+        conn.prepare_cached(
+            "INSERT INTO t_content (id, digest, size, data_size) VALUES (?1, ?2, ?3, ?4)",
+        )?
+        .execute((
+            id,
+            list.digest.as_bytes(),
+            list.size as i64,
+            list.data_size as i64,
+        ))?;
+        let mut insert =
+            conn.prepare_cached("INSERT INTO t_extent (content, start, list) VALUES (?1, ?2, ?3)")?;
         for (start, extents) in &list.lists {
             insert.execute((id, *start as i64, extents))?;
         }
@@ -191,7 +229,10 @@ impl LayerWriter {
     /// Puts a node at `path`.
     pub fn add(&mut self, path: &OsStr, meta: &NodeMeta, node: NewNode<'_>) -> Result<()> {
         if meta.mtime.nanos >= 1_000_000_000 {
-            return Err(Error::entry(path, "a time with more than a second of nanoseconds"));
+            return Err(Error::entry(
+                path,
+                "a time with more than a second of nanoseconds",
+            ));
         }
         let mut row = Row {
             kind: FileKind::Directory,
@@ -210,12 +251,16 @@ impl LayerWriter {
             NewNode::Directory => {}
             NewNode::Regular(token) => {
                 row.kind = FileKind::Regular;
-                (row.size, row.data_size, row.content) = (token.size, token.data_size, token.content.0);
+                (row.size, row.data_size, row.content) =
+                    (token.size, token.data_size, token.content.0);
             }
             NewNode::Symlink(target) => {
                 let target = target.as_bytes();
                 if target.is_empty() || target.len() > TARGET_MAX || target.contains(&0) {
-                    return Err(Error::entry(path, "the target of a symlink is empty, too long or holds a NUL"));
+                    return Err(Error::entry(
+                        path,
+                        "the target of a symlink is empty, too long or holds a NUL",
+                    ));
                 }
                 row.kind = FileKind::Symlink;
                 (row.size, row.data_size) = (target.len() as u64, target.len() as u64);
@@ -223,7 +268,9 @@ impl LayerWriter {
             }
             NewNode::Special { kind, rdev } => {
                 if !(kind.is_device() || matches!(kind, FileKind::Fifo | FileKind::Socket)) {
-                    return Err(Error::Misuse("a special file must be a device, a fifo or a socket"));
+                    return Err(Error::Misuse(
+                        "a special file must be a device, a fifo or a socket",
+                    ));
                 }
                 row.kind = kind;
                 row.rdev = if kind.is_device() { rdev } else { 0 };
@@ -245,7 +292,10 @@ impl LayerWriter {
     pub fn add_copy(&mut self, path: &OsStr, from: &LayerReader, inode: u64) -> Result<()> {
         let node = from.inode(inode)?;
         if node.kind.is_dir() {
-            return Err(Error::entry(path, "a hard link to a directory of a lower layer"));
+            return Err(Error::entry(
+                path,
+                "a hard link to a directory of a lower layer",
+            ));
         }
         let target = match node.kind {
             FileKind::Symlink => Some(from.symlink_target(inode)?.into_vec()),
@@ -293,7 +343,13 @@ impl LayerWriter {
                 keep_segment(&self.tree, &mut self.segments, &segment)?;
             }
             let aliases = self.chunks.finish()?;
-            super::publish::publish(&database.place, self.tree.connection(), diff_id, self.tar_size, &aliases)
+            super::publish::publish(
+                &database.place,
+                self.tree.connection(),
+                diff_id,
+                self.tar_size,
+                &aliases,
+            )
         };
         let info = run().map_err(|error| database.explain(error))?;
         drop(self.lease);
@@ -303,14 +359,24 @@ impl LayerWriter {
 
 fn keep_segment(tree: &Tree, segments: &mut i64, segment: &Segment) -> Result<()> {
     tree.connection()
-        .prepare_cached("INSERT INTO t_recipe (seq, ops, raw_len, literals) VALUES (?1, ?2, ?3, ?4)")?
-        .execute((*segments, &segment.ops, segment.raw_len as i64, &segment.literals))?;
+        .prepare_cached(
+            "INSERT INTO t_recipe (seq, ops, raw_len, literals) VALUES (?1, ?2, ?3, ?4)",
+        )?
+        .execute((
+            *segments,
+            &segment.ops,
+            segment.raw_len as i64,
+            &segment.literals,
+        ))?;
     *segments += 1;
     Ok(())
 }
 
 fn too_large() -> Error {
-    Error::entry(OsStr::new("content"), format!("larger than {MAX_SIZE} bytes"))
+    Error::entry(
+        OsStr::new("content"),
+        format!("larger than {MAX_SIZE} bytes"),
+    )
 }
 
 /// Turns chunks into ids, storing each once.
@@ -325,13 +391,26 @@ struct ChunkSink {
 impl ChunkSink {
     fn new(database: Arc<Database>, ids: std::ops::Range<i64>) -> Result<Self> {
         let pipeline = Some(Pipeline::start(Arc::clone(&database))?);
-        Ok(Self { database, pipeline, pack: RawPack::new(), ids, remembered: HashMap::new() })
+        Ok(Self {
+            database,
+            pipeline,
+            pack: RawPack::default(),
+            ids,
+            remembered: HashMap::new(),
+        })
     }
 
     fn add(&mut self, bytes: &[u8], list: &mut ListBuilder) -> Result<()> {
         let digest = Digest::of(bytes);
         let chunk = self.id_of(digest, bytes)?;
-        list.push(Extent::Data { chunk, len: bytes.len() as u32 }, Some(&digest)).ok_or_else(too_large)
+        list.push(
+            Extent::Data {
+                chunk,
+                len: bytes.len() as u32,
+            },
+            Some(&digest),
+        )
+        .ok_or_else(too_large)
     }
 
     fn id_of(&mut self, digest: Digest, bytes: &[u8]) -> Result<i64> {
@@ -344,14 +423,22 @@ impl ChunkSink {
             self.pipeline()?.flush()?;
             self.remembered.clear();
         }
-        let stored = self.database.read(|conn| pipeline::find_chunk(conn, digest.as_bytes()))?;
+        let stored = self
+            .database
+            .read(|conn| pipeline::find_chunk(conn, digest.as_bytes()))?;
         let id = match stored {
             Some(id) => id,
             None => {
                 let id = self.next_id()?;
-                self.pack.push(id, digest, bytes);
-                if self.pack.is_full() {
-                    self.send()?;
+                if bytes.len() >= pack::ALONE {
+                    let mut alone = RawPack::with_capacity(bytes.len());
+                    alone.push(id, digest, bytes);
+                    self.pipeline()?.send(alone)?;
+                } else {
+                    self.pack.push(id, digest, bytes);
+                    if self.pack.is_full() {
+                        self.send()?;
+                    }
                 }
                 id
             }
@@ -364,7 +451,9 @@ impl ChunkSink {
         if let Some(id) = self.ids.next() {
             return Ok(id);
         }
-        let first = self.database.write(|tx| Sequence::Chunk.take(tx, CHUNK_IDS))?;
+        let first = self
+            .database
+            .write(|tx| Sequence::Chunk.take(tx, CHUNK_IDS))?;
         self.ids = first + 1..first + CHUNK_IDS;
         Ok(first)
     }
@@ -373,16 +462,21 @@ impl ChunkSink {
         if self.pack.chunks.is_empty() {
             return Ok(());
         }
-        let pack = std::mem::replace(&mut self.pack, RawPack::new());
+        let pack = std::mem::take(&mut self.pack);
         self.pipeline()?.send(pack)
     }
 
     fn pipeline(&mut self) -> Result<&mut Pipeline> {
-        self.pipeline.as_mut().ok_or(Error::Misuse("an import that has ended was continued"))
+        self.pipeline
+            .as_mut()
+            .ok_or(Error::Misuse("an import that has ended was continued"))
     }
 
     fn finish(&mut self) -> Result<pipeline::Aliases> {
         self.send()?;
-        self.pipeline.take().ok_or(Error::Misuse("an import that has ended was continued"))?.finish()
+        self.pipeline
+            .take()
+            .ok_or(Error::Misuse("an import that has ended was continued"))?
+            .finish()
     }
 }

@@ -16,12 +16,17 @@ pub(super) fn encode(path: &OsStr, xattrs: &[(OsString, Vec<u8>)]) -> Result<Opt
     if xattrs.is_empty() {
         return Ok(None);
     }
-    let sorted: std::collections::BTreeMap<&[u8], &[u8]> =
-        xattrs.iter().map(|(name, value)| (name.as_bytes(), value.as_slice())).collect();
+    let sorted: std::collections::BTreeMap<&[u8], &[u8]> = xattrs
+        .iter()
+        .map(|(name, value)| (name.as_bytes(), value.as_slice()))
+        .collect();
     let mut out = Vec::new();
     for (name, value) in sorted {
         if name.is_empty() || name.len() > NAME_MAX || name.contains(&0) {
-            return Err(Error::entry(path, "the name of an extended attribute is empty, too long or holds a NUL"));
+            return Err(Error::entry(
+                path,
+                "the name of an extended attribute is empty, too long or holds a NUL",
+            ));
         }
         varint::put(&mut out, name.len() as u64);
         out.extend_from_slice(name);
@@ -82,10 +87,18 @@ mod tests {
     fn names_are_checked_and_the_later_value_counts() {
         let pair = |name: &str, value: &[u8]| (OsString::from(name), value.to_vec());
         for name in ["", "a\0b", &"x".repeat(256)] {
-            assert!(encode(OsStr::new("p"), &[pair(name, b"")]).is_err(), "{name:?}");
+            assert!(
+                encode(OsStr::new("p"), &[pair(name, b"")]).is_err(),
+                "{name:?}"
+            );
         }
         assert!(encode(OsStr::new("p"), &[pair("a", &vec![0; TOTAL_MAX])]).is_err());
-        let blob = encode(OsStr::new("p"), &[pair("b", b"1"), pair("a", b"2"), pair("b", b"3")]).unwrap().unwrap();
+        let blob = encode(
+            OsStr::new("p"),
+            &[pair("b", b"1"), pair("a", b"2"), pair("b", b"3")],
+        )
+        .unwrap()
+        .unwrap();
         assert_eq!(decode(&blob).unwrap(), [pair("a", b"2"), pair("b", b"3")]);
     }
 }

@@ -2,6 +2,8 @@
 //! that a missing one fails the test, and a look at a stored tree.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod fixture;
+
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;

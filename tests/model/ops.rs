@@ -232,7 +232,7 @@ pub fn choose(rng: &mut Rng, plain: &Path, hands: usize) -> Op {
         }
         37 => Op::RemoveXattr {
             path,
-            name: *rng.pick(&["user.mark", "user.other", "trusted.mine"]),
+            name: rng.pick::<&str>(&["user.mark", "user.other", "trusted.mine"]),
         },
         38 => match rng.below(4) {
             0 => Op::Extend {
@@ -495,7 +495,7 @@ pub fn apply(op: &Op, system: &mut System) -> Answer {
             let meta = io(fs::symlink_metadata(at(path)))?;
             if meta.is_file() && system.hands.len() < 4 {
                 // Opened for reading only every other time: such a file must follow its copy-up.
-                let flags = if system.hands.len() % 2 == 0 {
+                let flags = if system.hands.len().is_multiple_of(2) {
                     OFlags::RDWR
                 } else {
                     OFlags::RDONLY

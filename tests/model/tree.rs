@@ -40,7 +40,7 @@ pub fn populate(one: &Path, two: &Path, rng: &mut Rng) {
                 }
                 // Only in the top lower: elsewhere a name may be hidden, and both overlays count it all the same.
                 2 | 3 if index == 1 => {
-                    fs::write(&path, format!("linked {index} {}", rng.next())).unwrap();
+                    fs::write(&path, format!("linked {index} {}", rng.draw())).unwrap();
                     let other = root
                         .join(rng.pick(&dirs))
                         .join(rng.pick(&["f0", "f1", "f2", "f3", "f4"]));
@@ -48,7 +48,7 @@ pub fn populate(one: &Path, two: &Path, rng: &mut Rng) {
                 }
                 _ => fs::write(
                     &path,
-                    format!("{} of layer {index} {}", path.display(), rng.next()),
+                    format!("{} of layer {index} {}", path.display(), rng.draw()),
                 )
                 .unwrap(),
             }

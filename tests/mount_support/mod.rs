@@ -29,7 +29,10 @@ pub struct Site {
 impl Site {
     /// `lower/hello` and `lower/sub/inner`, empty `upper`, `mnt`, `run`.
     pub fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("ovl-mount-").tempdir().expect("temporary directory");
+        let dir = tempfile::Builder::new()
+            .prefix("ovl-mount-")
+            .tempdir()
+            .expect("temporary directory");
         let site = Self { dir };
         for name in ["lower/sub", "upper", "mnt"] {
             fs::create_dir_all(site.path(name)).expect("mkdir");
@@ -116,7 +119,9 @@ impl Site {
     pub fn is_mounted(&self, name: &str) -> bool {
         let path = self.path(name);
         let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
-        table.lines().any(|line| line.split(' ').nth(4) == path.to_str())
+        table
+            .lines()
+            .any(|line| line.split(' ').nth(4) == path.to_str())
     }
 }
 
@@ -130,7 +135,11 @@ impl Drop for Site {
             }
         }
         if std::thread::panicking() {
-            for log in fs::read_dir(below.join("run/log")).into_iter().flatten().flatten() {
+            for log in fs::read_dir(below.join("run/log"))
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
                 let text = fs::read_to_string(log.path()).unwrap_or_default();
                 eprintln!("--- {}\n{text}", log.path().display());
             }

@@ -124,7 +124,7 @@ pub(super) fn number(field: &[u8], name: &'static str) -> Result<i64, Fault> {
         .unwrap_or(field.len());
     let digits = &field[start..];
     let end = digits.iter().position(padding).unwrap_or(digits.len());
-    if !digits[end..].iter().all(|b| padding(b)) {
+    if !digits[end..].iter().all(padding) {
         return Err(Fault::Number(name));
     }
     digits[..end].iter().try_fold(0i64, |n, &b| match b {

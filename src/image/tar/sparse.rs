@@ -152,7 +152,8 @@ mod tests {
 
     #[test]
     fn maps_are_checked() {
-        let cases: &[(&[(u64, u64)], u64, u64, bool)] = &[
+        type Case = (&'static [(u64, u64)], u64, u64, bool);
+        let cases: &[Case] = &[
             (&[], 0, 0, true),
             (&[], 1 << 40, 0, true),
             (&[(0, 512), (1024, 512), (4096, 0)], 4096, 1024, true),

@@ -1,0 +1,95 @@
+//! What the `-o` words mean for a mount.
+
+use super::error::{Error, Result};
+use super::options::{IdRange, Options, RedirectDir, XattrPermissions};
+use super::{Lower, MountSpec, UpperSpec};
+use crate::overlay::{self, IdMap, Redirect};
+
+fn ranges(words: &[IdRange]) -> Vec<overlay::IdRange> {
+    let range = |r: &IdRange| overlay::IdRange {
+        inside: r.inside,
+        outside: r.outside,
+        len: r.len,
+    };
+    words.iter().map(range).collect()
+}
+
+impl Options {
+    /// Changes `spec` as the words say; what they leave unsaid stays. Words that ask for something ovl does not do are
+    /// errors, since going on without it would show files with wrong owners or modes.
+    ///
+    /// `index=off` and `xino=off` change nothing: hard links and inode numbers stay right.
+    pub fn apply(&self, spec: &mut MountSpec) -> Result<()> {
+        let cannot = |word: &str| Err(Error::Usage(format!("-o {word} is not supported")));
+        if self.xattr_permissions != XattrPermissions::Off {
+            return cannot("xattr_permissions");
+        }
+        if self.noxattrs {
+            return cannot("noxattrs");
+        }
+        if !self.lowers.is_empty() {
+            spec.lowers = self.lowers.iter().cloned().map(Lower::Dir).collect();
+        }
+        if let Some(upper) = &self.upper {
+            spec.upper = Some(UpperSpec {
+                upper: upper.clone(),
+                work: None,
+                create: false,
+            });
+        }
+        if let (Some(work), Some(upper)) = (&self.work, &mut spec.upper) {
+            upper.work = Some(work.clone());
+        }
+        if self.read_only {
+            spec.upper = None;
+        }
+
+        let engine = &mut spec.overlay;
+        engine.volatile |= self.volatile || self.no_fsync;
+        engine.metacopy = self.metacopy.unwrap_or(engine.metacopy);
+        engine.ino32 |= self.ino32;
+        engine.static_nlink |= self.static_nlink;
+        if self.userxattr {
+            engine.userxattr = Some(true);
+        }
+        if let Some(word) = self.redirect_dir {
+            engine.redirect = match word {
+                RedirectDir::On | RedirectDir::Follow => Redirect::All,
+                RedirectDir::Off => Redirect::Off,
+                RedirectDir::NoFollow => Redirect::Ignore,
+            };
+        }
+        let root = self.squash_to_root.then_some(0);
+        engine.ids = IdMap {
+            uids: ranges(&self.uid_mapping),
+            gids: ranges(&self.gid_mapping),
+            squash_uid: self.squash_to_uid.or(root),
+            squash_gid: self.squash_to_gid.or(root),
+        };
+
+        if let Some(timeout) = self.timeout {
+            spec.fuse.entry_ttl = timeout;
+            spec.fuse.attr_ttl = timeout;
+            spec.fuse.negative_ttl = timeout;
+        }
+        if let Some(writeback) = self.writeback {
+            spec.fuse.writeback = writeback;
+        }
+
+        let flags = &mut spec.flags;
+        if let Some(name) = &self.fsname {
+            flags.source.clone_from(name);
+        }
+        flags.read_only |= self.read_only;
+        for (word, flag) in [
+            (self.suid, &mut flags.suid),
+            (self.dev, &mut flags.dev),
+            (self.exec, &mut flags.exec),
+            (self.atime, &mut flags.atime),
+            (self.allow_other, &mut flags.allow_other),
+        ] {
+            *flag = word.unwrap_or(*flag);
+        }
+        Ok(())
+    }
+}
