@@ -62,10 +62,22 @@ fn a_name_is_not_taken_from_another_image_by_accident() {
     let sandbox = Sandbox::with_busybox();
     sandbox.mkdir("root");
     sandbox.write("root/file", "x");
-    command("tar", ["-C", sandbox.path("root").to_str().unwrap(), "-cf", sandbox.path("root.tar").to_str().unwrap(), "."]);
+    command(
+        "tar",
+        [
+            "-C",
+            sandbox.path("root").to_str().unwrap(),
+            "-cf",
+            sandbox.path("root.tar").to_str().unwrap(),
+            ".",
+        ],
+    );
     let line = sandbox.fail(3, ["import", "root.tar", "--tag", "busybox", "-q"]);
     assert!(line.contains("busybox"), "{line}");
-    assert_eq!(sandbox.run(["images", "-q", "--no-trunc", "busybox"]), format!("{CONFIG}\n"));
+    assert_eq!(
+        sandbox.run(["images", "-q", "--no-trunc", "busybox"]),
+        format!("{CONFIG}\n")
+    );
     let id = sandbox.run(["import", "root.tar", "--tag", "busybox", "--replace"]);
     assert_eq!(sandbox.run(["images", "-q", "--no-trunc", "busybox"]), id);
 }

@@ -356,3 +356,47 @@ fn mistakes_leave_nothing_mounted() {
         "only the first mount is there"
     );
 }
+
+/// The options say what the upper means, so whoever looks at it beside the mount must know them.
+#[test]
+fn a_commit_sees_what_the_mount_shows() {
+    require_mounting();
+    let sandbox = Sandbox::new();
+    let lower = sandbox.mkdir("lower");
+    for (name, size) in [("big", 300_000), ("left", 10)] {
+        let path = sandbox.write(&format!("lower/{name}"), vec![7; size]);
+        std::os::unix::fs::chown(path, Some(1000), Some(1000)).unwrap();
+    }
+    std::fs::create_dir(lower.join("dir")).unwrap();
+    sandbox.mkdir("mnt");
+    sandbox.run([
+        "mount",
+        "-o",
+        "metacopy=on,uidmapping=0:1000:1:1:0:1,gidmapping=0:1000:1:1:0:1",
+        "lower",
+        "upper",
+        "mnt",
+    ]);
+    let big = sandbox.path("mnt/big");
+    std::fs::set_permissions(&big, std::os::unix::fs::PermissionsExt::from_mode(0o640)).unwrap();
+    std::fs::rename(sandbox.path("mnt/dir"), sandbox.path("mnt/moved")).unwrap();
+    assert_eq!(
+        sandbox.run(["diff", "mnt"]),
+        "C big\nD dir\nA moved\n".replace(' ', " /")
+    );
+    sandbox.run(["commit", "mnt", "mapped:1"]);
+    sandbox.run(["umount", "mnt"]);
+    sandbox.run(["mount", "--read-only", "mapped:1", "mnt"]);
+    let meta = std::fs::metadata(&big).unwrap();
+    use std::os::unix::fs::MetadataExt;
+    assert_eq!(
+        (meta.uid(), meta.gid(), meta.mode() & 0o7777),
+        (0, 0, 0o640)
+    );
+    assert_eq!(std::fs::read(&big).unwrap(), vec![7; 300_000]);
+    assert_eq!(
+        std::fs::metadata(sandbox.path("mnt/left")).unwrap().uid(),
+        0
+    );
+    sandbox.run(["umount", "mnt"]);
+}

@@ -31,15 +31,25 @@ impl Write for Hashing {
 /// A stored layer's tar hashes to `layer`, which others computed from the original.
 fn assert_comes_back(store: &Store, layer: &Digest, from: &Path) {
     let mut hash = Hashing::default();
-    store.write_layer_tar(layer, &mut hash).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
-    let hex: String = hash.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    store
+        .write_layer_tar(layer, &mut hash)
+        .unwrap_or_else(|error| panic!("{}: {error}", from.display()));
+    let hex: String = hash
+        .0
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     assert_eq!(hex, layer.hex(), "{}", from.display());
 }
 
 fn inspect(sandbox: &Sandbox, image: &str) -> Vec<Digest> {
     let answer: serde_json::Value = serde_json::from_str(&sandbox.run(["inspect", image])).unwrap();
     let layers = answer[0]["RootFS"]["Layers"].as_array().unwrap();
-    layers.iter().map(|layer| layer.as_str().unwrap().parse().unwrap()).collect()
+    layers
+        .iter()
+        .map(|layer| layer.as_str().unwrap().parse().unwrap())
+        .collect()
 }
 
 #[test]
@@ -69,14 +79,22 @@ fn images_of_every_program_come_back_bit_for_bit() {
                 assert_comes_back(&store, layer, &archive);
             }
             // And in an archive that skopeo reads.
-            for (target, compress) in [("docker-archive:out.docker.tar", "none"), ("oci-archive:out.oci.tar", "gzip")] {
+            for (target, compress) in [
+                ("docker-archive:out.docker.tar", "none"),
+                ("oci-archive:out.oci.tar", "gzip"),
+            ] {
                 sandbox.run(["export", "--compress", compress, id, target]);
                 let (transport, file) = target.split_once(':').unwrap();
                 let file = sandbox.path(file);
                 let read = format!("{transport}:{}", file.display());
                 let copy = format!("dir:{}", sandbox.path("copy").display());
                 command("skopeo", ["copy", "--quiet", &read, &copy]);
-                assert_eq!(layers_by_others(&file), [layers.clone()], "{} to {target}", archive.display());
+                assert_eq!(
+                    layers_by_others(&file),
+                    std::slice::from_ref(layers),
+                    "{} to {target}",
+                    archive.display()
+                );
             }
         }
     }
@@ -85,8 +103,15 @@ fn images_of_every_program_come_back_bit_for_bit() {
 #[test]
 fn tars_of_every_program_come_back_bit_for_bit() {
     let mut archives = vec![images("base").join("base.tar")];
-    let small = std::fs::read_dir(images("small")).unwrap().map(|entry| entry.unwrap().path());
-    archives.extend(small.filter(|path| path.file_name().unwrap().as_encoded_bytes().starts_with(b"rootfs.")));
+    let small = std::fs::read_dir(images("small"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    archives.extend(small.filter(|path| {
+        path.file_name()
+            .unwrap()
+            .as_encoded_bytes()
+            .starts_with(b"rootfs.")
+    }));
     assert!(archives.len() > 10, "{archives:?}");
     for archive in archives {
         let program = match archive.extension().and_then(OsStr::to_str) {
@@ -97,7 +122,12 @@ fn tars_of_every_program_come_back_bit_for_bit() {
         let expected = sha256_of_pipe(program, &[&archive]);
         let sandbox = Sandbox::new();
         let id = sandbox.run(["import".as_ref(), archive.as_os_str(), "--quiet".as_ref()]);
-        assert_eq!(inspect(&sandbox, id.trim()), [expected], "{}", archive.display());
+        assert_eq!(
+            inspect(&sandbox, id.trim()),
+            [expected],
+            "{}",
+            archive.display()
+        );
         assert_comes_back(&Store::open(&sandbox.root()).unwrap(), &expected, &archive);
     }
 }
@@ -112,8 +142,15 @@ fn import_watched(sandbox: &Sandbox, archive: &Path) -> u64 {
         .expect("ovl runs");
     let mut most = 0;
     let status = loop {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+        let peak = status.lines().find_map(|line| {
+            line.strip_prefix("VmHWM:")?
+                .trim()
+                .strip_suffix(" kB")?
+                .parse()
+                .ok()
+        });
         most = most.max(peak.unwrap_or(0));
         if let Some(status) = child.try_wait().unwrap() {
             break status;
@@ -127,13 +164,24 @@ fn import_watched(sandbox: &Sandbox, archive: &Path) -> u64 {
 /// Bytes the store takes, with what waits in SQLite's log in its place.
 fn on_disk(sandbox: &Sandbox) -> u64 {
     let database = sandbox.root().join("store.db");
-    command("sqlite3", [database.as_os_str(), "PRAGMA wal_checkpoint(TRUNCATE)".as_ref()]);
-    let files = std::fs::read_dir(sandbox.root()).unwrap().map(|entry| entry.unwrap().metadata().unwrap());
-    files.map(|meta| std::os::unix::fs::MetadataExt::blocks(&meta) * 512).sum()
+    command(
+        "sqlite3",
+        [
+            database.as_os_str(),
+            "PRAGMA wal_checkpoint(TRUNCATE)".as_ref(),
+        ],
+    );
+    let files = std::fs::read_dir(sandbox.root())
+        .unwrap()
+        .map(|entry| entry.unwrap().metadata().unwrap());
+    files
+        .map(|meta| std::os::unix::fs::MetadataExt::blocks(&meta) * 512)
+        .sum()
 }
 
 fn layers_in_store(sandbox: &Sandbox) -> u64 {
-    let df: serde_json::Value = serde_json::from_str(&sandbox.run(["df", "--format", "json"])).unwrap();
+    let df: serde_json::Value =
+        serde_json::from_str(&sandbox.run(["df", "--format", "json"])).unwrap();
     df["Layers"].as_u64().unwrap()
 }
 
@@ -141,15 +189,34 @@ fn layers_in_store(sandbox: &Sandbox) -> u64 {
 fn loaded_by_podman(sandbox: &Sandbox, archive: &Path) -> Vec<Digest> {
     let (storage, run) = (sandbox.path("podman"), sandbox.path("pr"));
     let podman = |args: &[&OsStr]| {
-        let global = ["--root".as_ref(), storage.as_os_str(), "--runroot".as_ref(), run.as_os_str()];
+        let global = [
+            "--root".as_ref(),
+            storage.as_os_str(),
+            "--runroot".as_ref(),
+            run.as_os_str(),
+        ];
         String::from_utf8(command("podman", global.iter().chain(args)).stdout).unwrap()
     };
-    podman(&["load".as_ref(), "--quiet".as_ref(), "--input".as_ref(), archive.as_os_str()]);
+    podman(&[
+        "load".as_ref(),
+        "--quiet".as_ref(),
+        "--input".as_ref(),
+        archive.as_os_str(),
+    ]);
     let id = podman(&["images".as_ref(), "--quiet".as_ref()]);
     let format = "{{range .RootFS.Layers}}{{println .}}{{end}}";
-    let layers = podman(&["image".as_ref(), "inspect".as_ref(), "--format".as_ref(), format.as_ref(), id.trim().as_ref()]);
+    let layers = podman(&[
+        "image".as_ref(),
+        "inspect".as_ref(),
+        "--format".as_ref(),
+        format.as_ref(),
+        id.trim().as_ref(),
+    ]);
     podman(&["rmi".as_ref(), "--all".as_ref(), "--force".as_ref()]);
-    layers.split_whitespace().map(|layer| layer.parse().unwrap()).collect()
+    layers
+        .split_whitespace()
+        .map(|layer| layer.parse().unwrap())
+        .collect()
 }
 
 #[test]
@@ -164,14 +231,24 @@ fn the_five_layer_image_in_two_versions() {
     let memory_of_second = import_watched(&sandbox, &second);
     let both = on_disk(&sandbox);
     for memory in [memory_of_first, memory_of_second] {
-        assert!((1..256 * 1024).contains(&memory), "an import took {memory} KiB of memory");
+        assert!(
+            (1..256 * 1024).contains(&memory),
+            "an import took {memory} KiB of memory"
+        );
     }
-    assert!(both * 10 < one * 11, "one version takes {one} bytes, both {both}");
+    assert!(
+        both * 10 < one * 11,
+        "one version takes {one} bytes, both {both}"
+    );
 
     // Their base layer is one, and other archives of the same images bring nothing new.
     assert_eq!(layers_in_store(&sandbox), 9);
     for again in ["v1.oci.tar", "v2.docker.tar"] {
-        sandbox.run(["import".as_ref(), five.join(again).as_os_str(), "--quiet".as_ref()]);
+        sandbox.run([
+            "import".as_ref(),
+            five.join(again).as_os_str(),
+            "--quiet".as_ref(),
+        ]);
     }
     assert_eq!(layers_in_store(&sandbox), 9);
     let growth = on_disk(&sandbox).saturating_sub(both);
@@ -182,17 +259,31 @@ fn the_five_layer_image_in_two_versions() {
         let layers = layers_by_others(archive).remove(0);
         assert_eq!(layers.len(), 5);
         assert_eq!(inspect(&sandbox, name), layers, "{name}");
-        layers.iter().for_each(|layer| assert_comes_back(&store, layer, archive));
+        layers
+            .iter()
+            .for_each(|layer| assert_comes_back(&store, layer, archive));
     }
-    for (name, target) in [("localhost/five:1", "oci-archive:out.tar"), ("localhost/five:2", "docker-archive:out.tar")] {
+    for (name, target) in [
+        ("localhost/five:1", "oci-archive:out.tar"),
+        ("localhost/five:2", "docker-archive:out.tar"),
+    ] {
         sandbox.run(["export", name, target]);
-        assert_eq!(loaded_by_podman(&sandbox, &sandbox.path("out.tar")), inspect(&sandbox, name), "{name} as {target}");
+        assert_eq!(
+            loaded_by_podman(&sandbox, &sandbox.path("out.tar")),
+            inspect(&sandbox, name),
+            "{name} as {target}"
+        );
     }
     drop(store);
 
     sandbox.mkdir("mnt");
     sandbox.run(["mount", "localhost/five:1", "upper", "mnt"]);
     let resident = memory(daemon_of(&sandbox), "VmRSS");
-    assert!(resident < 20 * 1024, "an idle mount takes {resident} KiB of memory");
-    eprintln!("import: {memory_of_first} and {memory_of_second} KiB; on disk: {one} and {both}; idle mount: {resident} KiB");
+    assert!(
+        resident < 20 * 1024,
+        "an idle mount takes {resident} KiB of memory"
+    );
+    eprintln!(
+        "import: {memory_of_first} and {memory_of_second} KiB; on disk: {one} and {both}; idle mount: {resident} KiB"
+    );
 }

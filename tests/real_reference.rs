@@ -14,14 +14,24 @@ fn by_umoci(sandbox: &Sandbox, layout: &Path, tag: &str) -> Tree {
     let bundle = sandbox.path("bundle");
     let _ = std::fs::remove_dir_all(&bundle);
     let image = format!("{}:{tag}", layout.display());
-    command("umoci", ["unpack".as_ref(), "--image".as_ref(), image.as_ref(), bundle.as_os_str()]);
+    command(
+        "umoci",
+        [
+            "unpack".as_ref(),
+            "--image".as_ref(),
+            image.as_ref(),
+            bundle.as_os_str(),
+        ],
+    );
     tree(&bundle.join("rootfs"))
 }
 
 /// A layer above removes some names of this file. umoci counts the names that are left; an overlay, the kernel's too, counts
 /// those that the file has in its own layer.
 fn count_as_overlays_do(reference: &mut Tree, path: &str, links: u64) {
-    let facts = reference.get_mut(Path::new(path)).unwrap_or_else(|| panic!("no {path}"));
+    let facts = reference
+        .get_mut(Path::new(path))
+        .unwrap_or_else(|| panic!("no {path}"));
     assert_eq!(facts.links.replace(links), Some(1), "{path}");
     facts.same_as = Some(path.into());
 }
@@ -38,7 +48,15 @@ fn the_five_layer_image_is_what_umoci_unpacks() {
     let sandbox = Sandbox::new();
     let archive = images("five").join("v1.oci.tar");
     let layout = sandbox.mkdir("layout");
-    command("tar", ["-C".as_ref(), layout.as_os_str(), "-xf".as_ref(), archive.as_os_str()]);
+    command(
+        "tar",
+        [
+            "-C".as_ref(),
+            layout.as_os_str(),
+            "-xf".as_ref(),
+            archive.as_os_str(),
+        ],
+    );
     let mut reference = by_umoci(&sandbox, &layout, "localhost/five:1");
     assert!(reference.len() > 10_000, "{} paths", reference.len());
     count_as_overlays_do(&mut reference, "opt/app/hello", 2);
@@ -51,7 +69,12 @@ fn the_five_layer_image_is_what_umoci_unpacks() {
 #[test]
 fn small_images_of_hard_cases_are_what_umoci_unpacks() {
     require_mounting();
-    for (layout, tag) in [("podman.oci", "localhost/small:1"), ("skopeo.oci", "small"), ("umoci.oci", "small"), ("umoci.oci", "changed")] {
+    for (layout, tag) in [
+        ("podman.oci", "localhost/small:1"),
+        ("skopeo.oci", "small"),
+        ("umoci.oci", "small"),
+        ("umoci.oci", "changed"),
+    ] {
         let sandbox = Sandbox::new();
         let layout = images("small").join(layout);
         let source = format!("oci:{}:{tag}", layout.display());
@@ -106,5 +129,8 @@ fn a_directory_that_a_layer_does_not_name_keeps_its_attributes() {
     let deep = shown.get_mut(Path::new("private/deep")).unwrap();
     deep.mtime = reference[Path::new("private/deep")].mtime;
     assert_same("after copy-up", &shown, &reference);
-    assert_eq!(sandbox.run(["diff", "mnt"]), "C /private\nC /private/deep\n");
+    assert_eq!(
+        sandbox.run(["diff", "mnt"]),
+        "C /private\nC /private/deep\n"
+    );
 }

@@ -248,6 +248,9 @@ fn a_committed_image_is_what_the_mount_showed() {
         "chroot",
         [mnt.to_str().unwrap(), "/bin/sh", "-euc", CHANGES],
     );
+    // Mounted again, it shows the times that the upper has; until then those of cached writes are the kernel's own.
+    sandbox.run(["umount", "mnt"]);
+    sandbox.run(["mount", "localhost/small:1", "upper", "mnt"]);
     let shown = tree(&mnt);
     sandbox.run(["commit", "mnt", "changed"]);
     sandbox.run(["mount", "--read-only", "changed", "second"]);

@@ -65,7 +65,11 @@ fn fill(root: &Path, kib: u64) {
     };
     store.put_image(&image).unwrap();
     let intact = |store: &Store| {
-        assert_eq!(store.layers().unwrap(), std::slice::from_ref(&first), "{kib} KiB");
+        assert_eq!(
+            store.layers().unwrap(),
+            std::slice::from_ref(&first),
+            "{kib} KiB"
+        );
         assert_eq!(store.images().unwrap()[0].names, ["kept"]);
         let len = store
             .write_layer_tar(&first.diff_id, &mut std::io::sink())

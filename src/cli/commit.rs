@@ -44,7 +44,7 @@ pub struct Commit {
 impl Commit {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let options = self.options()?;
-        let live = Live::open(context, &self.mount)?;
+        let live = Live::open(&self.mount)?;
         let store = context.store()?;
         let parent = parent(&live, &store)?;
         let image = ovl::image::commit(

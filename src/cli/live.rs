@@ -10,7 +10,7 @@ use ovl::overlay::{Options, Overlay, Stack, UpperDirs};
 use ovl::store::{Digest, Store};
 
 use super::error::Failure;
-use super::{Context, mounts};
+use super::mounts;
 
 /// A live mount opened for looking.
 pub struct Live {
@@ -20,10 +20,10 @@ pub struct Live {
 
 impl Live {
     /// Opens the mount that `name` means (a mount point or an ID). What programs wrote there is in its upper afterwards.
-    pub fn open(context: &Context, name: &Path) -> anyhow::Result<Self> {
+    pub fn open(name: &Path) -> anyhow::Result<Self> {
         let record = mounts::find(name)?;
         flush(&record.mount_point.0)?;
-        let lowers = lowers(context, &record)?;
+        let lowers = lowers(&record)?;
         let (Some(upper), Some(work)) = (&record.upper, &record.work) else {
             return Err(Failure::usage(format!(
                 "{} is mounted read-only: nothing can have changed",
@@ -35,13 +35,9 @@ impl Live {
             work: work.0.clone(),
         });
         let options = Options {
-            userxattr: record
-                .options
-                .iter()
-                .any(|word| word == "userxattr")
-                .then_some(true),
             inspect: true,
-            ..Options::default()
+            volatile: false,
+            ..record.engine.clone()
         };
         let engine = Overlay::new(Stack { lowers, upper }, &options)?;
         Ok(Self { record, engine })
@@ -55,7 +51,7 @@ fn flush(mount_point: &Path) -> anyhow::Result<()> {
 }
 
 /// The lowers of a mount, topmost first.
-fn lowers(context: &Context, record: &Record) -> anyhow::Result<Vec<Arc<dyn Layer>>> {
+fn lowers(record: &Record) -> anyhow::Result<Vec<Arc<dyn Layer>>> {
     let mut layers: Vec<Arc<dyn Layer>> = Vec::new();
     for lower in &record.lowers {
         match lower {
@@ -69,13 +65,10 @@ fn lowers(context: &Context, record: &Record) -> anyhow::Result<Vec<Arc<dyn Laye
                 layers: diff_ids,
                 ..
             } => {
-                let no_store = || {
-                    Failure::not_found(format!(
-                        "no store in {}; --root can name it",
-                        context.root.display()
-                    ))
-                };
-                let store: Store = context.existing_store()?.ok_or_else(no_store)?;
+                let root = &record.store_root.0;
+                let no_store =
+                    || Failure::not_found(format!("no store in {} any more", root.display()));
+                let store = Store::open_existing(root)?.ok_or_else(no_store)?;
                 for diff_id in diff_ids.iter().rev() {
                     let diff_id: Digest = diff_id.parse()?;
                     let layer = store

@@ -385,7 +385,14 @@ impl fuser::Filesystem for Transport {
         reply: ReplyWrite,
     ) {
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let done = self.call("write", |e| e.write(node(ino), offset, data, kill));
+        let kept_back = self.writeback() && write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let done = self.call("write", |e| {
+            if kept_back {
+                e.write_back(node(ino), offset, data, kill)
+            } else {
+                e.write(node(ino), offset, data, kill)
+            }
+        });
         let written = ok_or_reply!(done, reply);
         reply.written(written as u32);
     }

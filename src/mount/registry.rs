@@ -30,6 +30,10 @@ pub struct Record {
     pub read_only: bool,
     /// Options worth showing, `word` or `word=value`.
     pub options: Vec<String>,
+    /// How the layers are merged, for whoever looks at the upper beside the mount.
+    pub engine: crate::overlay::Options,
+    /// Where stored lowers are.
+    pub store_root: EscapedPath,
     /// Seconds since 1970.
     pub started: i64,
     pub log: Option<EscapedPath>,
@@ -265,6 +269,11 @@ mod tests {
             work: None,
             read_only: false,
             options: vec!["volatile".into()],
+            engine: crate::overlay::Options {
+                volatile: true,
+                ..crate::overlay::Options::default()
+            },
+            store_root: EscapedPath("/var/lib/ovl".into()),
             started: 1_700_000_000,
             log: None,
         }

@@ -93,6 +93,8 @@ pub fn serve(
         work: upper.as_ref().map(|u| EscapedPath(u.work.clone())),
         read_only: flags.read_only,
         options: spec.describe(),
+        engine: spec.overlay.clone(),
+        store_root: EscapedPath(spec.store_root.clone()),
         started: crate::meta::Timestamp::now().secs,
         log: log.map(|path| EscapedPath(path.to_owned())),
     };

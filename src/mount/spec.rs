@@ -141,6 +141,16 @@ fn existing_dir(what: &'static str, path: &Path, hint: &'static str) -> Result<P
 pub fn check_upper(spec: &UpperSpec, lowers: &[PathBuf]) -> Result<CheckedUpper> {
     let mut made = None;
     if spec.create && fs::symlink_metadata(&spec.upper).is_err() {
+        // Before it is made: an upper inside a lower would change that lower.
+        let planned = std::path::absolute(&spec.upper)
+            .map_err(|e| Error::io("upper directory", &spec.upper, e))?;
+        if let (Some(parent), Some(name)) = (planned.parent(), planned.file_name()) {
+            let planned = existing_dir("parent of the upper directory", parent, ": make it first")?
+                .join(name);
+            for lower in lowers {
+                apart(&planned, lower)?;
+            }
+        }
         make_dir(&spec.upper, 0o755).map_err(|source| Error::UpperNotWritable {
             path: spec.upper.clone(),
             source,

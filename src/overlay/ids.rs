@@ -1,6 +1,7 @@
 //! Owners as the mount shows them, and as they are on disk: `uidmapping`, `gidmapping` and `squash_*` of fuse-overlayfs.
 
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::Result;
 use crate::meta::Attr;
@@ -9,7 +10,7 @@ use crate::meta::Attr;
 const NOBODY: u32 = 65534;
 
 /// `len` ids from `inside`, as the mount shows them, are those from `outside` on disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdRange {
     pub inside: u32,
     pub outside: u32,
@@ -17,7 +18,7 @@ pub struct IdRange {
 }
 
 /// How ids are translated. Empty ranges: not at all.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdMap {
     pub uids: Vec<IdRange>,
     pub gids: Vec<IdRange>,

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::attrs;
 use super::copyup::{Extent, write_all};
 use super::engine::{OpenFile, Overlay};
-use super::node::Node;
+use super::node::{Node, lock};
 use super::{NodeId, Result};
 use crate::layer::{LayerFile, host};
 use crate::meta::FileKind;
@@ -104,6 +104,29 @@ impl Overlay {
             self.kill_priv(&node)?;
         }
         Ok(data.len())
+    }
+
+    /// Writes what the transport's cache kept back. There the file's time was set when the bytes were written, so it is not
+    /// set again now: a file would otherwise get younger after its last change, and other than what its users were told.
+    /// A newer time, if the cache has one, comes as `setattr` afterwards.
+    pub fn write_back(
+        &self,
+        node: NodeId,
+        offset: u64,
+        data: &[u8],
+        kill_priv: bool,
+    ) -> Result<usize> {
+        let inner = self.regular(node)?;
+        let open = self.writable_file(&inner)?;
+        let fd = open.file.fd().ok_or(Errno::BADF)?;
+        let _alone = lock(&inner.write_back);
+        let before = host::stat_fd(fd)?.attr.mtime;
+        let written = self.write(node, offset, data, kill_priv)?;
+        match attrs::restore_mtime(fd, before) {
+            // The data is what was asked for.
+            Ok(()) | Err(Errno::PERM) => Ok(written),
+            Err(e) => Err(e),
+        }
     }
 
     /// Takes from a changed file what would give its next caller rights: suid, sgid (unless it means locking: no group

@@ -30,6 +30,7 @@ pub use ids::{IdMap, IdRange};
 use std::ffi::OsStr;
 
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use crate::meta::{Attr, FileKind, Timestamp};
 
@@ -117,7 +118,8 @@ pub enum XattrSet {
 }
 
 /// How a mount behaves. Words as in the kernel's overlayfs and fuse-overlayfs options.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Options {
     /// fsync and syncfs are answered without work; the workdir is marked `incompat/volatile` as the kernel does.
     pub volatile: bool,
@@ -137,7 +139,8 @@ pub struct Options {
 }
 
 /// What becomes of renamed directories that show lowers (`redirect_dir`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Redirect {
     /// They can be renamed; redirects of the upper are followed.
     #[default]

@@ -79,6 +79,8 @@ pub(super) struct Node {
     state: RwLock<State>,
     /// Held by whoever copies this node up.
     pub copy_up: Mutex<()>,
+    /// Held while a write puts the time back that it moved.
+    pub write_back: Mutex<()>,
     in_upper: AtomicBool,
     data_below: AtomicBool,
     dir: Option<Box<DirState>>,
@@ -257,6 +259,7 @@ impl Table {
             data_below: AtomicBool::new(state.upper.as_ref().is_some_and(|u| u.data_below)),
             state: RwLock::new(state),
             copy_up: Mutex::default(),
+            write_back: Mutex::default(),
             dir: kind.is_dir().then(|| {
                 Box::new(DirState {
                     namespace: RwLock::default(),

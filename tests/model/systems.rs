@@ -106,11 +106,30 @@ impl System {
         if !self.mounted {
             return;
         }
-        self.mounted = false;
         match self.by {
             By::Ovl => run(self.ovl().arg("umount").arg(&self.root)),
-            _ => run(Command::new("umount").arg(&self.root)),
+            // A process that another thread is just starting holds copies of our files until exec closes them.
+            _ => {
+                let done = (0..50).any(|_| {
+                    let done = Command::new("umount")
+                        .arg(&self.root)
+                        .output()
+                        .unwrap()
+                        .status
+                        .success();
+                    if !done {
+                        std::thread::sleep(std::time::Duration::from_millis(20));
+                    }
+                    done
+                });
+                assert!(
+                    done,
+                    "umount {}: still busy after a second",
+                    self.root.display()
+                );
+            }
         }
+        self.mounted = false;
     }
 
     pub fn remount(&mut self, by: By) {

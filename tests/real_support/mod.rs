@@ -36,8 +36,16 @@ pub struct Facts {
 
 impl fmt::Debug for Facts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:o} {}:{} {}.{:09}", self.mode, self.owner.0, self.owner.1, self.mtime.0, self.mtime.1)?;
-        for (name, value) in [("size", self.size), ("links", self.links), ("device", self.device)] {
+        write!(
+            f,
+            "{:o} {}:{} {}.{:09}",
+            self.mode, self.owner.0, self.owner.1, self.mtime.0, self.mtime.1
+        )?;
+        for (name, value) in [
+            ("size", self.size),
+            ("links", self.links),
+            ("device", self.device),
+        ] {
             if let Some(value) = value {
                 write!(f, " {name}={value}")?;
             }
@@ -60,15 +68,29 @@ pub type Tree = BTreeMap<PathBuf, Facts>;
 
 /// Looks at everything below `root`. Any error is a failed test: a tree that can be listed can be read.
 pub fn tree(root: &Path) -> Tree {
+    walk(root, true)
+}
+
+/// The same without reading files.
+pub fn look_at_all(root: &Path) -> Tree {
+    walk(root, false)
+}
+
+fn walk(root: &Path, read: bool) -> Tree {
     let mut tree = Tree::new();
     let mut first_names: HashMap<(u64, u64), PathBuf> = HashMap::new();
     for entry in walkdir::WalkDir::new(root).sort_by_file_name() {
-        let path = entry.unwrap_or_else(|error| panic!("walking {}: {error}", root.display())).into_path();
+        let path = entry
+            .unwrap_or_else(|error| panic!("walking {}: {error}", root.display()))
+            .into_path();
         let inside = path.strip_prefix(root).unwrap().to_owned();
-        let mut facts = look(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let mut facts =
+            look(&path, read).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         if facts.links.is_some_and(|links| links > 1) {
             let meta = path.symlink_metadata().unwrap();
-            let first = first_names.entry((meta.dev(), meta.ino())).or_insert_with(|| inside.clone());
+            let first = first_names
+                .entry((meta.dev(), meta.ino()))
+                .or_insert_with(|| inside.clone());
             facts.same_as = Some(first.clone());
         }
         tree.insert(inside, facts);
@@ -76,7 +98,7 @@ pub fn tree(root: &Path) -> Tree {
     tree
 }
 
-fn look(path: &Path) -> io::Result<Facts> {
+fn look(path: &Path, read: bool) -> io::Result<Facts> {
     let meta = path.symlink_metadata()?;
     let kind = meta.file_type();
     let is_device = kind.is_block_device() || kind.is_char_device();
@@ -87,17 +109,24 @@ fn look(path: &Path) -> io::Result<Facts> {
         size: (!kind.is_dir()).then_some(meta.size()),
         links: (!kind.is_dir()).then_some(meta.nlink()),
         same_as: None,
-        target: kind.is_symlink().then(|| std::fs::read_link(path)).transpose()?,
+        target: kind
+            .is_symlink()
+            .then(|| std::fs::read_link(path))
+            .transpose()?,
         device: is_device.then_some(meta.rdev()),
         xattrs: xattrs(path)?,
-        content: kind.is_file().then(|| sha256(std::fs::File::open(path)?)).transpose()?,
+        content: (read && kind.is_file())
+            .then(|| sha256(std::fs::File::open(path)?))
+            .transpose()?,
     })
 }
 
 fn xattrs(path: &Path) -> io::Result<BTreeMap<OsString, Vec<u8>>> {
     let mut names = vec![0; 65536];
     let length = rustix::fs::llistxattr(path, &mut names)?;
-    let names = names[..length].split(|b| *b == 0).filter(|name| !name.is_empty());
+    let names = names[..length]
+        .split(|b| *b == 0)
+        .filter(|name| !name.is_empty());
     names
         .map(|name| {
             let mut value = vec![0; 65536];
@@ -114,7 +143,13 @@ pub fn sha256(mut from: impl Read) -> io::Result<String> {
     let mut buffer = vec![0; 1 << 18];
     loop {
         match from.read(&mut buffer)? {
-            0 => return Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
+            0 => {
+                return Ok(hasher
+                    .finalize()
+                    .iter()
+                    .map(|byte| format!("{byte:02x}"))
+                    .collect());
+            }
             n => hasher.update(&buffer[..n]),
         }
     }
@@ -123,27 +158,52 @@ pub fn sha256(mut from: impl Read) -> io::Result<String> {
 /// Fails, showing the first paths where two trees differ, unless they are the same.
 pub fn assert_same(what: &str, ours: &Tree, theirs: &Tree) {
     let paths: BTreeSet<&PathBuf> = ours.keys().chain(theirs.keys()).collect();
-    let differing: Vec<&&PathBuf> = paths.iter().filter(|path| ours.get(**path) != theirs.get(**path)).collect();
+    let differing: Vec<&&PathBuf> = paths
+        .iter()
+        .filter(|path| ours.get(**path) != theirs.get(**path))
+        .collect();
     let shown: String = differing
         .iter()
         .take(12)
-        .map(|path| format!("{path:?}\n  ours:   {:?}\n  theirs: {:?}\n", ours.get(**path), theirs.get(**path)))
+        .map(|path| {
+            format!(
+                "{path:?}\n  ours:   {:?}\n  theirs: {:?}\n",
+                ours.get(**path),
+                theirs.get(**path)
+            )
+        })
         .collect();
-    assert!(differing.is_empty(), "{what}: {} of {} paths differ:\n{shown}", differing.len(), paths.len());
+    assert!(
+        differing.is_empty(),
+        "{what}: {} of {} paths differ:\n{shown}",
+        differing.len(),
+        paths.len()
+    );
 }
 
 /// SHA-256 of what a shell pipeline prints. Made by other programs than ovl's own code.
 pub fn sha256_of_pipe(script: &str, arguments: &[&Path]) -> Digest {
     let mut child = Command::new("sh")
-        .args(["-euc", &format!("{script} | sha256sum | cut -d' ' -f1"), "sh"])
+        .args([
+            "-euc",
+            &format!("{script} | sha256sum | cut -d' ' -f1"),
+            "sh",
+        ])
         .args(arguments)
         .stdout(Stdio::piped())
         .spawn()
         .expect("sh runs");
     let mut hex = String::new();
-    child.stdout.take().unwrap().read_to_string(&mut hex).unwrap();
+    child
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut hex)
+        .unwrap();
     assert!(child.wait().unwrap().success(), "{script} {arguments:?}");
-    format!("sha256:{}", hex.trim()).parse().unwrap_or_else(|error| panic!("{script}: {hex:?}: {error}"))
+    format!("sha256:{}", hex.trim())
+        .parse()
+        .unwrap_or_else(|error| panic!("{script}: {hex:?}: {error}"))
 }
 
 /// Runs a script in a chroot with the usual shell; what it printed. The script must succeed.
@@ -158,14 +218,23 @@ pub fn chroot(root: &Path, script: &str) -> String {
         .stdin(Stdio::null())
         .output()
         .expect("chroot runs");
-    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "in {}: {}\n{stdout}\n{stderr}\n{script}", root.display(), output.status);
+    let (stdout, stderr) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(
+        output.status.success(),
+        "in {}: {}\n{stdout}\n{stderr}\n{script}",
+        root.display(),
+        output.status
+    );
     stdout.into_owned()
 }
 
 /// The daemon of the sandbox's only mount.
 pub fn daemon_of(sandbox: &crate::common::Sandbox) -> u32 {
-    let mounts: serde_json::Value = serde_json::from_str(&sandbox.run(["mounts", "--format", "json"])).unwrap();
+    let mounts: serde_json::Value =
+        serde_json::from_str(&sandbox.run(["mounts", "--format", "json"])).unwrap();
     assert_eq!(mounts.as_array().map(Vec::len), Some(1), "{mounts}");
     mounts[0]["Pid"].as_u64().expect("a pid") as u32
 }
@@ -173,8 +242,12 @@ pub fn daemon_of(sandbox: &crate::common::Sandbox) -> u32 {
 /// A field of `/proc/PID/status` in KiB (`VmRSS`, `VmHWM`).
 pub fn memory(pid: u32, field: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a living process");
-    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-    let number = line.and_then(|rest| rest.trim().strip_suffix(" kB")).unwrap_or_else(|| panic!("{field} in {status}"));
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let number = line
+        .and_then(|rest| rest.trim().strip_suffix(" kB"))
+        .unwrap_or_else(|| panic!("{field} in {status}"));
     number.trim().parse().unwrap()
 }
 
@@ -185,9 +258,19 @@ pub fn layers_by_others(archive: &Path) -> Vec<Vec<Digest>> {
         if archive.is_dir() {
             return std::fs::read(archive.join(member)).unwrap();
         }
-        crate::common::command("tar", ["-xOf".as_ref(), archive.as_os_str(), "--".as_ref(), member.as_ref()]).stdout
+        crate::common::command(
+            "tar",
+            [
+                "-xOf".as_ref(),
+                archive.as_os_str(),
+                "--".as_ref(),
+                member.as_ref(),
+            ],
+        )
+        .stdout
     };
-    let json = |member: &str| -> serde_json::Value { serde_json::from_slice(&read(member)).unwrap() };
+    let json =
+        |member: &str| -> serde_json::Value { serde_json::from_slice(&read(member)).unwrap() };
     let uncompressed = |member: &str| {
         sha256_of_pipe(
             r#"member() { if [ -d "$1" ]; then cat "$1/$2"; else tar -xOf "$1" -- "$2"; fi; }
@@ -199,19 +282,41 @@ pub fn layers_by_others(archive: &Path) -> Vec<Vec<Digest>> {
         )
     };
     let members = |list: &serde_json::Value| -> Vec<String> {
-        list.as_array().unwrap().iter().map(|member| member.as_str().unwrap().to_owned()).collect()
+        list.as_array()
+            .unwrap()
+            .iter()
+            .map(|member| member.as_str().unwrap().to_owned())
+            .collect()
     };
-    let blob = |digest: &serde_json::Value| format!("blobs/{}", digest.as_str().unwrap().replace(':', "/"));
+    let blob = |digest: &serde_json::Value| {
+        format!("blobs/{}", digest.as_str().unwrap().replace(':', "/"))
+    };
     let is_docker = !archive.is_dir() && !archive.to_str().unwrap().contains(".oci.");
     let images: Vec<Vec<String>> = if is_docker {
-        json("manifest.json").as_array().unwrap().iter().map(|image| members(&image["Layers"])).collect()
+        json("manifest.json")
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|image| members(&image["Layers"]))
+            .collect()
     } else {
         let index = json("index.json");
         let manifests = index["manifests"].as_array().unwrap().iter();
-        let layers = |manifest: &serde_json::Value| json(&blob(&manifest["digest"]))["layers"].clone();
+        let layers =
+            |manifest: &serde_json::Value| json(&blob(&manifest["digest"]))["layers"].clone();
         manifests
-            .map(|manifest| layers(manifest).as_array().unwrap().iter().map(|layer| blob(&layer["digest"])).collect())
+            .map(|manifest| {
+                layers(manifest)
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|layer| blob(&layer["digest"]))
+                    .collect()
+            })
             .collect()
     };
-    images.iter().map(|layers| layers.iter().map(|layer| uncompressed(layer)).collect()).collect()
+    images
+        .iter()
+        .map(|layers| layers.iter().map(|layer| uncompressed(layer)).collect())
+        .collect()
 }
