@@ -25,7 +25,7 @@ bench: ## Measure ovl against other file systems and image stores; writes docs/b
 bench-quick: ## The same in under ten minutes, with fewer and smaller files
 	@$(MAKE) -s bench-with MODE=quick
 
-bench-with: images target/peers/bin/fuse-overlayfs
+bench-with: target/peers/bin/fuse-overlayfs
 	@fixtures/setup.sh bench
 	$(CARGO) bench --locked --bench ovl -- --mode $(MODE) --out docs
 
