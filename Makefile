@@ -18,7 +18,6 @@ images: ## Make the test images (once; kept in ~/.cache/ovl-test-images)
 	@fixtures/setup.sh test
 	@for set in base small five; do fixtures/images.sh $$set; done
 
-<<<<<<< HEAD
 bench: ## Measure ovl against other file systems and image stores; writes docs/benchmarks.md (root; an hour or two)
 	@$(MAKE) -s bench-with MODE=full
 
@@ -31,11 +30,10 @@ bench-with: target/peers/bin/fuse-overlayfs
 
 target/peers/bin/fuse-overlayfs:
 	$(CARGO) install --locked --root target/peers fuse-overlayfs@2.0.0
-=======
+
 torture: images ## The long campaigns: model, crashes, fsx (about two hours)
 	MODEL_SEQUENCES=10000 OVL_CRASH_ROUNDS=500 OVL_FSX_SEEDS=10 OVL_FSX_OPERATIONS=100000 \
 		$(CARGO) test --locked --no-fail-fast --test model --test crash --test posix_suite
->>>>>>> main
 
 lint: ## Check the formatting and run clippy
 	$(CARGO) fmt --check
@@ -58,8 +56,6 @@ clean: ## Remove what was built, and the test images
 	$(CARGO) clean
 	rm -rf "$${OVL_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/ovl-test-images}"
 
-<<<<<<< HEAD
 .PHONY: help demo test images bench bench-quick bench-with lint build install clean
-=======
+
 .PHONY: help demo test images torture lint build install clean
->>>>>>> main
