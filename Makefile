@@ -56,6 +56,4 @@ clean: ## Remove what was built, and the test images
 	$(CARGO) clean
 	rm -rf "$${OVL_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/ovl-test-images}"
 
-.PHONY: help demo test images bench bench-quick bench-with lint build install clean
-
-.PHONY: help demo test images torture lint build install clean
+.PHONY: help demo test images bench bench-quick bench-with torture lint build install clean
