@@ -11,7 +11,7 @@ use super::attrs;
 use super::copyup::{Extent, write_all};
 use super::engine::{OpenFile, Overlay};
 use super::node::{Node, lock};
-use super::{NodeId, Result};
+use super::{Caller, NodeId, Result};
 use crate::layer::{LayerFile, host};
 use crate::meta::FileKind;
 
@@ -143,6 +143,16 @@ impl Overlay {
         }
     }
 
+    /// Before a change that is not a write: an ordinary user's takes set-id bits along. Who may keep them (CAP_FSETID) is
+    /// not told by the transport; root may.
+    pub(super) fn changed_by(&self, caller: Caller, node: &Arc<Node>) -> Result<()> {
+        if caller.uid == 0 {
+            Ok(())
+        } else {
+            self.kill_priv(node)
+        }
+    }
+
     /// Takes from a changed file what would give its next caller rights: suid, sgid (unless it means locking: no group
     /// execute), capabilities.
     fn kill_priv(&self, node: &Arc<Node>) -> Result<()> {
@@ -196,11 +206,19 @@ impl Overlay {
     }
 
     /// `mode`: `FALLOC_FL_*` bits.
-    pub fn fallocate(&self, node: NodeId, mode: u32, offset: u64, len: u64) -> Result<()> {
+    pub fn fallocate(
+        &self,
+        caller: Caller,
+        node: NodeId,
+        mode: u32,
+        offset: u64,
+        len: u64,
+    ) -> Result<()> {
         let node = self.regular(node)?;
+        let flags = FallocateFlags::from_bits(mode).ok_or(Errno::OPNOTSUPP)?;
         let open = self.writable_file(&node)?;
         let fd = open.file.fd().ok_or(Errno::BADF)?;
-        let flags = FallocateFlags::from_bits(mode).ok_or(Errno::OPNOTSUPP)?;
+        self.changed_by(caller, &node)?;
         loop {
             match rustix::fs::fallocate(fd, flags, offset, len) {
                 Err(Errno::INTR) => {}
@@ -227,15 +245,15 @@ impl Overlay {
     /// Copies up to `len` bytes between files (or within one, if the ranges do not overlap); how many it did.
     pub fn copy_file_range(
         &self,
-        from: NodeId,
-        from_offset: u64,
-        to: NodeId,
-        to_offset: u64,
+        caller: Caller,
+        (from, from_offset): (NodeId, u64),
+        (to, to_offset): (NodeId, u64),
         len: u64,
     ) -> Result<usize> {
         let from = self.regular(from)?;
         let to = self.regular(to)?;
         let target = self.writable_file(&to)?;
+        self.changed_by(caller, &to)?;
         let source = self.open_file(&from, false)?;
         let target = target.file.fd().ok_or(Errno::BADF)?;
         let len = usize::try_from(len).unwrap_or(usize::MAX).min(1 << 30);
