@@ -6,7 +6,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::mountinfo::MountInfo;
+use super::mountinfo::{self, MountInfo};
 
 /// A process and what of it is on the mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +41,46 @@ pub fn of(mount: &MountInfo) -> Vec<Holder> {
         })
         .collect();
     holders.sort_by_key(|holder| holder.pid);
+    holders
+}
+
+/// Processes in whose mount namespaces copies of `mount`, gone from ours, live on: one of each namespace. Making a namespace
+/// copies all mounts, and unless told otherwise they stay there when they are unmounted here.
+pub fn copies_of(mount: &MountInfo) -> Vec<Holder> {
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let namespace_of = |process: &Path| fs::read_link(process.join("ns/mnt")).ok();
+    let mut seen: Vec<PathBuf> = namespace_of(Path::new("/proc/self")).into_iter().collect();
+    let mut holders = Vec::new();
+    for process in processes.flatten() {
+        let path = process.path();
+        let Some(pid) = process
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        let Some(namespace) = namespace_of(&path).filter(|namespace| !seen.contains(namespace))
+        else {
+            continue;
+        };
+        let has_copy = |table: Vec<MountInfo>| {
+            table
+                .iter()
+                .any(|m| (m.major, m.minor) == (mount.major, mount.minor))
+        };
+        if mountinfo::of_process(pid).is_ok_and(has_copy) {
+            let command = fs::read_to_string(path.join("comm")).unwrap_or_default();
+            holders.push(Holder {
+                pid,
+                command: command.trim_end().to_owned(),
+                how: "a copy of the mount in its mount namespace",
+            });
+        }
+        seen.push(namespace);
+    }
     holders
 }
 

@@ -125,11 +125,15 @@ const BUSY_PAUSE: Duration = Duration::from_millis(20);
 const LAZY_WAIT: Duration = Duration::from_millis(500);
 
 fn still_running(mount: &MountInfo, record: &Record, how: How) -> Error {
+    let mut holders = holders::of(mount);
+    // It keeps the directory below its mount.
+    holders.retain(|holder| holder.pid != record.daemon.pid);
+    holders.extend(holders::copies_of(mount));
     Error::StillRunning {
         path: mount.mount_point.clone(),
         pid: record.daemon.pid,
         seconds: how.timeout.as_secs(),
-        holders: holders::of(mount),
+        holders,
     }
 }
 
