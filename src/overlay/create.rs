@@ -341,6 +341,31 @@ impl Overlay {
     }
 }
 
+impl Overlay {
+    /// Makes in the workdir what `RENAME_WHITEOUT` leaves behind for its caller: a device 0:0, marked as no whiteout of ours.
+    /// Its temporary name and inode number.
+    pub(super) fn make_device_to_leave(&self) -> Result<(OsString, NodeId)> {
+        let upper = self.writable()?;
+        let temp = upper.temp_name();
+        let what = Make::Node {
+            kind: FileKind::CharDevice,
+            rdev: 0,
+        };
+        let made = what.make(upper.work(), &temp, 0).and_then(|()| {
+            let fd = host::open_at(upper.work(), &temp, OFlags::PATH | OFlags::NOFOLLOW)?;
+            mark_device(fd.as_fd())?;
+            host::stat_fd(fd.as_fd())
+        });
+        match made {
+            Ok(stat) => Ok((temp, self.lowers.host_ino(stat.key))),
+            Err(e) => {
+                let _ = upper.remove_work(&temp);
+                Err(e)
+            }
+        }
+    }
+}
+
 /// Tells a user's character device 0:0 from a whiteout. Only `trusted.*` can be set on devices: without the privilege
 /// for it such a device cannot be made.
 pub(super) fn mark_device(fd: BorrowedFd<'_>) -> Result<()> {

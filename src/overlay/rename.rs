@@ -15,6 +15,7 @@ use super::copyup::Extent;
 use super::engine::{Overlay, UpperName, check_name};
 use super::node::{Node, lock, own_all};
 use super::{NodeId, Redirect, RenameFlags, Result};
+use crate::meta::FileKind;
 
 /// One side of a rename.
 struct Side<'a> {
@@ -185,6 +186,7 @@ impl Overlay {
             self.relink(source, from, to)?;
             return self.relink(target, to, from);
         }
+        let left = flags.whiteout.then(|| self.make_device_to_leave()).transpose()?;
         let mut cleared = None;
         if let Some(target) = target {
             self.prepare_goodbye(target, to.dir, to.name)?;
@@ -202,7 +204,7 @@ impl Overlay {
                 cleared = Some(twin);
             }
         }
-        let hide = from_shows || flags.whiteout;
+        let hide = from_shows || left.is_some();
         let over_whiteout =
             source.is_dir() && matches!(self.upper_name(to.dir, to.name)?, UpperName::Whiteout);
         if over_whiteout {
@@ -222,7 +224,13 @@ impl Overlay {
         if let Some(target) = target {
             self.after_goodbye(target, to.dir, to.name)?;
         }
-        self.list_remove(from.dir, from.name);
+        match left {
+            Some((temp, id)) => {
+                rustix::fs::renameat(upper.work(), &temp, &*from_fd, from.name)?;
+                self.list_add(from.dir, from.name, id, FileKind::CharDevice);
+            }
+            None => self.list_remove(from.dir, from.name),
+        }
         self.list_add(to.dir, to.name, source.id, source.kind);
         self.relink(source, from, to)
     }
