@@ -19,8 +19,8 @@ images: ## Make the test images (once; kept in ~/.cache/ovl-test-images)
 	@for set in base small five; do fixtures/images.sh $$set; done
 
 torture: images ## The long campaigns: model, crashes, fsx (about two hours)
-	MODEL_SEQUENCES=10000 OVL_CRASH_ROUNDS=500 OVL_FSX_SEEDS=10 OVL_FSX_OPERATIONS=100000 \
-		$(CARGO) test --locked --no-fail-fast --test model --test crash --test posix_suite
+	MODEL_SEQUENCES=10000 OVL_CRASH_ROUNDS=500 OVL_SQLITE_ROUNDS=100 OVL_FSX_SEEDS=10 OVL_FSX_OPERATIONS=100000 \
+		$(CARGO) test --locked --no-fail-fast --test model --test crash --test sqlite --test posix_suite
 
 lint: ## Check the formatting and run clippy
 	$(CARGO) fmt --check

@@ -176,6 +176,36 @@ fn a_busy_mount_names_who_holds_it() {
     assert!(wait_gone(record.daemon.pid, PATIENCE));
 }
 
+/// A container started meanwhile has a copy of every mount: the unmount cannot reach it, and the upper is still in use.
+#[test]
+fn a_copy_in_another_mount_namespace_is_named() {
+    let site = Site::new();
+    let record = site.mount();
+    let ready = site.path("ready");
+    let mut other = std::process::Command::new("unshare")
+        .args(["-m", "--propagation", "private", "sh", "-c"])
+        .arg(format!("touch {}; exec sleep 60", ready.display()))
+        .spawn()
+        .expect("unshare");
+    assert!(wait_until(PATIENCE, || ready.exists()));
+    let how = How {
+        timeout: Duration::from_millis(300),
+        ..How::default()
+    };
+    let error = unmount(&site.run_dir(), &site.path("mnt"), how).expect_err("still there");
+    assert!(!site.is_mounted("mnt"));
+    let text = error.to_string();
+    assert_eq!(error.exit_code(), 75, "{text}");
+    let named = format!(
+        "(pid {}, in a mount namespace with a copy of it)",
+        other.id()
+    );
+    assert!(text.contains(&named), "{text}");
+    other.kill().expect("kill");
+    other.wait().expect("wait");
+    assert!(wait_gone(record.daemon.pid, PATIENCE));
+}
+
 /// The caller reads its child's stderr to the end; a daemon that kept it open would hang the caller.
 #[test]
 fn the_daemon_gives_up_what_it_inherited() {

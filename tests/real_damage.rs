@@ -438,7 +438,7 @@ fn a_copy_of_the_mount_in_another_namespace_is_told_of() {
 
     let line = sandbox.fail(75, ["umount", "--timeout", "1", "mnt"]);
     let namespace = format!(
-        "sleep (pid {}, a copy of the mount in its mount namespace)",
+        "sleep (pid {}, in a mount namespace with a copy of it)",
         other.id()
     );
     assert!(line.contains(&namespace), "{line}");

@@ -6,7 +6,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::mountinfo::{self, MountInfo};
+use super::mountinfo::MountInfo;
 
 /// A process and what of it is on the mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,42 +44,40 @@ pub fn of(mount: &MountInfo) -> Vec<Holder> {
     holders
 }
 
-/// Processes in whose mount namespaces copies of `mount`, gone from ours, live on: one of each namespace. Making a namespace
-/// copies all mounts, and unless told otherwise they stay there when they are unmounted here.
-pub fn copies_of(mount: &MountInfo) -> Vec<Holder> {
+/// One process of each other mount namespace in which the file system of `mount` is mounted too: a copy made when the
+/// namespace was, which an unmount here does not reach.
+pub fn elsewhere(mount: &MountInfo) -> Vec<Holder> {
     let Ok(processes) = fs::read_dir("/proc") else {
         return Vec::new();
     };
-    let namespace_of = |process: &Path| fs::read_link(process.join("ns/mnt")).ok();
-    let mut seen: Vec<PathBuf> = namespace_of(Path::new("/proc/self")).into_iter().collect();
+    let device = format!(" {}:{} ", mount.major, mount.minor);
+    let mut seen: Vec<PathBuf> = fs::read_link("/proc/self/ns/mnt").into_iter().collect();
     let mut holders = Vec::new();
-    for process in processes.flatten() {
-        let path = process.path();
-        let Some(pid) = process
+    for entry in processes.flatten() {
+        let process = entry.path();
+        let Some(pid) = entry
             .file_name()
             .to_str()
             .and_then(|name| name.parse().ok())
         else {
             continue;
         };
-        let Some(namespace) = namespace_of(&path).filter(|namespace| !seen.contains(namespace))
-        else {
+        let Ok(namespace) = fs::read_link(process.join("ns/mnt")) else {
             continue;
         };
-        let has_copy = |table: Vec<MountInfo>| {
-            table
-                .iter()
-                .any(|m| (m.major, m.minor) == (mount.major, mount.minor))
-        };
-        if mountinfo::of_process(pid).is_ok_and(has_copy) {
-            let command = fs::read_to_string(path.join("comm")).unwrap_or_default();
+        if seen.contains(&namespace) {
+            continue;
+        }
+        seen.push(namespace);
+        let mounts = fs::read(process.join("mountinfo")).unwrap_or_default();
+        if mounts.windows(device.len()).any(|w| w == device.as_bytes()) {
+            let command = fs::read_to_string(process.join("comm")).unwrap_or_default();
             holders.push(Holder {
                 pid,
                 command: command.trim_end().to_owned(),
-                how: "a copy of the mount in its mount namespace",
+                how: "in a mount namespace with a copy of it",
             });
         }
-        seen.push(namespace);
     }
     holders
 }

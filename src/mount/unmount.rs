@@ -91,7 +91,7 @@ fn take_down(
         Ok(_) => {}
         Err(e) if busy(&e) => {
             return Err(Error::Busy {
-                holders: holders::of(mount),
+                holders: users(mount, record.map(|r| r.daemon.pid)),
                 path,
             });
         }
@@ -125,16 +125,20 @@ const BUSY_PAUSE: Duration = Duration::from_millis(20);
 const LAZY_WAIT: Duration = Duration::from_millis(500);
 
 fn still_running(mount: &MountInfo, record: &Record, how: How) -> Error {
-    let mut holders = holders::of(mount);
-    // It keeps the directory below its mount.
-    holders.retain(|holder| holder.pid != record.daemon.pid);
-    holders.extend(holders::copies_of(mount));
     Error::StillRunning {
         path: mount.mount_point.clone(),
         pid: record.daemon.pid,
         seconds: how.timeout.as_secs(),
-        holders,
+        holders: users(mount, Some(record.daemon.pid)),
     }
+}
+
+/// Who keeps a mount alive, besides its daemon.
+fn users(mount: &MountInfo, daemon: Option<u32>) -> Vec<holders::Holder> {
+    let mut users = holders::of(mount);
+    users.retain(|holder| Some(holder.pid) != daemon);
+    users.extend(holders::elsewhere(mount));
+    users
 }
 
 /// The daemon is gone but its mount is there: the kernel answers everything with ENOTCONN.

@@ -122,12 +122,7 @@ impl Overlay {
         let fd = self.upper_path(&node)?;
         let uid = set.uid.map(|uid| self.ids.uid_on_disk(uid)).transpose()?;
         let gid = set.gid.map(|gid| self.ids.gid_on_disk(gid)).transpose()?;
-        set_owner(fd.as_fd(), uid, gid)?;
-        if let Some(perm) = set.perm
-            && node.kind != FileKind::Symlink
-        {
-            set_perm(fd.as_fd(), perm)?;
-        }
+        self.give(fd.as_fd(), uid, gid, set.perm)?;
         if set.atime.is_some() || set.mtime.is_some() {
             set_times(fd.as_fd(), time_spec(set.atime), time_spec(set.mtime))?;
         }

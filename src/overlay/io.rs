@@ -1,7 +1,7 @@
 //! Data. I/O is by node: the file behind it is opened when first needed and kept for the next request; once a node is
 //! copied up nobody reads the old file any more.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, OFlags};
@@ -51,11 +51,11 @@ impl Overlay {
         let upper = node.data_in_upper();
         let open = if upper {
             let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-            let (fd, writable) = match self.upper_object(node, OFlags::RDWR | flags) {
-                Ok((fd, _)) => (fd, true),
+            let (fd, writable) = match self.upper_file(node, OFlags::RDWR | flags) {
+                Ok(fd) => (fd, true),
                 // Immutable or append-only, or a program running straight from the upper.
                 Err(Errno::PERM | Errno::ACCESS | Errno::TXTBSY | Errno::ROFS) if !write => {
-                    (self.upper_object(node, OFlags::RDONLY | flags)?.0, false)
+                    (self.upper_file(node, OFlags::RDONLY | flags)?, false)
                 }
                 Err(e) => return Err(e),
             };
@@ -75,6 +75,20 @@ impl Overlay {
         };
         self.files.insert(node.id.0, open.clone());
         Ok(open)
+    }
+
+    /// A file of the upper opened for those who have it open in the mount already, whatever its mode is by now.
+    pub(super) fn upper_file(&self, node: &Arc<Node>, flags: OFlags) -> Result<OwnedFd> {
+        match self.upper_object(node, flags) {
+            Ok((fd, _)) => return Ok(fd),
+            Err(Errno::ACCESS) => {}
+            Err(e) => return Err(e),
+        }
+        let path = self.upper_path(node)?;
+        let extra = libc::S_IRUSR | libc::S_IWUSR;
+        self.some_upper()?.permitted(path.as_fd(), extra, || {
+            host::reopen(path.as_fd(), flags - OFlags::NOFOLLOW)
+        })
     }
 
     fn writable_file(&self, node: &Arc<Node>) -> Result<OpenFile> {
@@ -133,13 +147,13 @@ impl Overlay {
     /// execute), capabilities.
     fn kill_priv(&self, node: &Arc<Node>) -> Result<()> {
         let fd = self.upper_path(node)?;
-        let perm = host::stat_fd(fd.as_fd())?.attr.perm;
+        let perm = self.stat(fd.as_fd())?.attr.perm;
         let mut keep = perm & !libc::S_ISUID;
         if perm & libc::S_IXGRP != 0 {
             keep &= !libc::S_ISGID;
         }
         if keep != perm {
-            attrs::set_perm(fd.as_fd(), keep)?;
+            self.give(fd.as_fd(), None, None, Some(keep))?;
         }
         match host::remove_xattr_fd(fd.as_fd(), std::ffi::OsStr::new("security.capability")) {
             Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
@@ -164,9 +178,7 @@ impl Overlay {
                     open = self.open_file(&node, false)?;
                     open.file.fd().ok_or(Errno::BADF)?
                 } else {
-                    own = self
-                        .upper_object(&node, OFlags::RDONLY | OFlags::NOFOLLOW)?
-                        .0;
+                    own = self.upper_file(&node, OFlags::RDONLY | OFlags::NOFOLLOW)?;
                     own.as_fd()
                 };
                 if datasync {

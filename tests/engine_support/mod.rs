@@ -27,8 +27,9 @@ pub struct Bench {
 }
 
 fn open(base: &Path, options: &Options) -> Result<Overlay, OpenError> {
-    let lowers = ["lower2", "lower1"]
-        .map(|n| Arc::new(DirLayer::open(&base.join(n)).unwrap()) as Arc<dyn Layer>);
+    let lowers = ["lower2", "lower1"].map(|n| {
+        Arc::new(DirLayer::open_with(&base.join(n), options.permissions).unwrap()) as Arc<dyn Layer>
+    });
     let upper = UpperDirs {
         upper: base.join("upper"),
         work: base.join("work"),

@@ -1,0 +1,221 @@
+//! What goes wrong between two steps, at odd sizes and at great depth.
+
+mod engine_support;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use engine_support::{Bench, ROOT};
+use ovl::overlay::{NodeId, Options, RenameFlags, SetAttr, XattrSet};
+use rustix::io::Errno;
+
+fn metacopy() -> Options {
+    Options {
+        metacopy: true,
+        ..Options::default()
+    }
+}
+
+/// Xattrs that do not fit the inode take a block of their own, which the file system counts among the file's.
+#[test]
+fn a_small_file_without_data_is_known_by_its_mark() {
+    let mut b = Bench::with(metacopy(), |one, _| {
+        fs::write(one.join("small"), "data").unwrap();
+    });
+    let node = b.get("small").node;
+    b.overlay
+        .setxattr(node, OsStr::new("user.long"), &[7; 1000], XattrSet::Any)
+        .unwrap();
+    assert_eq!(b.read("small"), b"data");
+    b.remount();
+    assert_eq!(b.read("small"), b"data");
+    b.write("small", 0, b"D");
+    b.remount();
+    assert_eq!(b.read("small"), b"Data");
+}
+
+/// Directories thousands of levels deep are opened step by step, not by recursion.
+#[test]
+fn depth_costs_no_stack() {
+    const DEPTH: usize = 6000;
+    let b = Bench::new(|_, _| {});
+    let work = || {
+        let mut at = NodeId::ROOT;
+        for _ in 0..DEPTH {
+            at = b
+                .overlay
+                .mkdir(ROOT, at, OsStr::new("d"), 0o755, 0)
+                .unwrap()
+                .node;
+        }
+        // Other directories take the kept descriptors.
+        for i in 0..2000 {
+            let name = format!("other{i}");
+            let dir = b
+                .overlay
+                .mkdir(ROOT, NodeId::ROOT, OsStr::new(&name), 0o755, 0)
+                .unwrap();
+            for _ in 0..2 {
+                assert!(
+                    b.overlay
+                        .lookup(dir.node, OsStr::new("x"))
+                        .unwrap()
+                        .is_none()
+                );
+            }
+        }
+        let made = b.overlay.mkdir(ROOT, at, OsStr::new("last"), 0o755, 0);
+        assert!(made.is_ok(), "{made:?}");
+        b.overlay.shutdown();
+    };
+    std::thread::scope(|s| {
+        std::thread::Builder::new()
+            .stack_size(512 << 10)
+            .spawn_scoped(s, work)
+            .unwrap()
+            .join()
+            .unwrap();
+    });
+}
+
+/// Whoever uses a file while it is renamed finds it.
+#[test]
+fn a_file_on_the_move_is_never_stale() {
+    let b = Bench::new(|_, _| {});
+    let node = b.create("a", b"x").node;
+    let done = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        let lookers: Vec<_> = (0..2)
+            .map(|_| {
+                s.spawn(|| {
+                    let mut asked = 0;
+                    while !done.load(Ordering::Relaxed) {
+                        b.overlay.getattr(node).unwrap();
+                        asked += 1;
+                    }
+                    asked
+                })
+            })
+            .collect();
+        for _ in 0..10_000 {
+            b.rename("a", "b").unwrap();
+            b.rename("b", "a").unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+        for looker in lookers {
+            assert!(looker.join().unwrap() > 0);
+        }
+    });
+}
+
+/// All names of a hard-linked lower file are one node, also for those who look while it is being copied up.
+#[test]
+fn names_stay_one_node_while_the_file_is_copied_up() {
+    const FILES: usize = 300;
+    let b = Bench::new(|one, _| {
+        fs::create_dir(one.join("a")).unwrap();
+        fs::create_dir(one.join("b")).unwrap();
+        for i in 0..FILES {
+            fs::write(one.join(format!("a/{i}")), "x").unwrap();
+            fs::hard_link(one.join(format!("a/{i}")), one.join(format!("b/{i}"))).unwrap();
+        }
+    });
+    let other = b.get("b").node;
+    for i in 0..FILES {
+        let node = b.get(&format!("a/{i}")).node;
+        let name = i.to_string();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|s| {
+            let looker = s.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let seen = b.overlay.lookup(other, OsStr::new(&name)).unwrap().unwrap();
+                    assert_eq!(seen.node, node, "file {i}");
+                }
+            });
+            b.overlay.write(node, 0, b"y", false).unwrap();
+            done.store(true, Ordering::Relaxed);
+            looker.join().unwrap();
+        });
+    }
+}
+
+/// A rename that the upper refuses leaves both sides as they were.
+#[test]
+fn a_refused_rename_changes_nothing() {
+    const IMMUTABLE: u32 = 0x10;
+    let b = Bench::new(|_, _| {});
+    b.mkdir("source").unwrap();
+    b.mkdir("target").unwrap();
+    let source = b.get("source").node;
+    let target = b.get("target").node;
+    b.overlay.set_flags(source, IMMUTABLE).unwrap();
+    assert_eq!(b.rename("source", "target"), Err(Errno::PERM));
+    // Whoever has the target open, as the kernel has, goes on using it.
+    b.overlay
+        .create(ROOT, target, OsStr::new("new"), libc::S_IFREG | 0o644, 0)
+        .unwrap();
+    assert_eq!(b.get("target").node, target);
+    assert_eq!(b.ls("target"), ["new"]);
+    b.overlay.set_flags(source, 0).unwrap();
+    assert_eq!(b.rename("source", "target"), Err(Errno::NOTEMPTY));
+    b.unlink("target/new").unwrap();
+    b.rename("source", "target").unwrap();
+    assert_eq!(b.get("target").node, source);
+}
+
+/// RENAME_WHITEOUT leaves a device 0:0 that its maker can see: an overlay on top of this one counts on it.
+#[test]
+fn a_whiteout_asked_for_is_there_to_be_seen() {
+    let mut b = Bench::new(|one, _| {
+        fs::write(one.join("low"), "x").unwrap();
+        fs::create_dir(one.join("dir")).unwrap();
+    });
+    b.create("new", b"y");
+    let flags = RenameFlags {
+        whiteout: true,
+        ..RenameFlags::default()
+    };
+    for name in ["low", "new", "dir"] {
+        b.rename_with(name, &format!("{name}2"), flags).unwrap();
+    }
+    for _ in 0..2 {
+        assert_eq!(b.ls("/"), ["dir", "dir2", "low", "low2", "new", "new2"]);
+        for name in ["low", "new", "dir"] {
+            let left = b.get(name).attr;
+            assert_eq!(left.kind, ovl::meta::FileKind::CharDevice, "{name}");
+            assert_eq!(left.rdev, 0);
+        }
+        b.remount();
+    }
+    b.unlink("low").unwrap();
+    b.unlink("new").unwrap();
+    b.remount();
+    assert_eq!(b.ls("/"), ["dir", "dir2", "low2", "new2"]);
+}
+
+/// The kernel's overlayfs writes no redirect on a metacopy file that keeps its name.
+#[test]
+fn data_found_by_name_is_found_after_a_rename() {
+    let mut b = Bench::with(metacopy(), |one, _| {
+        for name in ["f", "g", "other"] {
+            fs::write(one.join(name), format!("data of {name}")).unwrap();
+        }
+    });
+    for name in ["f", "g"] {
+        let set = SetAttr {
+            perm: Some(0o600),
+            ..SetAttr::default()
+        };
+        b.overlay.setattr(ROOT, b.get(name).node, &set).unwrap();
+        rustix::fs::removexattr(b.upper(name), "trusted.overlay.redirect").unwrap();
+    }
+    b.remount();
+    b.rename("f", "other").unwrap();
+    b.link("g", "g2").unwrap();
+    for _ in 0..2 {
+        assert_eq!(b.read("other"), b"data of f");
+        assert_eq!(b.read("g2"), b"data of g");
+        b.remount();
+    }
+}
