@@ -4,6 +4,9 @@ mod engine_support;
 
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use engine_support::{Bench, ROOT};
@@ -67,6 +70,8 @@ fn depth_costs_no_stack() {
         }
         let made = b.overlay.mkdir(ROOT, at, OsStr::new("last"), 0o755, 0);
         assert!(made.is_ok(), "{made:?}");
+        let changes = b.changes();
+        assert_eq!(changes.len(), DEPTH + 2000 + 1);
         b.overlay.shutdown();
     };
     std::thread::scope(|s| {
@@ -217,5 +222,130 @@ fn data_found_by_name_is_found_after_a_rename() {
         assert_eq!(b.read("other"), b"data of f");
         assert_eq!(b.read("g2"), b"data of g");
         b.remount();
+    }
+}
+
+/// Runs a test of this file again in a process of its own; `true` there.
+fn alone(test: &str, how: impl FnOnce(&mut Command)) -> bool {
+    const MARK: &str = "OVL_TEST_ALONE";
+    if std::env::var_os(MARK).is_some() {
+        return true;
+    }
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .args(["--exact", "--nocapture", test])
+        .current_dir("/")
+        .env(MARK, "1");
+    how(&mut command);
+    let ran = command.output().unwrap();
+    assert!(ran.status.success(), "{ran:?}");
+    false
+}
+
+/// Permissions bind an ordinary user's daemon too, but not what it does for those who opened a file before.
+#[test]
+fn files_their_owner_may_not_read_or_write() {
+    const NOBODY: u32 = 65534;
+    if !alone("files_their_owner_may_not_read_or_write", |command| {
+        command.uid(NOBODY).gid(NOBODY);
+    }) {
+        return;
+    }
+    let me = ovl::overlay::Caller {
+        uid: NOBODY,
+        gid: NOBODY,
+        pid: 1,
+    };
+    let mut b = Bench::new(|one, _| {
+        fs::create_dir(one.join("d")).unwrap();
+        fs::write(one.join("d/ro"), "data").unwrap();
+        fs::set_permissions(one.join("d/ro"), fs::Permissions::from_mode(0o444)).unwrap();
+        fs::write(one.join("twice"), "data").unwrap();
+        fs::hard_link(one.join("twice"), one.join("again")).unwrap();
+        fs::set_permissions(one.join("twice"), fs::Permissions::from_mode(0o400)).unwrap();
+        fs::create_dir(one.join("fixed")).unwrap();
+        fs::write(one.join("fixed/f"), "data").unwrap();
+        fs::set_permissions(one.join("fixed"), fs::Permissions::from_mode(0o555)).unwrap();
+    });
+    let chmod = |b: &Bench, path: &str, perm: u32| {
+        let set = SetAttr {
+            perm: Some(perm),
+            ..SetAttr::default()
+        };
+        b.overlay.setattr(me, b.get(path).node, &set).unwrap();
+    };
+    let node = b.get("d/ro").node;
+    chmod(&b, "d/ro", 0o440);
+    b.write("twice", 0, b"D");
+    let made = b
+        .overlay
+        .create(
+            me,
+            NodeId::ROOT,
+            OsStr::new("made"),
+            libc::S_IFREG | 0o444,
+            0,
+        )
+        .unwrap();
+    b.overlay.write(made.node, 0, b"more", false).unwrap();
+    for (name, data) in [("shut", &b"x"[..]), ("empty", b"")] {
+        let made = b
+            .overlay
+            .create(me, NodeId::ROOT, OsStr::new(name), libc::S_IFREG | 0o644, 0)
+            .unwrap();
+        b.overlay.write(made.node, 0, data, false).unwrap();
+        chmod(&b, name, 0);
+    }
+    b.write("fixed/f", 0, b"D");
+    // Written back by the kernel after its directory was shut.
+    b.mkdir_as(me, "closed").unwrap();
+    let closed = b.get("closed").node;
+    let late = b
+        .overlay
+        .create(me, closed, OsStr::new("late"), libc::S_IFREG | 0o644, 0)
+        .unwrap();
+    chmod(&b, "closed", 0);
+    b.overlay.write(late.node, 0, b"late", false).unwrap();
+    let all = [
+        "again", "closed", "d", "empty", "fixed", "made", "shut", "twice",
+    ];
+    for _ in 0..2 {
+        assert_eq!(b.ls("/"), all);
+        assert_eq!(b.read("fixed/f"), b"Data");
+        assert_eq!(b.get("fixed").attr.perm, 0o555);
+        assert_eq!(b.get("closed").attr.perm, 0);
+        assert_eq!(b.get("d/ro").node, node);
+        assert_eq!(b.get("d/ro").attr.perm, 0o440);
+        assert_eq!(b.get("made").attr.perm, 0o444);
+        assert_eq!(b.read("made"), b"more");
+        assert_eq!(b.read("again"), b"Data");
+        assert_eq!(b.get("shut").attr.perm, 0);
+        b.remount();
+    }
+    b.unlink("shut").unwrap();
+    b.unlink("empty").unwrap();
+    chmod(&b, "closed", 0o700);
+    assert_eq!(b.read("closed/late"), b"late");
+    b.unlink("closed/late").unwrap();
+    chmod(&b, "closed", 0);
+    b.rmdir("closed").unwrap();
+    assert_eq!(b.ls("/"), ["again", "d", "fixed", "made", "twice"]);
+}
+
+/// What is kept open for the next request must leave descriptors for this one.
+#[test]
+fn few_descriptors_are_enough() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    if !alone("few_descriptors_are_enough", |_| {}) {
+        return;
+    }
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = Some(256);
+    setrlimit(Resource::Nofile, limit).unwrap();
+    let b = Bench::new(|_, _| {});
+    for i in 0..600 {
+        b.mkdir(&format!("d{i}")).unwrap();
+        b.create(&format!("d{i}/f"), b"x");
+        assert_eq!(b.read(&format!("d{i}/f")), b"x");
     }
 }

@@ -11,7 +11,9 @@ use std::sync::{Arc, Barrier, Condvar, Mutex};
 use std::time::Duration;
 
 use engine_support::{Bench, ROOT};
-use ovl::layer::{DirLayer, Identity, Layer, LayerDirent, LayerEntry, LayerFile, LayerNode, Result};
+use ovl::layer::{
+    DirLayer, Identity, Layer, LayerDirent, LayerEntry, LayerFile, LayerNode, Result,
+};
 use ovl::meta::Attr;
 use ovl::overlay::{NodeId, Options, Overlay, RenameFlags, Stack, UpperDirs};
 use ovl::sys::FileHandle;
@@ -55,10 +57,18 @@ impl Layer for Gated {
         self.inner.read_link(node)
     }
     fn open(&self, node: &LayerNode) -> Result<LayerFile> {
-        if self.slow.lock().unwrap().as_ref().is_some_and(|slow| slow.key == node.key) {
+        if self
+            .slow
+            .lock()
+            .unwrap()
+            .as_ref()
+            .is_some_and(|slow| slow.key == node.key)
+        {
             self.opened.fetch_add(1, Ordering::SeqCst);
             let (open, opened) = &*self.gate;
-            let _open = opened.wait_while(open.lock().unwrap(), |open| !*open).unwrap();
+            let _open = opened
+                .wait_while(open.lock().unwrap(), |open| !*open)
+                .unwrap();
         }
         self.inner.open(node)
     }
@@ -93,29 +103,58 @@ fn nobody_waits_for_the_copy_up_of_another_file() {
         slow: Mutex::default(),
         opened: AtomicUsize::new(0),
     });
-    let upper = UpperDirs { upper: tmp.path().join("upper"), work: tmp.path().join("work") };
-    let stack = Stack { lowers: vec![Arc::clone(&layer) as Arc<dyn Layer>], upper: Some(upper) };
+    let upper = UpperDirs {
+        upper: tmp.path().join("upper"),
+        work: tmp.path().join("work"),
+    };
+    let stack = Stack {
+        lowers: vec![Arc::clone(&layer) as Arc<dyn Layer>],
+        upper: Some(upper),
+    };
     let overlay = Overlay::new(stack, &Options::default()).unwrap();
-    let find = |name: &str| overlay.lookup(NodeId::ROOT, OsStr::new(name)).unwrap().unwrap().node;
+    let find = |name: &str| {
+        overlay
+            .lookup(NodeId::ROOT, OsStr::new(name))
+            .unwrap()
+            .unwrap()
+            .node
+    };
     let slow = find("slow");
     std::thread::scope(|scope| {
-        let writers: Vec<_> = (0..4).map(|i| scope.spawn({
-            let overlay = &overlay;
-            move || overlay.write(slow, i, b"X", false)
-        })).collect();
+        let writers: Vec<_> = (0..4)
+            .map(|i| {
+                scope.spawn({
+                    let overlay = &overlay;
+                    move || overlay.write(slow, i, b"X", false)
+                })
+            })
+            .collect();
         while layer.opened.load(Ordering::SeqCst) == 0 {
             std::thread::sleep(Duration::from_millis(1));
         }
         // The copy is under way and goes nowhere. Everything else does, in the same directory too.
         overlay.write(find("quick"), 0, b"ABOVE", false).unwrap();
         overlay.unlink(NodeId::ROOT, OsStr::new("gone")).unwrap();
-        overlay.create(ROOT, NodeId::ROOT, OsStr::new("new"), 0o100_644, 0).unwrap();
         overlay
-            .rename(NodeId::ROOT, OsStr::new("new"), NodeId::ROOT, OsStr::new("newer"), RenameFlags::default())
+            .create(ROOT, NodeId::ROOT, OsStr::new("new"), 0o100_644, 0)
+            .unwrap();
+        overlay
+            .rename(
+                NodeId::ROOT,
+                OsStr::new("new"),
+                NodeId::ROOT,
+                OsStr::new("newer"),
+                RenameFlags::default(),
+            )
             .unwrap();
         assert_eq!(overlay.getattr(slow).unwrap().size, 5);
         let mut listed = 0;
-        overlay.read_dir(NodeId::ROOT, 0, true, &mut |_| { listed += 1; true }).unwrap();
+        overlay
+            .read_dir(NodeId::ROOT, 0, true, &mut |_| {
+                listed += 1;
+                true
+            })
+            .unwrap();
         assert_eq!(listed, 5, "., .., slow, quick, newer");
         assert!(writers.iter().all(|w| !w.is_finished()));
         // Its name may even change meanwhile: the copy finds its place.
@@ -126,7 +165,11 @@ fn nobody_waits_for_the_copy_up_of_another_file() {
             assert_eq!(writer.join().unwrap(), Ok(1));
         }
     });
-    assert_eq!(layer.opened.load(Ordering::SeqCst), 1, "copied once, whoever came");
+    assert_eq!(
+        layer.opened.load(Ordering::SeqCst),
+        1,
+        "copied once, whoever came"
+    );
     assert_eq!(fs::read(tmp.path().join("upper/slow")).unwrap(), b"XXXXw");
     overlay.shutdown();
 }
@@ -144,7 +187,10 @@ fn leftovers_in_the_workdir_never_show() {
     std::os::unix::fs::symlink("/etc", work.join("#link")).unwrap();
     b.remount();
     assert_eq!(fs::read_dir(&work).unwrap().count(), 0);
-    assert!(fs::metadata("/etc/passwd").is_ok(), "the link went, not what it led to");
+    assert!(
+        fs::metadata("/etc/passwd").is_ok(),
+        "the link went, not what it led to"
+    );
     b.write("f", 0, b"L");
     assert_eq!(b.read("f"), b"Lower");
 }
@@ -161,7 +207,11 @@ fn threads_share_a_directory() {
         }
     });
     let start = Barrier::new(THREADS);
-    let find = |dir: NodeId, name: &str| b.overlay.lookup(dir, OsStr::new(name)).map(|e| e.unwrap().node);
+    let find = |dir: NodeId, name: &str| {
+        b.overlay
+            .lookup(dir, OsStr::new(name))
+            .map(|e| e.unwrap().node)
+    };
     std::thread::scope(|scope| {
         for t in 0..THREADS {
             let (b, start, find) = (&b, &start, &find);
@@ -175,13 +225,28 @@ fn threads_share_a_directory() {
                     let node = find(own, &name).unwrap();
                     b.overlay.write(node, 0, &[t as u8], false).unwrap();
                     // Crosswise between directories, each thread in another order of them.
-                    b.overlay.rename(own, OsStr::new(&name), next, OsStr::new(&moved), RenameFlags::default()).unwrap();
-                    b.overlay.link(node, own, OsStr::new(&format!("again{i}"))).unwrap();
+                    b.overlay
+                        .rename(
+                            own,
+                            OsStr::new(&name),
+                            next,
+                            OsStr::new(&moved),
+                            RenameFlags::default(),
+                        )
+                        .unwrap();
+                    b.overlay
+                        .link(node, own, OsStr::new(&format!("again{i}")))
+                        .unwrap();
                     if i % 3 == 0 {
                         b.overlay.unlink(next, OsStr::new(&moved)).unwrap();
                     }
                     let mut count = 0;
-                    b.overlay.read_dir(next, 0, false, &mut |_| { count += 1; true }).unwrap();
+                    b.overlay
+                        .read_dir(next, 0, false, &mut |_| {
+                            count += 1;
+                            true
+                        })
+                        .unwrap();
                     assert!(count > 2);
                 }
             });
@@ -190,7 +255,11 @@ fn threads_share_a_directory() {
     for t in 0..THREADS {
         let from = (t + THREADS - 1) % THREADS;
         let mut want: Vec<String> = (0..20).map(|i| format!("again{i}")).collect();
-        want.extend((0..20).filter(|i| i % 3 != 0).map(|i| format!("t{from}-{i}")));
+        want.extend(
+            (0..20)
+                .filter(|i| i % 3 != 0)
+                .map(|i| format!("t{from}-{i}")),
+        );
         want.sort();
         assert_eq!(b.ls(&format!("d{t}")), want);
         for i in 0..20 {
@@ -216,22 +285,56 @@ fn no_space_in_the_middle_of_a_copy_up() {
         for dir in ["upper", "work"] {
             fs::create_dir(small.path().join(dir)).unwrap();
         }
-        let upper = UpperDirs { upper: small.path().join("upper"), work: small.path().join("work") };
+        let upper = UpperDirs {
+            upper: small.path().join("upper"),
+            work: small.path().join("work"),
+        };
         let lower = Arc::new(DirLayer::open(&b.tmp.path().join("lower1")).unwrap());
-        let overlay = Overlay::new(Stack { lowers: vec![lower], upper: Some(upper) }, &Options::default()).unwrap();
-        let big = overlay.lookup(NodeId::ROOT, OsStr::new("big")).unwrap().unwrap().node;
+        let overlay = Overlay::new(
+            Stack {
+                lowers: vec![lower],
+                upper: Some(upper),
+            },
+            &Options::default(),
+        )
+        .unwrap();
+        let big = overlay
+            .lookup(NodeId::ROOT, OsStr::new("big"))
+            .unwrap()
+            .unwrap()
+            .node;
         assert_eq!(overlay.write(big, 0, b"!", false), Err(Errno::NOSPC));
         let mut buf = [0; 4];
         assert_eq!(overlay.read(big, 0, &mut buf), Ok(4));
         assert_eq!(buf, [7; 4]);
         assert_eq!(fs::read_dir(small.path().join("upper")).unwrap().count(), 0);
-        assert_eq!(fs::read_dir(small.path().join("work/work")).unwrap().count(), 0, "the piece is given back");
+        assert_eq!(
+            fs::read_dir(small.path().join("work/work"))
+                .unwrap()
+                .count(),
+            0,
+            "the piece is given back"
+        );
         // There is room for small things again.
-        overlay.create(ROOT, NodeId::ROOT, OsStr::new("small"), 0o100_644, 0).unwrap();
-        assert_eq!(fs::metadata(small.path().join("upper/small")).unwrap().size(), 0);
+        overlay
+            .create(ROOT, NodeId::ROOT, OsStr::new("small"), 0o100_644, 0)
+            .unwrap();
+        assert_eq!(
+            fs::metadata(small.path().join("upper/small"))
+                .unwrap()
+                .size(),
+            0
+        );
         overlay.shutdown();
     });
-    assert!(std::process::Command::new("umount").arg("-l").arg(small.path()).status().unwrap().success());
+    assert!(
+        std::process::Command::new("umount")
+            .arg("-l")
+            .arg(small.path())
+            .status()
+            .unwrap()
+            .success()
+    );
     if let Err(panic) = outcome {
         std::panic::resume_unwind(panic);
     }

@@ -5,7 +5,7 @@ mod mount_support;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use mount_support::{Site, complaint, kill, wait_gone, wait_until};
@@ -274,6 +274,30 @@ fn the_foreground_serves_until_unmounted() {
     rustix::mount::unmount(site.path("mnt"), UnmountFlags::empty()).expect("umount");
     assert!(server.wait().expect("wait").success());
     assert!(site.run_dir().all().expect("records").is_empty());
+}
+
+/// The limits of the shell a mount was made in are not those of the mount's users.
+#[test]
+fn a_limit_on_file_sizes_does_not_end_the_daemon() {
+    const LIMIT: u64 = 64 << 10;
+    for hard in [false, true] {
+        let site = Site::new();
+        let command = site.command(&site.task());
+        let limit = if hard { "" } else { "-S" };
+        let mounted = Command::new("sh")
+            .args(["-c", &format!("ulimit {limit} -f 128; exec \"$0\" \"$@\"")])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .envs(command.get_envs().filter_map(|(k, v)| Some((k, v?))))
+            .output()
+            .expect("run");
+        assert!(mounted.status.success(), "{}", complaint(&mounted));
+        let big = fs::File::create(site.path("mnt/big")).expect("create");
+        let written = std::os::unix::fs::FileExt::write_all_at(&big, b"far out", LIMIT * 4)
+            .and_then(|()| big.sync_all());
+        assert_eq!(written.is_err(), hard, "{written:?}");
+        fs::write(site.path("mnt/small"), "x").expect("the daemon lives");
+    }
 }
 
 #[test]

@@ -10,8 +10,11 @@ use std::process::Command;
 use common::{Sandbox, require_mounting};
 
 fn run(command: &mut Command) -> String {
-    let out = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    let out = command
+        .output()
+        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let text =
+        String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
     assert!(out.status.success(), "{command:?}: {text}");
     text
 }
@@ -24,7 +27,9 @@ fn cargo(dir: &Path, verb: &str) -> String {
             command.env_remove(name);
         }
     }
-    run(command.args([verb, "--offline", "--verbose"]).current_dir(dir))
+    run(command
+        .args([verb, "--offline", "--verbose"])
+        .current_dir(dir))
 }
 
 #[test]
@@ -38,9 +43,18 @@ fn cargo_goes_on_from_what_the_lower_has() {
         "[package]\nname = \"app\"\nversion = \"0.1.0\"\nedition = \"2021\"\n\
          [dependencies]\nhelper = { path = \"helper\" }\n[workspace]\n",
     );
-    sandbox.write("lower/helper/Cargo.toml", "[package]\nname = \"helper\"\nversion = \"0.1.0\"\nedition = \"2021\"\n");
-    sandbox.write("lower/helper/src/lib.rs", "pub fn word() -> &'static str { \"helped\" }\n");
-    sandbox.write("lower/src/main.rs", "fn main() { println!(\"{} once\", helper::word()); }\n");
+    sandbox.write(
+        "lower/helper/Cargo.toml",
+        "[package]\nname = \"helper\"\nversion = \"0.1.0\"\nedition = \"2021\"\n",
+    );
+    sandbox.write(
+        "lower/helper/src/lib.rs",
+        "pub fn word() -> &'static str { \"helped\" }\n",
+    );
+    sandbox.write(
+        "lower/src/main.rs",
+        "fn main() { println!(\"{} once\", helper::word()); }\n",
+    );
     sandbox.mkdir("mnt");
     // The earlier state is made through a mount too: cargo remembers absolute paths.
     sandbox.run(["mount", "lower", "first", "mnt"]);
@@ -49,17 +63,33 @@ fn cargo_goes_on_from_what_the_lower_has() {
     sandbox.run(["umount", "mnt"]);
     sandbox.run(["mount", "first:lower", "second", "mnt"]);
     let again = cargo(&mnt, "build");
-    assert!(again.contains("Fresh helper") && again.contains("Fresh app"), "nothing changed: {again}");
-    fs::write(mnt.join("src/main.rs"), "fn main() { println!(\"{} twice\", helper::word()); }\n").unwrap();
+    assert!(
+        again.contains("Fresh helper") && again.contains("Fresh app"),
+        "nothing changed: {again}"
+    );
+    fs::write(
+        mnt.join("src/main.rs"),
+        "fn main() { println!(\"{} twice\", helper::word()); }\n",
+    )
+    .unwrap();
     let changed = cargo(&mnt, "build");
-    assert!(changed.contains("Fresh helper") && changed.contains("Dirty app"), "{changed}");
-    assert_eq!(run(&mut Command::new(mnt.join("target/debug/app"))), "helped twice\n");
+    assert!(
+        changed.contains("Fresh helper") && changed.contains("Dirty app"),
+        "{changed}"
+    );
+    assert_eq!(
+        run(&mut Command::new(mnt.join("target/debug/app"))),
+        "helped twice\n"
+    );
     cargo(&mnt, "clean");
     assert!(!mnt.join("target").exists());
     cargo(&mnt, "build");
     sandbox.run(["umount", "mnt"]);
     sandbox.run(["mount", "first:lower", "second", "mnt"]);
-    assert_eq!(run(&mut Command::new(mnt.join("target/debug/app"))), "helped twice\n");
+    assert_eq!(
+        run(&mut Command::new(mnt.join("target/debug/app"))),
+        "helped twice\n"
+    );
     sandbox.run(["umount", "mnt"]);
 }
 
@@ -86,17 +116,31 @@ fn pip_upgrades_what_the_lower_has() {
     let sandbox = Sandbox::new();
     let lower = sandbox.mkdir("lower");
     sandbox.mkdir("mnt");
-    run(Command::new("python3").args(["-c", MAKE_WHEELS]).current_dir(&lower));
+    run(Command::new("python3")
+        .args(["-c", MAKE_WHEELS])
+        .current_dir(&lower));
     let pip = |dir: &Path, wheel: &str| {
         let target = dir.join("site");
         run(Command::new("python3")
-            .args(["-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--upgrade", "--target"])
+            .args([
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-index",
+                "--no-deps",
+                "--upgrade",
+                "--target",
+            ])
             .arg(&target)
             .arg(dir.join(wheel))
             .env("PIP_ROOT_USER_ACTION", "ignore")
             .env("PIP_DISABLE_PIP_VERSION_CHECK", "1"));
         let code = "import thing, thing.part7, os; print(thing.VERSION, thing.part7.VERSION, len(os.listdir(thing.__path__[0])))";
-        run(Command::new("python3").args(["-c", code]).env("PYTHONPATH", &target).env("PYTHONDONTWRITEBYTECODE", "1"))
+        run(Command::new("python3")
+            .args(["-c", code])
+            .env("PYTHONPATH", &target)
+            .env("PYTHONDONTWRITEBYTECODE", "1"))
     };
     let first = pip(&lower, "thing-1.0-py3-none-any.whl");
     assert!(first.starts_with("1.0 1.0 "), "{first}");
@@ -105,6 +149,9 @@ fn pip_upgrades_what_the_lower_has() {
     let second = pip(&mnt, "thing-2.0-py3-none-any.whl");
     assert!(second.starts_with("2.0 2.0 "), "{second}");
     assert!(!mnt.join("site/thing/only_in_one.py").exists());
-    assert!(lower.join("site/thing/only_in_one.py").exists(), "the lower is as it was");
+    assert!(
+        lower.join("site/thing/only_in_one.py").exists(),
+        "the lower is as it was"
+    );
     sandbox.run(["umount", "mnt"]);
 }

@@ -149,8 +149,12 @@ impl Bench {
     }
 
     pub fn mkdir(&self, path: &str) -> Result<Entry, Errno> {
+        self.mkdir_as(ROOT, path)
+    }
+
+    pub fn mkdir_as(&self, caller: Caller, path: &str) -> Result<Entry, Errno> {
         let (dir, name) = self.parent(path);
-        self.overlay.mkdir(ROOT, dir, name, 0o755, 0o022)
+        self.overlay.mkdir(caller, dir, name, 0o755, 0o022)
     }
 
     pub fn unlink(&self, path: &str) -> Result<(), Errno> {
