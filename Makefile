@@ -4,7 +4,7 @@ OVL = target/debug/ovl
 INSTALL = $(DESTDIR)$(PREFIX)
 
 help: ## Print this
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
 
 demo: ## Import a real Debian image, mount it, change it, see the difference, keep it
 	@fixtures/setup.sh demo
@@ -17,6 +17,19 @@ test: images ## Run every test (root and /dev/fuse are needed, as for mounting)
 images: ## Make the test images (once; kept in ~/.cache/ovl-test-images)
 	@fixtures/setup.sh test
 	@for set in base small five; do fixtures/images.sh $$set; done
+
+bench: ## Measure ovl against other file systems and image stores; writes docs/benchmarks.md (root; an hour or two)
+	@$(MAKE) -s bench-with MODE=full
+
+bench-quick: ## The same in under ten minutes, with fewer and smaller files
+	@$(MAKE) -s bench-with MODE=quick
+
+bench-with: target/peers/bin/fuse-overlayfs
+	@fixtures/setup.sh bench
+	$(CARGO) bench --locked --bench ovl -- --mode $(MODE) --out docs
+
+target/peers/bin/fuse-overlayfs:
+	$(CARGO) install --locked --root target/peers fuse-overlayfs@2.0.0
 
 torture: images ## The long campaigns: model, crashes, fsx (about two hours)
 	MODEL_SEQUENCES=10000 OVL_CRASH_ROUNDS=500 OVL_SQLITE_ROUNDS=100 OVL_FSX_SEEDS=10 OVL_FSX_OPERATIONS=100000 \
@@ -43,4 +56,4 @@ clean: ## Remove what was built, and the test images
 	$(CARGO) clean
 	rm -rf "$${OVL_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/ovl-test-images}"
 
-.PHONY: help demo test images torture lint build install clean
+.PHONY: help demo test images bench bench-quick bench-with torture lint build install clean

@@ -1,0 +1,262 @@
+//! What the project wants of itself, and whether a run reached it. The engine's targets are for the FUSE merge.
+
+use crate::results::{Results, RowResults};
+use crate::systems::{BASE, OURS};
+
+/// fuse-overlayfs in both versions.
+const FUSE_PEERS: [&str; 2] = ["fo1", "fo2"];
+
+#[derive(Clone, Copy, Debug)]
+enum Goal {
+    /// Ratio to ext4.
+    AtMost(f64),
+    AtLeast(f64),
+    /// At least as fast as each of these.
+    NotSlowerThan(&'static [&'static str]),
+    /// Time as a multiple of another system's.
+    TimesOf(&'static str, f64),
+}
+
+const GOALS: &[(&str, &[Goal])] = &[
+    ("read.seq", &[Goal::AtLeast(0.75)]),
+    ("read.rand", &[Goal::AtLeast(0.75)]),
+    ("write.seq", &[Goal::AtLeast(0.30)]),
+    ("write.rand", &[Goal::AtLeast(1.0)]),
+    ("write.fsync", &[Goal::NotSlowerThan(&FUSE_PEERS)]),
+    ("find.cold", &[Goal::AtMost(3.5)]),
+    ("find.warm", &[Goal::AtMost(3.5)]),
+    ("stat.cold", &[Goal::AtMost(3.5)]),
+    ("stat.warm", &[Goal::AtMost(1.3)]),
+    ("open.cold", &[Goal::AtMost(2.5)]),
+    ("open.warm", &[Goal::AtMost(1.6)]),
+    ("open.upper.cold", &[Goal::AtMost(2.5)]),
+    ("open.upper.warm", &[Goal::AtMost(1.6)]),
+    ("tar.cold", &[Goal::AtMost(1.8)]),
+    ("tar.warm", &[Goal::AtMost(2.0)]),
+    ("create", &[Goal::AtMost(6.0)]),
+    ("rename", &[Goal::AtMost(5.0)]),
+    ("unlink", &[Goal::AtMost(6.0)]),
+    ("unpack", &[Goal::AtMost(7.0)]),
+    ("clone", &[Goal::AtMost(7.0)]),
+    (
+        "lower.unlink",
+        &[Goal::NotSlowerThan(&["fo2"]), Goal::TimesOf("kernel", 10.0)],
+    ),
+    ("lower.chmod", &[Goal::NotSlowerThan(&["fo2"])]),
+    ("lower.append", &[Goal::NotSlowerThan(&["fo2"])]),
+    ("copyup", &[Goal::NotSlowerThan(&["kernel", "fo1", "fo2"])]),
+];
+
+const MIB: f64 = (1 << 20) as f64;
+
+/// A wish compared with what was measured.
+pub struct Verdict {
+    /// Key of the row, for remarks.
+    pub id: String,
+    pub title: String,
+    pub wanted: String,
+    pub found: String,
+    pub met: bool,
+}
+
+/// A system's key in words.
+fn familiar(id: &str) -> &str {
+    match id {
+        "kernel" => "kernel overlayfs",
+        "fo1" => "fuse-overlayfs 1.x",
+        "fo2" => "fuse-overlayfs 2.x",
+        other => other,
+    }
+}
+
+impl Goal {
+    fn wanted(self) -> String {
+        match self {
+            Self::AtMost(ratio) => format!("≤ {ratio}"),
+            Self::AtLeast(ratio) => format!("≥ {ratio}"),
+            Self::NotSlowerThan(peers) => {
+                let names: Vec<&str> = peers.iter().map(|peer| familiar(peer)).collect();
+                format!("no slower than {}", names.join(", "))
+            }
+            Self::TimesOf(peer, times) => format!("≤ {times}x {}", familiar(peer)),
+        }
+    }
+
+    /// `None` where something it needs was not measured.
+    fn judge(self, row: &RowResults) -> Option<(String, bool)> {
+        let as_time = |peer: &str| {
+            let ratio = row.ratio(OURS, peer)?;
+            Some(if row.more_is_better {
+                1.0 / ratio
+            } else {
+                ratio
+            })
+        };
+        Some(match self {
+            Self::AtMost(most) => row
+                .ratio(OURS, BASE)
+                .map(|ratio| (format!("{ratio:.2}"), ratio <= most))?,
+            Self::AtLeast(least) => row
+                .ratio(OURS, BASE)
+                .map(|ratio| (format!("{ratio:.2}"), ratio >= least))?,
+            Self::NotSlowerThan(peers) => {
+                let times: Vec<(f64, &str)> = peers
+                    .iter()
+                    .filter_map(|peer| Some((as_time(peer)?, *peer)))
+                    .collect();
+                let (worst, peer) = times.into_iter().max_by(|a, b| a.0.total_cmp(&b.0))?;
+                (
+                    format!("{worst:.2}x the time of {}", familiar(peer)),
+                    worst <= 1.0,
+                )
+            }
+            Self::TimesOf(peer, times) => as_time(peer)
+                .map(|ratio| (format!("{ratio:.1}x {}", familiar(peer)), ratio <= times))?,
+        })
+    }
+}
+
+/// What the table shows beside a row.
+pub fn wanted(id: &str) -> String {
+    let goals = GOALS
+        .iter()
+        .find(|(of, _)| *of == id)
+        .map_or(&[][..], |(_, goals)| goals);
+    goals
+        .iter()
+        .map(|goal| goal.wanted())
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+/// Every target that this run says something about.
+pub fn verdicts(results: &Results) -> Vec<Verdict> {
+    let mut verdicts = Vec::new();
+    for row in &results.rows {
+        let goals = GOALS
+            .iter()
+            .find(|(of, _)| *of == row.id)
+            .map_or(&[][..], |(_, goals)| goals);
+        for goal in goals {
+            if let Some((found, met)) = goal.judge(row) {
+                verdicts.push(Verdict {
+                    id: row.id.clone(),
+                    title: row.title.clone(),
+                    wanted: goal.wanted(),
+                    found,
+                    met,
+                });
+            }
+        }
+    }
+    memory(results, &mut verdicts);
+    mounts(results, &mut verdicts);
+    store(results, &mut verdicts);
+    verdicts
+}
+
+fn verdict(id: &str, title: &str, wanted: &str, found: String, met: bool) -> Verdict {
+    Verdict {
+        id: id.to_owned(),
+        title: title.to_owned(),
+        wanted: wanted.to_owned(),
+        found,
+        met,
+    }
+}
+
+fn memory(results: &Results, verdicts: &mut Vec<Verdict>) {
+    let Some(walk) = results.walks.get(OURS) else {
+        return;
+    };
+    let mut at_most = |id, title, bytes: u64, most: f64| {
+        let mib = bytes as f64 / MIB;
+        verdicts.push(verdict(
+            id,
+            title,
+            &format!("≤ {most} MiB"),
+            format!("{mib:.1} MiB"),
+            mib <= most,
+        ));
+    };
+    at_most("memory.idle", "resident memory, idle", walk.idle, 20.0);
+    at_most(
+        "memory.walked",
+        "resident memory after a walk, caches dropped",
+        walk.forgotten,
+        64.0,
+    );
+}
+
+fn mounts(results: &Results, verdicts: &mut Vec<Verdict>) {
+    let medians: Vec<f64> = results
+        .mounts
+        .iter()
+        .filter_map(|mount| crate::stats::median(&mount.seconds))
+        .collect();
+    let (Some(few), Some(many)) = (medians.first(), medians.last()) else {
+        return;
+    };
+    let slowest = medians.iter().copied().fold(0.0, f64::max) * 1e3;
+    verdicts.push(verdict(
+        "mount",
+        "mount of an image",
+        "< 15 ms",
+        format!("{slowest:.1} ms"),
+        slowest < 15.0,
+    ));
+    let grows = many / few;
+    // "The same", within what ten or twenty runs of a few milliseconds can tell.
+    let wanted = "the same for few and many files";
+    verdicts.push(verdict(
+        "mount.grows",
+        "mount of an image",
+        wanted,
+        format!("{grows:.2}x"),
+        grows < 1.2,
+    ));
+}
+
+fn store(results: &Results, verdicts: &mut Vec<Verdict>) {
+    let median = |id: &str| {
+        let import = results.imports.iter().find(|import| import.id == id)?;
+        crate::stats::median(&import.seconds)
+    };
+    let Some(ours) = results.imports.iter().find(|import| import.id == OURS) else {
+        return;
+    };
+    let peers = ["skopeo", "podman", "umoci"]
+        .iter()
+        .filter_map(|id| Some((median(id)?, *id)));
+    if let (Some(own), Some((fastest, id))) =
+        (median(OURS), peers.min_by(|a, b| a.0.total_cmp(&b.0)))
+    {
+        let times = fastest / own;
+        verdicts.push(verdict(
+            "import",
+            "import",
+            "2x faster than the fastest peer",
+            format!("{times:.2}x ({id})"),
+            times >= 2.0,
+        ));
+    }
+    let mib = ours.memory as f64 / MIB;
+    verdicts.push(verdict(
+        "import.memory",
+        "import, peak memory",
+        "< 256 MiB",
+        format!("{mib:.0} MiB"),
+        mib < 256.0,
+    ));
+    if let Some(both) = ours.disk_both {
+        let part = both as f64 / results.unique_layer_bytes as f64;
+        let wanted = "≤ 0.25 of unique layer bytes";
+        verdicts.push(verdict(
+            "import.disk",
+            "disk after both versions",
+            wanted,
+            format!("{part:.3}"),
+            part <= 0.25,
+        ));
+    }
+}
