@@ -14,9 +14,10 @@ use rustix::io::Errno;
 
 use super::Result;
 use super::attrs::{self, NLINK_MARK};
-use super::engine::{METACOPY_MARK, Overlay};
+use super::engine::Overlay;
 use super::node::{Link, LowerRef, Node, UpperObject, lock};
 use super::origin::Origin;
+use super::resolve::METACOPY_MARK;
 use super::upper::is_internal_xattr;
 use crate::layer::{LayerFile, Permissions, host};
 use crate::meta::{Attr, FileKind};

@@ -9,8 +9,9 @@ use rustix::io::Errno;
 
 use super::acl::{self, Inherited};
 use super::copyup::Extent;
-use super::engine::{Overlay, UpperName, check_name};
+use super::engine::{Overlay, check_name};
 use super::node::Node;
+use super::resolve::UpperName;
 use super::{Caller, Entry, NodeId, Result, attrs};
 use crate::layer::{Permissions, host, whiteout};
 use crate::meta::{Attr, FileKind};
@@ -245,7 +246,7 @@ impl Overlay {
     fn welcome(&self, dir: &Arc<Node>, name: &OsStr, stat: host::Stat) -> Result<Entry> {
         let id = self.lowers.host_ino(stat.key);
         self.list_add(dir, name, id, stat.attr.kind);
-        let found = super::engine::Found {
+        let found = super::resolve::Found {
             id,
             kind: stat.attr.kind,
             upper: Some((stat, None)),

@@ -12,8 +12,9 @@ use rustix::fs::RenameFlags as SysFlags;
 use rustix::io::Errno;
 
 use super::copyup::Extent;
-use super::engine::{Overlay, UpperName, check_name};
+use super::engine::{Overlay, check_name};
 use super::node::{Node, lock, own_all};
+use super::resolve::UpperName;
 use super::{NodeId, Redirect, RenameFlags, Result};
 use crate::layer::host;
 
