@@ -136,11 +136,9 @@ fn measure(words: &Words) -> Result<Results> {
     let started = Instant::now();
     let sizes = words.sizes();
     let mut systems = systems::all(&words.peer)?;
-    systems.retain(|system| {
-        system.id == BASE
-            || words.systems.is_empty()
-            || words.systems.iter().any(|id| id == system.id)
-    });
+    let named = |system: &System| words.systems.iter().any(|id| id == system.id);
+    let usual = |system: &System| words.systems.is_empty() && !system.on_request;
+    systems.retain(|system| system.id == BASE || named(system) || usual(system));
     let date = machine::date()?;
     eprintln!("making the file system and the trees");
     let arena = Arena::new(sizes.disk, sizes.inodes)?;
