@@ -32,8 +32,8 @@ target/peers/bin/fuse-overlayfs:
 	$(CARGO) install --locked --root target/peers fuse-overlayfs@2.0.0
 
 torture: images ## The long campaigns: model, crashes, fsx (about two hours)
-	MODEL_SEQUENCES=10000 OVL_CRASH_ROUNDS=500 OVL_FSX_SEEDS=10 OVL_FSX_OPERATIONS=100000 \
-		$(CARGO) test --locked --no-fail-fast --test model --test crash --test posix_suite
+	MODEL_SEQUENCES=10000 OVL_CRASH_ROUNDS=500 OVL_SQLITE_ROUNDS=100 OVL_FSX_SEEDS=10 OVL_FSX_OPERATIONS=100000 \
+		$(CARGO) test --locked --no-fail-fast --test model --test crash --test sqlite --test posix_suite
 
 lint: ## Check the formatting and run clippy
 	$(CARGO) fmt --check

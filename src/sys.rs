@@ -172,6 +172,12 @@ pub fn ignore_sigpipe() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
+/// Ignores SIGXFSZ: writing beyond the limit on file sizes is then EFBIG, not the end of the process.
+pub fn ignore_sigxfsz() {
+    // SAFETY: SIG_IGN runs no code.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 /// Waits until `fd` can be read (for a pidfd: the process has ended); `false` when `timeout` ran out first.
 pub fn wait_readable(fd: BorrowedFd<'_>, timeout: std::time::Duration) -> Result<bool, Errno> {
     let deadline = std::time::Instant::now() + timeout;

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -207,21 +207,6 @@ impl Worker {
     }
 }
 
-fn daemon_of(s: &Sandbox, mount_point: &Path) -> u32 {
-    let list: serde_json::Value =
-        serde_json::from_str(&s.run(["mounts", "--format", "json"])).unwrap();
-    let entries = list.as_array().cloned().unwrap_or_default();
-    let here = entries
-        .iter()
-        .find(|m| m.to_string().contains(mount_point.to_str().unwrap()))
-        .unwrap_or_else(|| panic!("not listed: {list}"));
-    let pid = ["pid", "Pid", "PID"]
-        .iter()
-        .find_map(|k| here[*k].as_u64())
-        .or_else(|| here["daemon"]["pid"].as_u64());
-    u32::try_from(pid.unwrap_or_else(|| panic!("no pid in {here}"))).unwrap()
-}
-
 #[test]
 fn a_killed_daemon_loses_nothing_it_promised() {
     let rounds: u64 = std::env::var("OVL_CRASH_ROUNDS")
@@ -268,7 +253,7 @@ fn a_killed_daemon_loses_nothing_it_promised() {
     let mut rng = Rng(4711);
     mount();
     for round in 0..rounds {
-        let pid = daemon_of(&s, &mnt);
+        let pid = common::daemon_of(&s);
         let stop = AtomicBool::new(false);
         let delay = Duration::from_micros(500 + rng.below(120_000));
         std::thread::scope(|scope| {

@@ -8,6 +8,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
 
 use engine_support::{Bench, ROOT};
+use ovl::layer::Permissions;
+use ovl::meta::FileKind;
 use ovl::overlay::{Caller, IdMap, IdRange, Options, Redirect, SetAttr, XattrSet};
 use rustix::io::Errno;
 
@@ -363,4 +365,142 @@ fn volatile_is_marked_and_an_unclean_one_refused() {
         text.contains("volatile") && text.contains("incompat"),
         "{text}"
     );
+}
+
+/// podman's `force_mask`: the files on disk belong to whoever runs the daemon, owners and modes are in xattrs.
+#[test]
+fn owners_and_modes_can_be_kept_in_xattrs() {
+    let options = Options {
+        permissions: Permissions::UserXattr,
+        ..Options::default()
+    };
+    let set = |path: &std::path::Path, value: &str| {
+        let name = "user.containers.override_stat";
+        rustix::fs::setxattr(
+            path,
+            name,
+            value.as_bytes(),
+            rustix::fs::XattrFlags::empty(),
+        )
+        .unwrap();
+    };
+    let mut b = Bench::with(options, |one, _| {
+        for name in ["f", "null", "old"] {
+            fs::write(one.join(name), if name == "f" { "text" } else { "" }).unwrap();
+        }
+        set(&one.join("f"), "5:6:4711:file");
+        set(&one.join("null"), "0:0:0666:char-1-3");
+        let old = "user.fuseoverlayfs.override_stat";
+        rustix::fs::setxattr(
+            one.join("old"),
+            old,
+            b"7:8:100640",
+            rustix::fs::XattrFlags::empty(),
+        )
+        .unwrap();
+    });
+    let seen = |b: &Bench, path: &str| {
+        let attr = b.get(path).attr;
+        (attr.uid, attr.gid, attr.perm, attr.kind)
+    };
+    let on_disk = |b: &Bench, path: &str| {
+        let meta = fs::symlink_metadata(b.upper(path)).unwrap();
+        let mut value = [0; 64];
+        let name = "user.containers.override_stat";
+        let len = rustix::fs::lgetxattr(b.upper(path), name, &mut value).unwrap();
+        (
+            meta.uid(),
+            String::from_utf8(value[..len].to_vec()).unwrap(),
+        )
+    };
+    assert_eq!(seen(&b, "f"), (5, 6, 0o4711, FileKind::Regular));
+    assert_eq!(seen(&b, "old"), (7, 8, 0o640, FileKind::Regular));
+    assert_eq!(b.ls("/"), ["f", "null", "old"]);
+    assert_eq!(
+        (b.get("null").attr.kind, b.get("null").attr.rdev),
+        (FileKind::CharDevice, libc::makedev(1, 3))
+    );
+
+    // Copied up, changed, made: always the same owner on disk, and the wanted one in the xattr.
+    b.write("f", 0, b"TEXT");
+    assert_eq!(on_disk(&b, "f"), (0, "5:6:4711:file".into()));
+    let f = b.get("f").node;
+    b.overlay
+        .setattr(
+            ROOT,
+            f,
+            &SetAttr {
+                uid: Some(50),
+                ..SetAttr::default()
+            },
+        )
+        .unwrap();
+    assert_eq!(
+        on_disk(&b, "f"),
+        (0, "50:6:0711:file".into()),
+        "chown takes set-id bits away"
+    );
+    chmod(&b, "f", 0o600);
+    let (dir, name) = b.parent("made");
+    b.overlay
+        .mkdir(
+            Caller {
+                uid: 42,
+                gid: 43,
+                pid: 1,
+            },
+            dir,
+            name,
+            0o2750,
+            0,
+        )
+        .unwrap();
+    assert_eq!(on_disk(&b, "made"), (0, "42:43:2750:dir".into()));
+    let (dir, name) = b.parent("made/file");
+    b.overlay
+        .create(
+            Caller {
+                uid: 9,
+                gid: 9,
+                pid: 1,
+            },
+            dir,
+            name,
+            0o100_664,
+            0o002,
+        )
+        .unwrap();
+    let (dir, name) = b.parent("made/zero");
+    b.overlay
+        .mknod(ROOT, dir, name, libc::S_IFCHR | 0o600, 0, 0)
+        .unwrap();
+    chmod(&b, "null", 0o600);
+    for _ in 0..2 {
+        assert_eq!(seen(&b, "f"), (50, 6, 0o600, FileKind::Regular));
+        assert_eq!(b.read("f"), b"TEXT");
+        assert_eq!(seen(&b, "made"), (42, 43, 0o2750, FileKind::Directory));
+        assert_eq!(
+            seen(&b, "made/file"),
+            (9, 43, 0o664, FileKind::Regular),
+            "the group is the directory's"
+        );
+        assert_eq!(b.ls("made"), ["file", "zero"]);
+        assert_eq!(seen(&b, "made/zero"), (0, 43, 0o600, FileKind::CharDevice));
+        assert_eq!(seen(&b, "null"), (0, 0, 0o600, FileKind::CharDevice));
+        assert!(
+            fs::symlink_metadata(b.upper("null")).unwrap().is_file(),
+            "a device takes no privilege"
+        );
+        assert_eq!(
+            b.overlay.listxattr(f).unwrap(),
+            b"",
+            "nobody sees how it is kept"
+        );
+        let name = OsStr::new("user.containers.override_stat");
+        assert_eq!(
+            b.overlay.setxattr(f, name, b"0:0:4755:file", XattrSet::Any),
+            Err(Errno::PERM)
+        );
+        b.remount();
+    }
 }

@@ -5,7 +5,7 @@ mod mount_support;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use mount_support::{Site, complaint, kill, wait_gone, wait_until};
@@ -176,6 +176,36 @@ fn a_busy_mount_names_who_holds_it() {
     assert!(wait_gone(record.daemon.pid, PATIENCE));
 }
 
+/// A container started meanwhile has a copy of every mount: the unmount cannot reach it, and the upper is still in use.
+#[test]
+fn a_copy_in_another_mount_namespace_is_named() {
+    let site = Site::new();
+    let record = site.mount();
+    let ready = site.path("ready");
+    let mut other = std::process::Command::new("unshare")
+        .args(["-m", "--propagation", "private", "sh", "-c"])
+        .arg(format!("touch {}; exec sleep 60", ready.display()))
+        .spawn()
+        .expect("unshare");
+    assert!(wait_until(PATIENCE, || ready.exists()));
+    let how = How {
+        timeout: Duration::from_millis(300),
+        ..How::default()
+    };
+    let error = unmount(&site.run_dir(), &site.path("mnt"), how).expect_err("still there");
+    assert!(!site.is_mounted("mnt"));
+    let text = error.to_string();
+    assert_eq!(error.exit_code(), 75, "{text}");
+    let named = format!(
+        "(pid {}, in a mount namespace with a copy of it)",
+        other.id()
+    );
+    assert!(text.contains(&named), "{text}");
+    other.kill().expect("kill");
+    other.wait().expect("wait");
+    assert!(wait_gone(record.daemon.pid, PATIENCE));
+}
+
 /// The caller reads its child's stderr to the end; a daemon that kept it open would hang the caller.
 #[test]
 fn the_daemon_gives_up_what_it_inherited() {
@@ -244,6 +274,30 @@ fn the_foreground_serves_until_unmounted() {
     rustix::mount::unmount(site.path("mnt"), UnmountFlags::empty()).expect("umount");
     assert!(server.wait().expect("wait").success());
     assert!(site.run_dir().all().expect("records").is_empty());
+}
+
+/// The limits of the shell a mount was made in are not those of the mount's users.
+#[test]
+fn a_limit_on_file_sizes_does_not_end_the_daemon() {
+    const LIMIT: u64 = 64 << 10;
+    for hard in [false, true] {
+        let site = Site::new();
+        let command = site.command(&site.task());
+        let limit = if hard { "" } else { "-S" };
+        let mounted = Command::new("sh")
+            .args(["-c", &format!("ulimit {limit} -f 128; exec \"$0\" \"$@\"")])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .envs(command.get_envs().filter_map(|(k, v)| Some((k, v?))))
+            .output()
+            .expect("run");
+        assert!(mounted.status.success(), "{}", complaint(&mounted));
+        let big = fs::File::create(site.path("mnt/big")).expect("create");
+        let written = std::os::unix::fs::FileExt::write_all_at(&big, b"far out", LIMIT * 4)
+            .and_then(|()| big.sync_all());
+        assert_eq!(written.is_err(), hard, "{written:?}");
+        fs::write(site.path("mnt/small"), "x").expect("the daemon lives");
+    }
 }
 
 #[test]

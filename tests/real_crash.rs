@@ -18,8 +18,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use common::daemon_of;
 use common::{Sandbox, command, images, require_mounting};
-use real_support::{Tree, chroot, daemon_of, look_at_all, sha256};
+use real_support::{Tree, chroot, look_at_all, sha256};
 
 const ROUNDS: u32 = 6;
 

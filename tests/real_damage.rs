@@ -275,6 +275,15 @@ fn a_full_upper_leaves_the_lower_visible() {
     no_space(filled.unwrap_err());
     drop(big);
     fs::remove_file(mnt.join("big")).unwrap();
+    // The kernel tells the daemon a moment later that nobody has the file open, which frees the space.
+    let free = || rustix::fs::statvfs(&mnt).unwrap().f_bfree;
+    for _ in 0..1000 {
+        if free() > 100 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert!(free() > 100, "a removed file keeps its space");
     fs::write(mnt.join("etc/motd"), "fits").unwrap();
     File::open(mnt.join("etc/motd"))
         .unwrap()
@@ -413,4 +422,45 @@ fn places_where_nothing_can_be_mounted() {
     user.wait().unwrap();
     sandbox.run(["umount", "mnt"]);
     assert_eq!(mounts_below(&sandbox.path("mnt")), Vec::<PathBuf>::new());
+}
+
+/// A mount namespace made meanwhile has a copy of the mount, which keeps the daemon at work. (It was once said to be used
+/// by the daemon itself.)
+#[test]
+fn a_copy_of_the_mount_in_another_namespace_is_told_of() {
+    require_mounting();
+    let sandbox = Sandbox::with_busybox();
+    let mnt = sandbox.mkdir("mnt");
+    sandbox.run(["mount", "busybox", "upper", "mnt"]);
+    let daemon = common::daemon_of(&sandbox);
+    let mut other = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sleep", "60"])
+        .spawn()
+        .unwrap();
+    let own = fs::read_link("/proc/self/ns/mnt").unwrap();
+    let theirs = PathBuf::from(format!("/proc/{}", other.id()));
+    // `sleep` is there once the namespace is complete.
+    while fs::read_to_string(theirs.join("comm")).unwrap().trim() != "sleep" {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert_ne!(fs::read_link(theirs.join("ns/mnt")).unwrap(), own);
+
+    let line = sandbox.fail(75, ["umount", "--timeout", "1", "mnt"]);
+    let namespace = format!(
+        "sleep (pid {}, in a mount namespace with a copy of it)",
+        other.id()
+    );
+    assert!(line.contains(&namespace), "{line}");
+    assert!(!line.contains("open file"), "{line}");
+    assert_eq!(mounts_below(&mnt), Vec::<PathBuf>::new());
+    other.kill().unwrap();
+    other.wait().unwrap();
+    let ended = || !Path::new(&format!("/proc/{daemon}")).exists();
+    for _ in 0..1000 {
+        if ended() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert!(ended(), "the daemon goes on without a mount");
 }

@@ -9,9 +9,10 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use common::daemon_of;
 use common::{Sandbox, busybox, command, images, require_mounting};
 use ovl::store::{Digest, Store};
-use real_support::{daemon_of, layers_by_others, memory, sha256_of_pipe};
+use real_support::{layers_by_others, memory, sha256_of_pipe};
 use sha2::Digest as _;
 
 #[derive(Default)]

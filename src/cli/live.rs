@@ -56,7 +56,7 @@ fn lowers(record: &Record) -> anyhow::Result<Vec<Arc<dyn Layer>>> {
     for lower in &record.lowers {
         match lower {
             RecordedLower::Dir(path) => {
-                let layer = DirLayer::open(&path.0)
+                let layer = DirLayer::open_with(&path.0, record.engine.permissions)
                     .with_context(|| format!("opening lower {}", path.0.display()))?;
                 layers.push(Arc::new(layer));
             }

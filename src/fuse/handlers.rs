@@ -601,7 +601,7 @@ impl fuser::Filesystem for Transport {
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -610,7 +610,7 @@ impl fuser::Filesystem for Transport {
         reply: ReplyEmpty,
     ) {
         self.empty("fallocate", reply, |e| {
-            e.fallocate(node(ino), mode as u32, offset, length)
+            e.fallocate(caller(req), node(ino), mode as u32, offset, length)
         });
     }
 
@@ -639,7 +639,7 @@ impl fuser::Filesystem for Transport {
 
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         from: INodeNo,
         _from_fh: FileHandle,
         from_offset: u64,
@@ -655,7 +655,12 @@ impl fuser::Filesystem for Transport {
         }
         let len = len.min(COPY_CHUNK);
         let done = self.call("copy_file_range", |e| {
-            e.copy_file_range(node(from), from_offset, node(to), to_offset, len)
+            e.copy_file_range(
+                caller(req),
+                (node(from), from_offset),
+                (node(to), to_offset),
+                len,
+            )
         });
         let written = ok_or_reply!(done, reply);
         reply.written(written as u32);

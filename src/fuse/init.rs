@@ -7,15 +7,18 @@ use super::{Config, ReadDirPlus};
 /// Requests the kernel may have under way that nobody waits for (read-ahead, write-back).
 const MAX_BACKGROUND: u16 = 64;
 
-/// What we would like. Left to the kernel on purpose: locks (one kernel sees all users of a mount), and clearing of
-/// set-id bits and capabilities (only it knows at write(2) time, under write-back, who writes; it then sends SETATTR
-/// and REMOVEXATTR). ATOMIC_O_TRUNC must stay off while OPEN is answered ENOSYS: O_TRUNC then comes as SETATTR.
+/// What we would like. Left to the kernel on purpose: locks (one kernel sees all users of a mount). HANDLE_KILLPRIV_V2
+/// spares a GETXATTR of `security.capability` before every write(2), which costs more than the write: the kernel then
+/// asks once per inode. In return set-id bits are ours to clear when an ordinary user changes a file. WRITE says so by a
+/// flag; the flag of SETATTR does not come through fuser, so truncation, fallocate and copy_file_range go by the
+/// caller's user id. ATOMIC_O_TRUNC must stay off while OPEN is answered ENOSYS: O_TRUNC then comes as SETATTR.
 fn wanted(config: &Config, writeback: bool) -> InitFlags {
     let mut flags = InitFlags::FUSE_PARALLEL_DIROPS
         | InitFlags::FUSE_CACHE_SYMLINKS
         | InitFlags::FUSE_ASYNC_DIO
         | InitFlags::FUSE_POSIX_ACL
         | InitFlags::FUSE_DONT_MASK
+        | InitFlags::FUSE_HANDLE_KILLPRIV_V2
         | InitFlags::FUSE_NO_OPEN_SUPPORT
         | InitFlags::FUSE_NO_OPENDIR_SUPPORT;
     match config.readdirplus {

@@ -9,7 +9,7 @@
 //! - fuser never mounts and never unmounts: it is given an open, mounted `/dev/fuse`.
 //! - No handler answers ENOSYS for the engine: the kernel takes it to mean "never ask again" for the whole mount.
 //! - No handler waits for another request of the same mount, save on the [`seek`] thread, which serves none.
-//! - Never requested of the kernel (fuser 0.18 cannot honour them): `SETXATTR_EXT`, `HANDLE_KILLPRIV_V2`, `ALLOW_IDMAP`,
+//! - Never requested of the kernel (fuser 0.18 cannot honour them): `SETXATTR_EXT`, `ALLOW_IDMAP`,
 //!   `SECURITY_CTX`, `CREATE_SUPP_GROUP`, `HAS_INODE_DAX`, `SUBMOUNTS`, `MAP_ALIGNMENT`, `OVER_IO_URING`, `HAS_RESEND`,
 //!   `REQUEST_TIMEOUT`.
 

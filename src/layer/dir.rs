@@ -1,5 +1,6 @@
 //! A host directory as a layer.
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -12,7 +13,9 @@ use rustix::mount::OpenTreeFlags;
 
 use super::host::{self, Stat};
 use super::whiteout::{self, Aufs};
-use super::{Identity, Layer, LayerDirent, LayerEntry, LayerFile, LayerNode, ObjectKey, Result};
+use super::{
+    Identity, Layer, LayerDirent, LayerEntry, LayerFile, LayerNode, ObjectKey, Permissions, Result,
+};
 use crate::meta::{Attr, FileKind};
 use crate::sys::{self, FileHandle};
 
@@ -21,12 +24,18 @@ pub struct DirLayer {
     root: OwnedFd,
     key: ObjectKey,
     uuid: [u8; 16],
+    permissions: Permissions,
 }
 
 impl DirLayer {
     /// Opens `path`. Where we may, a private clone of its mount is used, as the kernel's overlayfs does: what
     /// somebody mounts below `path` later, or has mounted there before, is not part of the layer.
     pub fn open(path: &Path) -> std::io::Result<Self> {
+        Self::open_with(path, Permissions::Inode)
+    }
+
+    /// The same for a directory in which owners and modes are kept elsewhere than in the inodes.
+    pub fn open_with(path: &Path, permissions: Permissions) -> std::io::Result<Self> {
         let plain = || {
             rustix::fs::open(
                 path,
@@ -52,12 +61,27 @@ impl DirLayer {
         .ok()
         .and_then(|fd| sys::fs_uuid(fd.as_fd()))
         .unwrap_or_default();
-        Ok(Self { root, key, uuid })
+        Ok(Self {
+            root,
+            key,
+            uuid,
+            permissions,
+        })
     }
 
     /// The root's descriptor (`O_PATH`).
     pub fn root_fd(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
+    }
+
+    /// Puts what is kept in xattrs over the attributes of `name` in `dir`.
+    fn show_at(&self, dir: BorrowedFd<'_>, name: &OsStr, attr: &mut Attr) -> Result<()> {
+        if self.permissions == Permissions::Inode {
+            return Ok(());
+        }
+        let path = host::proc_child(dir, name);
+        self.permissions
+            .show(attr, |xattr| host::xattr_at(path.as_slice(), xattr))
     }
 
     fn object(&self, node: &LayerNode) -> Result<OwnedFd> {
@@ -120,13 +144,14 @@ impl Layer for DirLayer {
             return Ok(None);
         }
         let fd = self.dir(dir)?;
-        let Some(stat) = host::stat_at(fd.as_fd(), name)? else {
+        let Some(mut stat) = host::stat_at(fd.as_fd(), name)? else {
             let hidden = whiteout::aufs_marks(fd.as_fd(), name)?;
             return Ok(hidden.then_some(LayerEntry::Whiteout));
         };
         if Self::is_whiteout(fd.as_fd(), name, &stat)? {
             return Ok(Some(LayerEntry::Whiteout));
         }
+        self.show_at(fd.as_fd(), name, &mut stat.attr)?;
         let node = LayerNode {
             key: stat.key,
             kind: stat.attr.kind,
@@ -152,7 +177,7 @@ impl Layer for DirLayer {
             // What getdents says suffices, unless the entry may be a whiteout.
             let (key, kind) = match entry.kind {
                 Some(FileKind::CharDevice) | None => {
-                    let Some(stat) = host::stat_at(fd.as_fd(), &entry.name)? else {
+                    let Some(mut stat) = host::stat_at(fd.as_fd(), &entry.name)? else {
                         continue;
                     };
                     if stat.is_whiteout() && !whiteout::is_device(fd.as_fd(), &entry.name)? {
@@ -162,6 +187,15 @@ impl Layer for DirLayer {
                         });
                         continue;
                     }
+                    self.show_at(fd.as_fd(), &entry.name, &mut stat.attr)?;
+                    (stat.key, stat.attr.kind)
+                }
+                // A device may be kept as a file.
+                Some(FileKind::Regular) if self.permissions != Permissions::Inode => {
+                    let Some(mut stat) = host::stat_at(fd.as_fd(), &entry.name)? else {
+                        continue;
+                    };
+                    self.show_at(fd.as_fd(), &entry.name, &mut stat.attr)?;
                     (stat.key, stat.attr.kind)
                 }
                 Some(kind) => (
@@ -180,11 +214,15 @@ impl Layer for DirLayer {
                 target: (!whiteout).then_some((key, kind)),
             });
         }
-        for name in hidden {
+        if !hidden.is_empty() {
             // A name beside its own AUFS whiteout stays: the whiteout means the layers below.
-            if !out.iter().any(|e| e.name == name) {
-                out.push(LayerDirent { name, target: None });
-            }
+            let shown: HashSet<_> = out.iter().map(|e| e.name.clone()).collect();
+            hidden.retain(|name| !shown.contains(name));
+            out.extend(
+                hidden
+                    .into_iter()
+                    .map(|name| LayerDirent { name, target: None }),
+            );
         }
         Ok(out)
     }
@@ -222,7 +260,9 @@ impl Layer for DirLayer {
 
     fn attr(&self, node: &LayerNode) -> Result<Attr> {
         let fd = self.object(node)?;
-        let stat = host::stat_fd(fd.as_fd())?;
+        let mut stat = host::stat_fd(fd.as_fd())?;
+        self.permissions
+            .show(&mut stat.attr, |name| host::xattr_fd(fd.as_fd(), name))?;
         // Changed underneath: another object took the place.
         if stat.attr.kind != node.kind {
             Err(Errno::STALE)
@@ -246,8 +286,7 @@ impl Layer for DirLayer {
             Err(Errno::PERM) => open(OFlags::empty())?,
             other => other?,
         };
-        let attr = host::stat_fd(fd.as_fd())?.attr;
-        if attr.blocks * 512 < attr.size && whiteout::is_metacopy(fd.as_fd())? {
+        if whiteout::is_metacopy(fd.as_fd())? {
             tracing::error!(path = ?node.path, "has its data in another layer (metacopy): such lowers are not supported");
             return Err(Errno::IO);
         }
@@ -264,10 +303,15 @@ impl Layer for DirLayer {
     }
 
     fn xattr_names(&self, node: &LayerNode) -> Result<Vec<OsString>> {
-        host::xattr_names_fd(self.object(node)?.as_fd())
+        let mut names = host::xattr_names_fd(self.object(node)?.as_fd())?;
+        names.retain(|name| !self.permissions.hides(name));
+        Ok(names)
     }
 
     fn xattr(&self, node: &LayerNode, name: &OsStr) -> Result<Option<Vec<u8>>> {
+        if self.permissions.hides(name) {
+            return Ok(None);
+        }
         host::xattr_fd(self.object(node)?.as_fd(), name)
     }
 }

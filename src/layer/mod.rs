@@ -6,11 +6,13 @@
 mod dir;
 mod file;
 pub mod host;
+pub mod override_stat;
 mod stored;
 pub mod whiteout;
 
 pub use dir::DirLayer;
 pub use file::LayerFile;
+pub use override_stat::Permissions;
 pub use stored::StoredLayer;
 
 use std::ffi::{OsStr, OsString};

@@ -3,6 +3,7 @@
 use super::error::{Error, Result};
 use super::options::{IdRange, Options, RedirectDir, XattrPermissions};
 use super::{Lower, MountSpec, UpperSpec};
+use crate::layer::Permissions;
 use crate::overlay::{self, IdMap, Redirect};
 
 fn ranges(words: &[IdRange]) -> Vec<overlay::IdRange> {
@@ -21,9 +22,6 @@ impl Options {
     /// `index=off` and `xino=off` change nothing: hard links and inode numbers stay right.
     pub fn apply(&self, spec: &mut MountSpec) -> Result<()> {
         let cannot = |word: &str| Err(Error::Usage(format!("-o {word} is not supported")));
-        if self.xattr_permissions != XattrPermissions::Off {
-            return cannot("xattr_permissions");
-        }
         if self.noxattrs {
             return cannot("noxattrs");
         }
@@ -59,6 +57,11 @@ impl Options {
                 RedirectDir::NoFollow => Redirect::Ignore,
             };
         }
+        engine.permissions = match self.xattr_permissions {
+            XattrPermissions::Off => Permissions::Inode,
+            XattrPermissions::Security => Permissions::SecurityXattr,
+            XattrPermissions::User => Permissions::UserXattr,
+        };
         let root = self.squash_to_root.then_some(0);
         engine.ids = IdMap {
             uids: ranges(&self.uid_mapping),

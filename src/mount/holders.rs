@@ -44,6 +44,44 @@ pub fn of(mount: &MountInfo) -> Vec<Holder> {
     holders
 }
 
+/// One process of each other mount namespace in which the file system of `mount` is mounted too: a copy made when the
+/// namespace was, which an unmount here does not reach.
+pub fn elsewhere(mount: &MountInfo) -> Vec<Holder> {
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let device = format!(" {}:{} ", mount.major, mount.minor);
+    let mut seen: Vec<PathBuf> = fs::read_link("/proc/self/ns/mnt").into_iter().collect();
+    let mut holders = Vec::new();
+    for entry in processes.flatten() {
+        let process = entry.path();
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        let Ok(namespace) = fs::read_link(process.join("ns/mnt")) else {
+            continue;
+        };
+        if seen.contains(&namespace) {
+            continue;
+        }
+        seen.push(namespace);
+        let mounts = fs::read(process.join("mountinfo")).unwrap_or_default();
+        if mounts.windows(device.len()).any(|w| w == device.as_bytes()) {
+            let command = fs::read_to_string(process.join("comm")).unwrap_or_default();
+            holders.push(Holder {
+                pid,
+                command: command.trim_end().to_owned(),
+                how: "in a mount namespace with a copy of it",
+            });
+        }
+    }
+    holders
+}
+
 fn used_by(process: &Path, mount: &MountInfo) -> Option<&'static str> {
     let leads_in = |link: PathBuf| {
         fs::read_link(link).is_ok_and(|target| target.starts_with(&mount.mount_point))

@@ -103,6 +103,10 @@ impl MountSpec {
             ),
             (self.overlay.ino32, "ino32_t"),
             (self.overlay.static_nlink, "static_nlink"),
+            (
+                self.overlay.permissions != crate::layer::Permissions::Inode,
+                "xattr_permissions",
+            ),
             (self.overlay.ids != overlay::IdMap::default(), "id mapping"),
             (self.flags.allow_other, "allow_other"),
             (!self.flags.suid, "nosuid"),

@@ -43,7 +43,7 @@ pub fn serve(
 ) -> Result<()> {
     let here = |e: io::Error| Error::io("preparing the mount on", &spec.mount_point, e);
     let signals = signals::block().map_err(here)?;
-    raise_file_limit();
+    raise_limits();
     // The engine gives every object its mode itself.
     rustix::process::umask(Mode::empty());
 
@@ -151,14 +151,18 @@ pub fn drop_empty_log(log: &Path) {
     }
 }
 
-/// Lifts the soft limit on open files to the hard one: directories and open files each take one.
-fn raise_file_limit() {
+/// Lifts soft limits to the hard ones: of open files, since directories and open files each take one; and of file sizes,
+/// since the kernel holds each writer to its own, and ours would be everybody's.
+fn raise_limits() {
     use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        tracing::debug!(%error, "the limit on open files stays");
+    for resource in [Resource::Nofile, Resource::Fsize] {
+        let mut limit = getrlimit(resource);
+        limit.current = limit.maximum;
+        if let Err(error) = setrlimit(resource, limit) {
+            tracing::debug!(?resource, %error, "a limit stays");
+        }
     }
+    crate::sys::ignore_sigxfsz();
 }
 
 fn open_lowers(spec: &MountSpec) -> Result<Opened> {
@@ -177,7 +181,7 @@ fn open_lowers(spec: &MountSpec) -> Result<Opened> {
         match lower {
             Lower::Dir(path) => {
                 let real = spec::check_lower(path)?;
-                let layer = DirLayer::open(&real)
+                let layer = DirLayer::open_with(&real, spec.overlay.permissions)
                     .map_err(|e| Error::io("opening lower directory", path, e))?;
                 opened.layers.push(Arc::new(layer));
                 opened

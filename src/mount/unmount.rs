@@ -91,7 +91,7 @@ fn take_down(
         Ok(_) => {}
         Err(e) if busy(&e) => {
             return Err(Error::Busy {
-                holders: holders::of(mount),
+                holders: users(mount, record.map(|r| r.daemon.pid)),
                 path,
             });
         }
@@ -129,8 +129,16 @@ fn still_running(mount: &MountInfo, record: &Record, how: How) -> Error {
         path: mount.mount_point.clone(),
         pid: record.daemon.pid,
         seconds: how.timeout.as_secs(),
-        holders: holders::of(mount),
+        holders: users(mount, Some(record.daemon.pid)),
     }
+}
+
+/// Who keeps a mount alive, besides its daemon.
+fn users(mount: &MountInfo, daemon: Option<u32>) -> Vec<holders::Holder> {
+    let mut users = holders::of(mount);
+    users.retain(|holder| Some(holder.pid) != daemon);
+    users.extend(holders::elsewhere(mount));
+    users
 }
 
 /// The daemon is gone but its mount is there: the kernel answers everything with ENOTCONN.

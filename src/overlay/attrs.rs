@@ -100,9 +100,28 @@ impl Overlay {
             .mark(fd.as_fd(), NLINK_MARK, format!("U{offset:+}").as_bytes())
     }
 
-    pub fn setattr(&self, _caller: Caller, node: NodeId, set: &SetAttr) -> Result<Attr> {
+    pub fn setattr(&self, caller: Caller, node: NodeId, set: &SetAttr) -> Result<Attr> {
         let node = self.table.get(node)?;
         self.writable()?;
+        if let (
+            SetAttr {
+                perm: None,
+                uid: None,
+                gid: None,
+                size: None,
+                atime: None,
+                ..
+            },
+            Some(SetTime::At(mtime)),
+        ) = (set, set.mtime)
+        {
+            // With write-back the kernel tells the times of every file whose name came or went. They are mostly what they
+            // were, and no reason to copy a file up, least of all one that was just removed.
+            let attr = self.attr_of(&node)?;
+            if attr.mtime == mtime {
+                return Ok(attr);
+            }
+        }
         if let Some(size) = set.size {
             match node.kind {
                 FileKind::Regular => {}
@@ -115,6 +134,7 @@ impl Overlay {
             // What is cut off need not be copied first.
             self.copy_up(&node, Extent::UpTo(size))?;
             let file = self.open_file(&node, true)?;
+            self.changed_by(caller, &node)?;
             rustix::fs::ftruncate(file.file.fd().ok_or(Errno::BADF)?, size)?;
         } else {
             self.copy_up(&node, Extent::Metadata)?;
@@ -122,12 +142,7 @@ impl Overlay {
         let fd = self.upper_path(&node)?;
         let uid = set.uid.map(|uid| self.ids.uid_on_disk(uid)).transpose()?;
         let gid = set.gid.map(|gid| self.ids.gid_on_disk(gid)).transpose()?;
-        set_owner(fd.as_fd(), uid, gid)?;
-        if let Some(perm) = set.perm
-            && node.kind != FileKind::Symlink
-        {
-            set_perm(fd.as_fd(), perm)?;
-        }
+        self.give(fd.as_fd(), uid, gid, set.perm)?;
         if set.atime.is_some() || set.mtime.is_some() {
             set_times(fd.as_fd(), time_spec(set.atime), time_spec(set.mtime))?;
         }

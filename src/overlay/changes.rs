@@ -5,7 +5,7 @@
 //! When hard-linked lower files were copied up, their other names changed too without being in the upper: then the
 //! whole tree is walked.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, btree_set};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::AsFd;
@@ -60,7 +60,7 @@ impl Overlay {
         };
         let base = self.lowers.roots()?;
         let walked = if self.upper.is_some() {
-            walk.directory(&self.root, OsStr::new(""), &base)
+            walk.tree(&self.root, base)
         } else {
             Ok(())
         };
@@ -90,27 +90,62 @@ fn differ(a: &Attr, b: &Attr) -> bool {
         != (b.kind, b.perm, b.uid, b.gid, b.mtime, b.rdev)
 }
 
+/// A directory being walked.
+struct Level {
+    dir: Arc<Node>,
+    path: OsString,
+    /// The directories the lowers show at this path, empty if none.
+    base: Vec<LowerRef>,
+    names: btree_set::IntoIter<OsString>,
+    /// Its place in what is told, if it is told only for what is in it.
+    mark: Option<usize>,
+}
+
 impl Walk<'_> {
-    /// `base`: the directories the lowers show at this path, empty if none.
-    fn directory(&mut self, dir: &Arc<Node>, path: &OsStr, base: &[LowerRef]) -> Result<()> {
+    /// A loop, since paths can be thousands of names deep.
+    fn tree(&mut self, root: &Arc<Node>, base: Vec<LowerRef>) -> Result<()> {
+        let names = self.names(root, &base)?.into_iter();
+        let mut levels = vec![Level {
+            dir: Arc::clone(root),
+            path: OsString::new(),
+            base,
+            names,
+            mark: None,
+        }];
+        while let Some(level) = levels.last_mut() {
+            if let Some(name) = level.names.next() {
+                let mut at = level.path.clone();
+                if !at.is_empty() {
+                    at.push("/");
+                }
+                at.push(&name);
+                let below = self.name(&level.dir, &name, at, &level.base)?;
+                levels.extend(below);
+            } else if let Some(done) = levels.pop()
+                && done.mark.is_some_and(|mark| self.out.len() == mark + 1)
+            {
+                // Copied up, but nothing came of it.
+                self.out.pop();
+                self.overlay.forget(done.dir.id, 1);
+            }
+        }
+        Ok(())
+    }
+
+    /// What may have changed in a directory.
+    fn names(&self, dir: &Arc<Node>, base: &[LowerRef]) -> Result<BTreeSet<OsString>> {
         let lowers = dir.state().lowers.clone();
         let in_place = same(&lowers, base);
         let mut names = BTreeSet::new();
         if in_place && !self.aliases {
             if !dir.in_upper() {
-                return Ok(());
+                return Ok(names);
             }
             let fd = self.overlay.upper_dir(dir)?;
             names.extend(host::read_dir(fd.as_fd())?.into_iter().map(|e| e.name));
         } else {
             let _names = dir.names_shared()?;
-            names.extend(
-                self.overlay
-                    .listing(dir)?
-                    .items()
-                    .iter()
-                    .map(|i| i.name.clone()),
-            );
+            names.extend(self.overlay.listing(dir)?.items().map(|i| i.name.clone()));
             for lower in base {
                 let entries = self
                     .overlay
@@ -125,24 +160,17 @@ impl Walk<'_> {
                 );
             }
         }
-        for name in names {
-            let mut at = path.to_os_string();
-            if !at.is_empty() {
-                at.push("/");
-            }
-            at.push(&name);
-            self.name(dir, &name, at, base)?;
-        }
-        Ok(())
+        Ok(names)
     }
 
+    /// Tells of one name. If it is a directory, what is in it is next.
     fn name(
         &mut self,
         dir: &Arc<Node>,
         name: &OsStr,
         path: OsString,
         base: &[LowerRef],
-    ) -> Result<()> {
+    ) -> Result<Option<Level>> {
         let overlay = self.overlay;
         let before = overlay.lowers.lookup(base, name)?.found;
         let found = {
@@ -164,7 +192,7 @@ impl Walk<'_> {
                     opaque: false,
                 });
             }
-            return Ok(());
+            return Ok(None);
         };
         let was_dir = before
             .first()
@@ -179,24 +207,25 @@ impl Walk<'_> {
             if kind == ChangeKind::Added || in_upper || moved_here() {
                 self.push(kind, path, &node, attr, false);
             }
-            return Ok(());
+            return Ok(None);
         }
-        let base = if was_dir { before.as_slice() } else { &[] };
+        let base = if was_dir { before } else { Vec::new() };
         let lowers = node.state().lowers.clone();
-        let opaque = was_dir && !same(&lowers, base);
+        let opaque = was_dir && !same(&lowers, &base);
         let mark = self.out.len();
         let itself = kind == ChangeKind::Added
             || opaque
             || !was_dir
-            || self.attributes_changed(&node, &attr, base)?;
+            || self.attributes_changed(&node, &attr, &base)?;
         self.push(kind, path.clone(), &node, attr, opaque);
-        self.directory(&node, &path, base)?;
-        if !itself && self.out.len() == mark + 1 {
-            // Copied up, but nothing came of it.
-            self.out.truncate(mark);
-            overlay.forget(node.id, 1);
-        }
-        Ok(())
+        let names = self.names(&node, &base)?.into_iter();
+        Ok(Some(Level {
+            dir: node,
+            path,
+            base,
+            names,
+            mark: (!itself).then_some(mark),
+        }))
     }
 
     fn push(

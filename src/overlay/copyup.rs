@@ -18,11 +18,14 @@ use super::engine::{METACOPY_MARK, Overlay};
 use super::node::{Link, LowerRef, Node, UpperObject, lock};
 use super::origin::Origin;
 use super::upper::is_internal_xattr;
-use crate::layer::{LayerFile, host};
+use crate::layer::{LayerFile, Permissions, host};
 use crate::meta::{Attr, FileKind};
 
 /// How much is read at once from a layer that has no descriptor to copy from.
 const BUFFER: usize = 1 << 20;
+
+/// What putting a copy into a directory takes there: changing a file does not ask for a writable directory.
+const PASS_AND_WRITE: u32 = libc::S_IXUSR | libc::S_IWUSR;
 
 /// How much of a file's data the copy needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +150,7 @@ impl Overlay {
         let name = upper.temp_name();
         let work = upper.work();
         let temp = name.as_os_str();
-        let data = match attr.kind {
+        let data = match self.kind_on_disk(attr.kind) {
             FileKind::Regular => Some(rustix::fs::openat(
                 work,
                 temp,
@@ -200,7 +203,7 @@ impl Overlay {
             }
         }
         let fd = copy.fd.as_fd();
-        if attr.kind == FileKind::CharDevice && attr.rdev == 0 {
+        if self.kind_on_disk(attr.kind) == FileKind::CharDevice && attr.rdev == 0 {
             super::create::mark_device(fd)?;
         }
         self.dress(fd, lower, attr)?;
@@ -215,13 +218,20 @@ impl Overlay {
     /// Gives a new object of the upper what a lower's has: owner, xattrs, permissions, times.
     fn dress(&self, fd: BorrowedFd<'_>, lower: &LowerRef, attr: &Attr) -> Result<()> {
         let layer = self.lowers.layer(lower.layer);
-        attrs::set_owner(fd, Some(attr.uid), Some(attr.gid))?;
+        // chown takes capabilities away, so it comes before them.
+        if self.permissions == Permissions::Inode {
+            attrs::set_owner(fd, Some(attr.uid), Some(attr.gid))?;
+        }
         for name in layer.xattr_names(&lower.node)? {
             if is_internal_xattr(&name) && !is_nested(&name) {
                 continue;
             }
             if let Some(value) = layer.xattr(&lower.node, &name)? {
-                match host::set_xattr_fd(fd, &name, &value, XattrFlags::empty()) {
+                // An ACL set just before may already forbid it.
+                let set = self.writable()?.permitted(fd, libc::S_IWUSR, || {
+                    host::set_xattr_fd(fd, &name, &value, XattrFlags::empty())
+                });
+                match set {
                     Ok(()) => {}
                     // What the upper's file system or our privilege cannot hold is no reason to refuse the write.
                     Err(Errno::OPNOTSUPP | Errno::PERM | Errno::INVAL) if may_be_lost(&name) => {}
@@ -229,7 +239,9 @@ impl Overlay {
                 }
             }
         }
-        if attr.kind != FileKind::Symlink {
+        if self.permissions != Permissions::Inode {
+            self.keep(fd, attr)?;
+        } else if attr.kind != FileKind::Symlink {
             attrs::set_perm(fd, attr.perm)?;
         }
         attrs::set_times(fd, attrs::at(attr.atime), attrs::at(attr.mtime))
@@ -269,7 +281,8 @@ impl Overlay {
     fn copy_up_data(&self, node: &Arc<Node>, extent: Extent) -> Result<()> {
         let upper = self.writable()?;
         let lower = node.state().lowers.first().cloned().ok_or(Errno::IO)?;
-        let (to, stat) = self.upper_object(node, OFlags::RDWR | OFlags::NOFOLLOW)?;
+        let to = self.upper_file(node, OFlags::RDWR | OFlags::NOFOLLOW)?;
+        let stat = host::stat_fd(to.as_fd())?;
         let keep = match extent {
             Extent::UpTo(size) => size.min(stat.attr.size),
             Extent::All | Extent::Metadata => stat.attr.size,
@@ -277,13 +290,16 @@ impl Overlay {
         if keep > 0 {
             let from = self.lowers.layer(lower.layer).open(&lower.node)?;
             copy_data(&from, &to, keep, stat.attr.size)?;
+        } else {
+            // Without the mark the hole would be zeros.
+            rustix::fs::ftruncate(&to, 0)?;
         }
         if !upper.volatile {
             rustix::fs::fsync(&to)?;
         }
         attrs::set_times(to.as_fd(), attrs::OMIT, attrs::at(stat.attr.mtime))?;
         for mark in [METACOPY_MARK, "redirect"] {
-            match host::remove_xattr_fd(to.as_fd(), &upper.xattr(mark)) {
+            match upper.unmark(to.as_fd(), mark) {
                 Ok(()) | Err(Errno::NODATA) => {}
                 Err(e) => return Err(e),
             }
@@ -316,47 +332,53 @@ impl Overlay {
         let dir = self.upper_dir(parent)?;
         let before = host::stat_fd(dir.as_fd())?.attr.mtime;
         let temp = copy.name.clone().ok_or(Errno::STALE)?;
+        let object = UpperObject {
+            key: host::stat_fd(copy.fd.as_fd())?.key,
+            pinned: None,
+            index: index.map(OsStr::to_os_string),
+            data_below: copy.data_below,
+        };
         if let Some(index) = index {
             rustix::fs::renameat(upper.work(), temp.as_os_str(), upper.index(), index)?;
             copy.name = None;
+            // Before it can be found by another name, whose directory is not locked: it must be this node then.
+            node.set_upper(&mut node.state_mut(), object.clone());
             self.index
                 .write()
                 .unwrap_or_else(std::sync::PoisonError::into_inner)
                 .insert(index.to_os_string());
-            rustix::fs::linkat(
-                upper.index(),
-                index,
-                &*dir,
-                link.name.as_os_str(),
-                AtFlags::empty(),
-            )?;
+            upper.permitted(dir.as_fd(), PASS_AND_WRITE, || {
+                let flags = AtFlags::empty();
+                rustix::fs::linkat(upper.index(), index, &*dir, &link.name, flags)
+            })?;
         } else {
-            rustix::fs::renameat_with(
-                upper.work(),
-                temp.as_os_str(),
-                &*dir,
-                link.name.as_os_str(),
-                RenameFlags::NOREPLACE,
-            )?;
+            // A directory that moves is written to: its `..` changes.
+            let places = [
+                (dir.as_fd(), PASS_AND_WRITE),
+                (copy.fd.as_fd(), libc::S_IWUSR),
+            ];
+            let places = if node.is_dir() {
+                &places[..]
+            } else {
+                &places[..1]
+            };
+            upper.all_permitted(places, || {
+                let flags = RenameFlags::NOREPLACE;
+                rustix::fs::renameat_with(upper.work(), &temp, &*dir, &link.name, flags)
+            })?;
             copy.name = None;
         }
-        attrs::restore_mtime(dir.as_fd(), before)?;
-        let key = host::stat_fd(copy.fd.as_fd())?.key;
         let mut state = node.state_mut();
         for known in &mut state.links {
             if Arc::ptr_eq(&known.parent, parent) && known.name == link.name {
                 known.in_upper = true;
             }
         }
-        node.set_upper(
-            &mut state,
-            UpperObject {
-                key,
-                pinned: None,
-                index: index.map(OsStr::to_os_string),
-                data_below: copy.data_below,
-            },
-        );
+        if index.is_none() {
+            node.set_upper(&mut state, object);
+        }
+        drop(state);
+        attrs::restore_mtime(dir.as_fd(), before)?;
         Ok(true)
     }
 

@@ -12,7 +12,7 @@ use super::copyup::Extent;
 use super::engine::{Overlay, UpperName, check_name};
 use super::node::Node;
 use super::{Caller, Entry, NodeId, Result, attrs};
-use crate::layer::{host, whiteout};
+use crate::layer::{Permissions, host, whiteout};
 use crate::meta::{Attr, FileKind};
 
 /// What is to be made.
@@ -31,13 +31,10 @@ impl Make<'_> {
         }
     }
 
-    fn make(&self, dir: BorrowedFd<'_>, name: &OsStr, perm: u32) -> Result<()> {
+    fn make(&self, dir: BorrowedFd<'_>, name: &OsStr, on_disk: FileKind, perm: u32) -> Result<()> {
         let mode = Mode::from_raw_mode(perm & 0o1777);
         match self {
-            Self::Node {
-                kind: FileKind::Regular,
-                ..
-            } => {
+            Self::Node { .. } if on_disk == FileKind::Regular => {
                 let flags = OFlags::CREATE
                     | OFlags::EXCL
                     | OFlags::WRONLY
@@ -170,7 +167,7 @@ impl Overlay {
         let _names = dir.names_owned()?;
         let was = self.free_name(&dir, name)?;
         let fd = self.upper_dir(&dir)?;
-        let above = host::stat_fd(fd.as_fd())?.attr;
+        let above = self.stat(fd.as_fd())?.attr;
         let inherited = acl::inherit(fd.as_fd(), what.kind(), mode & 0o7777, umask)?;
         let caller = Caller {
             uid: self.ids.uid_on_disk(caller.uid)?,
@@ -179,19 +176,13 @@ impl Overlay {
         };
         let birth = birth(caller, &above, what.kind(), inherited.perm);
         // A character device 0:0 is a whiteout until it is marked, so it must not be seen before.
-        let hidden = matches!(
-            what,
-            Make::Node {
-                kind: FileKind::CharDevice,
-                rdev: 0
-            }
-        );
+        let hidden = self.is_device_zero(what);
         let stat = if hidden || matches!(was, UpperName::Whiteout) {
             self.make_over_whiteout(fd.as_fd(), name, what, &birth, &inherited)?
         } else {
-            what.make(fd.as_fd(), name, birth.perm)?;
+            what.make(fd.as_fd(), name, self.kind_on_disk(what.kind()), birth.perm)?;
             match host::open_at(fd.as_fd(), name, OFlags::PATH | OFlags::NOFOLLOW)
-                .and_then(|made| settle(&made, what.kind(), &birth, &inherited))
+                .and_then(|made| self.settle(&made, what, &birth, &inherited))
             {
                 Ok(stat) => stat,
                 Err(e) => {
@@ -216,23 +207,22 @@ impl Overlay {
         let upper = self.writable()?;
         let temp = upper.temp_name();
         let made = (|| {
-            what.make(upper.work(), &temp, birth.perm)?;
+            what.make(
+                upper.work(),
+                &temp,
+                self.kind_on_disk(what.kind()),
+                birth.perm,
+            )?;
             let fd = host::open_at(upper.work(), &temp, OFlags::PATH | OFlags::NOFOLLOW)?;
             let is_dir = what.kind().is_dir();
             if is_dir {
                 // What the whiteout hid must stay hidden.
                 upper.mark(fd.as_fd(), "opaque", b"y")?;
             }
-            if matches!(
-                what,
-                Make::Node {
-                    kind: FileKind::CharDevice,
-                    rdev: 0
-                }
-            ) {
+            if self.is_device_zero(what) {
                 mark_device(fd.as_fd())?;
             }
-            let stat = settle(&fd, what.kind(), birth, inherited)?;
+            let stat = self.settle(&fd, what, birth, inherited)?;
             let how = if is_dir {
                 RenameFlags::EXCHANGE
             } else {
@@ -240,7 +230,8 @@ impl Overlay {
             };
             rustix::fs::renameat_with(upper.work(), temp.as_os_str(), dir, name, how)?;
             if is_dir {
-                upper.remove_work(&temp)?;
+                // It is done: what is left over goes with the next mount.
+                let _ = upper.remove_work(&temp);
             }
             Ok(stat)
         })();
@@ -283,6 +274,9 @@ impl Overlay {
         dir.dir()?;
         self.copy_up(&dir, Extent::All)?;
         self.copy_up(&node, Extent::Metadata)?;
+        if self.data_by_name(&node)? {
+            self.copy_up(&node, Extent::All)?;
+        }
         let _names = dir.names_owned()?;
         let was = self.free_name(&dir, name)?;
         let upper = self.writable()?;
@@ -327,16 +321,74 @@ impl Overlay {
         })
     }
 
+    /// Would it be a whiteout on disk?
+    fn is_device_zero(&self, what: &Make<'_>) -> bool {
+        self.kind_on_disk(what.kind()) == FileKind::CharDevice
+            && matches!(what, Make::Node { rdev: 0, .. })
+    }
+
+    /// Gives a just-made object its owner, mode and ACLs where the file system did not already.
+    fn settle(
+        &self,
+        made: &OwnedFd,
+        what: &Make<'_>,
+        birth: &Birth,
+        inherited: &Inherited,
+    ) -> Result<host::Stat> {
+        let fd = made.as_fd();
+        let stat = host::stat_fd(fd)?;
+        if self.permissions != Permissions::Inode {
+            let mut attr = stat.attr;
+            (attr.uid, attr.gid, attr.perm, attr.kind) =
+                (birth.uid, birth.gid, birth.perm, what.kind());
+            if let Make::Node { rdev, .. } = what {
+                attr.rdev = *rdev;
+            }
+            self.keep(fd, &attr)?;
+            return self.stat(fd);
+        }
+        let uid = (stat.attr.uid != birth.uid).then_some(birth.uid);
+        let gid = (stat.attr.gid != birth.gid).then_some(birth.gid);
+        attrs::set_owner(fd, uid, gid)?;
+        let mut changed = uid.is_some() || gid.is_some();
+        if what.kind() != FileKind::Symlink {
+            changed |= inherited.apply(fd)?;
+            // chown clears set-id bits, the process's umask others.
+            if changed || stat.attr.perm != birth.perm {
+                attrs::set_perm(fd, birth.perm)?;
+                changed = true;
+            }
+        }
+        if changed { host::stat_fd(fd) } else { Ok(stat) }
+    }
+
     /// A directory of the caller's making stands in the workdir: empty, opaque, and otherwise like `like`.
     pub(super) fn make_empty_twin(&self, like: BorrowedFd<'_>) -> Result<OsString> {
         let upper = self.writable()?;
         let temp = upper.temp_name();
         rustix::fs::mkdirat(upper.work(), temp.as_os_str(), Mode::RWXU)?;
         let fd = host::open_at(upper.work(), &temp, OFlags::PATH | OFlags::DIRECTORY)?;
-        let attr = host::stat_fd(like)?.attr;
+        let attr = self.stat(like)?.attr;
         upper.mark(fd.as_fd(), "opaque", b"y")?;
-        attrs::set_owner(fd.as_fd(), Some(attr.uid), Some(attr.gid))?;
-        attrs::set_perm(fd.as_fd(), attr.perm)?;
+        self.keep(fd.as_fd(), &attr)?;
+        Ok(temp)
+    }
+}
+
+impl Overlay {
+    /// Makes, in the workdir, a character device 0:0 that is no whiteout. EINVAL where it cannot be told from one.
+    pub(super) fn make_device(&self) -> Result<OsString> {
+        let upper = self.writable()?;
+        let temp = upper.temp_name();
+        let mode = Mode::empty();
+        rustix::fs::mknodat(upper.work(), &temp, FileType::CharacterDevice, mode, 0)
+            .map_err(|_| Errno::INVAL)?;
+        let marked = host::open_at(upper.work(), &temp, OFlags::PATH | OFlags::NOFOLLOW)
+            .and_then(|fd| mark_device(fd.as_fd()));
+        if marked.is_err() {
+            let _ = upper.remove_work(&temp);
+            return Err(Errno::INVAL);
+        }
         Ok(temp)
     }
 }
@@ -365,28 +417,4 @@ fn birth(caller: Caller, above: &Attr, kind: FileKind, perm: u32) -> Birth {
             perm
         },
     }
-}
-
-/// Gives a just-made object its owner, mode and ACLs where the file system did not already.
-fn settle(
-    made: &OwnedFd,
-    kind: FileKind,
-    birth: &Birth,
-    inherited: &Inherited,
-) -> Result<host::Stat> {
-    let fd = made.as_fd();
-    let stat = host::stat_fd(fd)?;
-    let uid = (stat.attr.uid != birth.uid).then_some(birth.uid);
-    let gid = (stat.attr.gid != birth.gid).then_some(birth.gid);
-    attrs::set_owner(fd, uid, gid)?;
-    let mut changed = uid.is_some() || gid.is_some();
-    if kind != FileKind::Symlink {
-        changed |= inherited.apply(fd)?;
-        // chown clears set-id bits, the process's umask others.
-        if changed || stat.attr.perm != birth.perm {
-            attrs::set_perm(fd, birth.perm)?;
-            changed = true;
-        }
-    }
-    if changed { host::stat_fd(fd) } else { Ok(stat) }
 }

@@ -11,18 +11,18 @@ use std::sync::{Arc, Mutex, RwLock};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use super::listing;
 use super::node::{LowerRef, Node, State, Table, UpperObject, lock};
 use super::origin::{self, Origin};
 use super::stack::Lowers;
 use super::upper::Upper;
 use super::{Entry, IdMap, NodeId, OpenError, Options, Redirect, Result, Stack};
 use crate::layer::host::{self, Stat};
-use crate::layer::{LayerFile, ObjectKey, whiteout};
+use crate::layer::{LayerFile, ObjectKey, Permissions, whiteout};
 use crate::meta::{Attr, FileKind};
 
-/// Open files and directory descriptors kept for reuse, each kind. Well below any usual descriptor limit.
-const KEPT_FILES: usize = 512;
-const KEPT_DIRS: usize = 512;
+/// Most open files and most directory descriptors kept for reuse.
+const KEPT_EACH: u64 = 512;
 /// How often an object that moved while we opened it is looked for again.
 const RETRIES: usize = 16;
 
@@ -37,10 +37,12 @@ pub struct Overlay {
     pub(super) redirect: Redirect,
     pub(super) static_nlink: bool,
     pub(super) ids: IdMap,
+    pub(super) permissions: Permissions,
     pub(super) table: Arc<Table>,
     pub(super) root: Arc<Node>,
     /// Key of listing positions.
     pub(super) hasher: RandomState,
+    pub(super) listings: listing::Kept,
     /// Names in the index, so that most look-ups need not ask for them.
     pub(super) index: RwLock<HashSet<OsString>>,
     /// Held while a directory moves to another parent, so that none becomes its own ancestor.
@@ -59,6 +61,22 @@ pub(super) struct OpenFile {
     /// Opened in the upper; a lower's file is stale once the data is copied up.
     pub upper: bool,
     pub writable: bool,
+}
+
+/// See [`Overlay::hold`].
+pub(super) struct Held<'a> {
+    node: &'a Arc<Node>,
+    ours: bool,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if self.ours
+            && let Some(upper) = &mut self.node.state_mut().upper
+        {
+            upper.pinned = None;
+        }
+    }
 }
 
 /// What a name in a directory turned out to be.
@@ -91,6 +109,12 @@ pub(super) fn check_name(name: &OsStr) -> Result<()> {
         n if n.contains(&b'/') || n.contains(&0) => Err(Errno::INVAL),
         _ => Ok(()),
     }
+}
+
+/// Half of the descriptors this process may have, at most, are kept for reuse: the others are for what is in use.
+fn kept_each() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(KEPT_EACH, |all| (all / 4).clamp(8, KEPT_EACH)) as usize
 }
 
 fn join(parent: &OsStr, name: &OsStr) -> Arc<OsStr> {
@@ -154,13 +178,15 @@ impl Overlay {
             redirect: options.redirect,
             static_nlink: options.static_nlink,
             ids: options.ids.clone(),
+            permissions: options.permissions,
             table,
             root,
             hasher: RandomState::new(),
+            listings: listing::Kept::new(),
             index: RwLock::new(index),
             dir_moves: Mutex::default(),
-            files: quick_cache::sync::Cache::new(KEPT_FILES),
-            dirs: quick_cache::sync::Cache::new(KEPT_DIRS),
+            files: quick_cache::sync::Cache::new(kept_each()),
+            dirs: quick_cache::sync::Cache::new(kept_each()),
             own_origins,
             closed: AtomicBool::new(false),
         };
@@ -215,6 +241,10 @@ impl Overlay {
         check_name(name)?;
         let dir = self.table.get(parent)?;
         let _names = dir.names_shared()?;
+        // The whiteouts of a directory went with it: its lowers would show again.
+        if dir.is_removed() {
+            return Ok(None);
+        }
         let Some(found) = self.resolve(&dir, name)? else {
             return Ok(None);
         };
@@ -239,7 +269,7 @@ impl Overlay {
             return Ok(UpperName::Absent);
         }
         let fd = self.upper_dir(dir)?;
-        let Some(stat) = host::stat_at(fd.as_fd(), name)? else {
+        let Some(mut stat) = host::stat_at(fd.as_fd(), name)? else {
             return Ok(UpperName::Absent);
         };
         let upper = self.some_upper()?;
@@ -247,18 +277,18 @@ impl Overlay {
             || (stat.attr.kind == FileKind::Regular
                 && stat.attr.size == 0
                 && upper.mark_at(fd.as_fd(), name, "whiteout")?.is_some());
-        Ok(if whiteout {
-            UpperName::Whiteout
-        } else {
-            UpperName::Present(stat)
-        })
+        if whiteout {
+            return Ok(UpperName::Whiteout);
+        }
+        self.show_at(fd.as_fd(), name, &mut stat.attr)?;
+        Ok(UpperName::Present(stat))
     }
 
     /// What a name is in the merged directory. The caller holds the directory's namespace lock.
     pub(super) fn resolve(&self, dir: &Arc<Node>, name: &OsStr) -> Result<Option<Found>> {
         if let Some(listing) = &*lock(&dir.dir()?.listing)
             && listing
-                .get(super::listing::position(&self.hasher, name), name)
+                .get(listing::position(&self.hasher, name), name)
                 .is_none()
         {
             return Ok(None);
@@ -325,8 +355,8 @@ impl Overlay {
 
     /// Has the upper's file only its metadata? The kernel's `overlay.metacopy` says so.
     fn is_metacopy(&self, dir: BorrowedFd<'_>, name: &OsStr, stat: &Stat) -> Result<bool> {
-        // Such a file is all hole.
-        if stat.attr.kind != FileKind::Regular || stat.attr.blocks * 512 >= stat.attr.size {
+        // No telling from the blocks: xattrs may have one, and a copy that was cut short has many.
+        if stat.attr.kind != FileKind::Regular {
             return Ok(false);
         }
         Ok(self
@@ -389,7 +419,8 @@ impl Overlay {
         {
             return Ok(());
         }
-        if let Some(stat) = host::stat_at(upper.index(), &name)? {
+        if let Some(mut stat) = host::stat_at(upper.index(), &name)? {
+            self.show_at(upper.index(), &name, &mut stat.attr)?;
             found.data_below = self.is_metacopy(upper.index(), &name, &stat)?;
             found.upper = Some((stat, Some(name)));
         }
@@ -580,24 +611,57 @@ impl Overlay {
         Ok((node, attr))
     }
 
+    /// A directory's descriptor that is open already.
+    fn dir_at_hand(&self, node: &Node) -> Result<Option<Arc<OwnedFd>>> {
+        if node.id == NodeId::ROOT {
+            return Ok(Some(Arc::clone(self.some_upper()?.root())));
+        }
+        Ok(self.dirs.get(&node.id.0))
+    }
+
     /// Descriptor (`O_PATH`) of a directory in the upper.
     pub(super) fn upper_dir(&self, node: &Arc<Node>) -> Result<Arc<OwnedFd>> {
-        if node.id == NodeId::ROOT {
-            return Ok(Arc::clone(self.some_upper()?.root()));
-        }
-        if let Some(fd) = self.dirs.get(&node.id.0) {
+        if let Some(fd) = self.dir_at_hand(node)? {
             return Ok(fd);
         }
-        let fd = Arc::new(
-            self.upper_object(node, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW)?
-                .0,
-        );
-        self.dirs.insert(node.id.0, Arc::clone(&fd));
-        Ok(fd)
+        // Up to a directory that is open, then down again: in loops, since paths can be thousands of names deep.
+        let mut path = Vec::new();
+        let mut near = None;
+        let mut at = Arc::clone(node);
+        loop {
+            let Some(up) = at.state().parent_in_upper() else {
+                break;
+            };
+            path.push(std::mem::replace(&mut at, up));
+            if let Some(fd) = self.dir_at_hand(&at)? {
+                near = Some((Arc::clone(&at), fd));
+                break;
+            }
+        }
+        if near.is_none() {
+            path.push(at);
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        while let Some(at) = path.pop() {
+            let fd = Arc::new(self.upper_object_near(&at, flags, near.as_ref())?.0);
+            self.dirs.insert(at.id.0, Arc::clone(&fd));
+            near = Some((at, fd));
+        }
+        near.map(|(_, fd)| fd).ok_or(Errno::STALE)
     }
 
     /// Opens a node's upper object, and makes sure it is that very object: names move while we look.
     pub(super) fn upper_object(&self, node: &Arc<Node>, flags: OFlags) -> Result<(OwnedFd, Stat)> {
+        self.upper_object_near(node, flags, None)
+    }
+
+    /// The same; `near` is a directory, perhaps the node's parent, whose descriptor is at hand.
+    fn upper_object_near(
+        &self,
+        node: &Arc<Node>,
+        flags: OFlags,
+        near: Option<&(Arc<Node>, Arc<OwnedFd>)>,
+    ) -> Result<(OwnedFd, Stat)> {
         enum Place {
             Fd(Arc<OwnedFd>),
             Name(Arc<Node>, OsString),
@@ -605,16 +669,16 @@ impl Overlay {
         }
         if node.id == NodeId::ROOT {
             let fd = host::open_at(self.some_upper()?.root().as_fd(), OsStr::new("."), flags)?;
-            let stat = host::stat_fd(fd.as_fd())?;
+            let stat = self.stat(fd.as_fd())?;
             return Ok((fd, stat));
         }
-        for _ in 0..RETRIES {
+        for attempt in 0..RETRIES {
             let (place, key): (Place, ObjectKey) = {
                 let state = node.state();
                 let upper = state.upper.as_ref().ok_or(Errno::STALE)?;
                 let place = if let Some(fd) = &upper.pinned {
                     Place::Fd(Arc::clone(fd))
-                } else if let Some(link) = state.links.iter().find(|l| l.in_upper) {
+                } else if let Some(link) = state.link_in_upper(attempt) {
                     Place::Name(Arc::clone(&link.parent), link.name.clone())
                 } else if let Some(index) = &upper.index {
                     Place::Index(index.clone())
@@ -629,13 +693,21 @@ impl Overlay {
                     .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO)),
                 Place::Fd(fd) => host::reopen(fd.as_fd(), flags - OFlags::NOFOLLOW),
                 Place::Name(parent, name) => {
-                    host::open_at(self.upper_dir(&parent)?.as_fd(), &name, flags)
+                    let dir = match near {
+                        Some((dir, fd)) if Arc::ptr_eq(dir, &parent) => Arc::clone(fd),
+                        _ => self.upper_dir(&parent)?,
+                    };
+                    // Nobody may go through the directory any more, but the node was reached before.
+                    self.some_upper()?
+                        .permitted(dir.as_fd(), libc::S_IXUSR, || {
+                            host::open_at(dir.as_fd(), &name, flags)
+                        })
                 }
                 Place::Index(name) => host::open_at(self.some_upper()?.index(), &name, flags),
             };
             match opened {
                 Ok(fd) => {
-                    let stat = host::stat_fd(fd.as_fd())?;
+                    let stat = self.stat(fd.as_fd())?;
                     if stat.key == key {
                         return Ok((fd, stat));
                     }
@@ -651,6 +723,30 @@ impl Overlay {
     /// An `O_PATH` descriptor of a node's upper object.
     pub(super) fn upper_path(&self, node: &Arc<Node>) -> Result<OwnedFd> {
         Ok(self.upper_object(node, OFlags::PATH | OFlags::NOFOLLOW)?.0)
+    }
+
+    /// Keeps a node of the upper in reach while its name changes: whoever has it open meanwhile must not find it gone.
+    pub(super) fn hold<'a>(&self, node: &'a Arc<Node>) -> Result<Held<'a>> {
+        let fd = self.upper_path(node)?;
+        let mut state = node.state_mut();
+        let upper = state.upper.as_mut().ok_or(Errno::STALE)?;
+        let ours = upper.pinned.is_none();
+        if ours {
+            upper.pinned = Some(Arc::new(fd));
+        }
+        drop(state);
+        Ok(Held { node, ours })
+    }
+
+    /// A file without data of its own whose data is found by the file's name: it must not get another one so.
+    pub(super) fn data_by_name(&self, node: &Arc<Node>) -> Result<bool> {
+        if !node.in_upper() || node.data_in_upper() {
+            return Ok(false);
+        }
+        let redirect = self
+            .some_upper()?
+            .mark_of(self.upper_path(node)?.as_fd(), "redirect")?;
+        Ok(redirect.is_none_or(|path| path.first() != Some(&b'/')))
     }
 
     /// Remembers whether the upper directory carries the `impure` mark.

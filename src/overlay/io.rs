@@ -1,7 +1,7 @@
 //! Data. I/O is by node: the file behind it is opened when first needed and kept for the next request; once a node is
 //! copied up nobody reads the old file any more.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, OFlags};
@@ -11,7 +11,7 @@ use super::attrs;
 use super::copyup::{Extent, write_all};
 use super::engine::{OpenFile, Overlay};
 use super::node::{Node, lock};
-use super::{NodeId, Result};
+use super::{Caller, NodeId, Result};
 use crate::layer::{LayerFile, host};
 use crate::meta::FileKind;
 
@@ -51,11 +51,11 @@ impl Overlay {
         let upper = node.data_in_upper();
         let open = if upper {
             let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-            let (fd, writable) = match self.upper_object(node, OFlags::RDWR | flags) {
-                Ok((fd, _)) => (fd, true),
+            let (fd, writable) = match self.upper_file(node, OFlags::RDWR | flags) {
+                Ok(fd) => (fd, true),
                 // Immutable or append-only, or a program running straight from the upper.
                 Err(Errno::PERM | Errno::ACCESS | Errno::TXTBSY | Errno::ROFS) if !write => {
-                    (self.upper_object(node, OFlags::RDONLY | flags)?.0, false)
+                    (self.upper_file(node, OFlags::RDONLY | flags)?, false)
                 }
                 Err(e) => return Err(e),
             };
@@ -75,6 +75,20 @@ impl Overlay {
         };
         self.files.insert(node.id.0, open.clone());
         Ok(open)
+    }
+
+    /// A file of the upper opened for those who have it open in the mount already, whatever its mode is by now.
+    pub(super) fn upper_file(&self, node: &Arc<Node>, flags: OFlags) -> Result<OwnedFd> {
+        match self.upper_object(node, flags) {
+            Ok((fd, _)) => return Ok(fd),
+            Err(Errno::ACCESS) => {}
+            Err(e) => return Err(e),
+        }
+        let path = self.upper_path(node)?;
+        let extra = libc::S_IRUSR | libc::S_IWUSR;
+        self.some_upper()?.permitted(path.as_fd(), extra, || {
+            host::reopen(path.as_fd(), flags - OFlags::NOFOLLOW)
+        })
     }
 
     fn writable_file(&self, node: &Arc<Node>) -> Result<OpenFile> {
@@ -129,17 +143,27 @@ impl Overlay {
         }
     }
 
+    /// Before a change that is not a write: an ordinary user's takes set-id bits along. Who may keep them (CAP_FSETID) is
+    /// not told by the transport; root may.
+    pub(super) fn changed_by(&self, caller: Caller, node: &Arc<Node>) -> Result<()> {
+        if caller.uid == 0 {
+            Ok(())
+        } else {
+            self.kill_priv(node)
+        }
+    }
+
     /// Takes from a changed file what would give its next caller rights: suid, sgid (unless it means locking: no group
     /// execute), capabilities.
     fn kill_priv(&self, node: &Arc<Node>) -> Result<()> {
         let fd = self.upper_path(node)?;
-        let perm = host::stat_fd(fd.as_fd())?.attr.perm;
+        let perm = self.stat(fd.as_fd())?.attr.perm;
         let mut keep = perm & !libc::S_ISUID;
         if perm & libc::S_IXGRP != 0 {
             keep &= !libc::S_ISGID;
         }
         if keep != perm {
-            attrs::set_perm(fd.as_fd(), keep)?;
+            self.give(fd.as_fd(), None, None, Some(keep))?;
         }
         match host::remove_xattr_fd(fd.as_fd(), std::ffi::OsStr::new("security.capability")) {
             Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
@@ -164,9 +188,7 @@ impl Overlay {
                     open = self.open_file(&node, false)?;
                     open.file.fd().ok_or(Errno::BADF)?
                 } else {
-                    own = self
-                        .upper_object(&node, OFlags::RDONLY | OFlags::NOFOLLOW)?
-                        .0;
+                    own = self.upper_file(&node, OFlags::RDONLY | OFlags::NOFOLLOW)?;
                     own.as_fd()
                 };
                 if datasync {
@@ -184,11 +206,19 @@ impl Overlay {
     }
 
     /// `mode`: `FALLOC_FL_*` bits.
-    pub fn fallocate(&self, node: NodeId, mode: u32, offset: u64, len: u64) -> Result<()> {
+    pub fn fallocate(
+        &self,
+        caller: Caller,
+        node: NodeId,
+        mode: u32,
+        offset: u64,
+        len: u64,
+    ) -> Result<()> {
         let node = self.regular(node)?;
+        let flags = FallocateFlags::from_bits(mode).ok_or(Errno::OPNOTSUPP)?;
         let open = self.writable_file(&node)?;
         let fd = open.file.fd().ok_or(Errno::BADF)?;
-        let flags = FallocateFlags::from_bits(mode).ok_or(Errno::OPNOTSUPP)?;
+        self.changed_by(caller, &node)?;
         loop {
             match rustix::fs::fallocate(fd, flags, offset, len) {
                 Err(Errno::INTR) => {}
@@ -215,15 +245,15 @@ impl Overlay {
     /// Copies up to `len` bytes between files (or within one, if the ranges do not overlap); how many it did.
     pub fn copy_file_range(
         &self,
-        from: NodeId,
-        from_offset: u64,
-        to: NodeId,
-        to_offset: u64,
+        caller: Caller,
+        (from, from_offset): (NodeId, u64),
+        (to, to_offset): (NodeId, u64),
         len: u64,
     ) -> Result<usize> {
         let from = self.regular(from)?;
         let to = self.regular(to)?;
         let target = self.writable_file(&to)?;
+        self.changed_by(caller, &to)?;
         let source = self.open_file(&from, false)?;
         let target = target.file.fd().ok_or(Errno::BADF)?;
         let len = usize::try_from(len).unwrap_or(usize::MAX).min(1 << 30);

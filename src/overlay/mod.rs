@@ -16,6 +16,7 @@ mod io;
 mod listing;
 mod node;
 mod origin;
+mod owner;
 mod readdir;
 mod remove;
 mod rename;
@@ -32,6 +33,7 @@ use std::ffi::OsStr;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use crate::layer::Permissions;
 use crate::meta::{Attr, FileKind, Timestamp};
 
 pub type Result<T> = std::result::Result<T, Errno>;
@@ -136,6 +138,8 @@ pub struct Options {
     /// All directories show one link.
     pub static_nlink: bool,
     pub ids: IdMap,
+    /// Where owners and modes are kept, in the upper and in host directories below.
+    pub permissions: Permissions,
 }
 
 /// What becomes of renamed directories that show lowers (`redirect_dir`).

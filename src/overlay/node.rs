@@ -64,6 +64,21 @@ pub(super) struct State {
     pub lower_path: Option<Arc<OsStr>>,
 }
 
+impl State {
+    /// One of the names in the upper: the `n`th, counted round.
+    pub fn link_in_upper(&self, n: usize) -> Option<&Link> {
+        let links = || self.links.iter().filter(|l| l.in_upper);
+        links().nth(n % links().count().max(1))
+    }
+
+    /// The directory that the upper object is opened from; `None` where none is needed.
+    pub fn parent_in_upper(&self) -> Option<Arc<Node>> {
+        let pinned = self.upper.as_ref().is_some_and(|u| u.pinned.is_some());
+        let link = self.link_in_upper(0).filter(|_| !pinned)?;
+        Some(Arc::clone(&link.parent))
+    }
+}
+
 /// What only directories have.
 pub(super) struct DirState {
     /// Guards the directory's names: lookups and reads share it, changes own it.
@@ -189,7 +204,14 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         if let Some(table) = self.table.upgrade() {
-            table.remove_dead(self.id, self);
+            table.remove_dead(self.id);
+        }
+        // Parents that go with it go one by one: a recursion as deep as the path would take all of the stack.
+        let mut links = std::mem::take(&mut unpoison(self.state.get_mut()).links);
+        while let Some(link) = links.pop() {
+            if let Some(mut parent) = Arc::into_inner(link.parent) {
+                links.append(&mut unpoison(parent.state.get_mut()).links);
+            }
         }
     }
 }
@@ -306,11 +328,12 @@ impl Table {
         true
     }
 
-    fn remove_dead(&self, id: NodeId, node: *const Node) {
+    /// Another node may have taken the dead one's place meanwhile.
+    fn remove_dead(&self, id: NodeId) {
         let mut shard = self.shard(id);
         if shard
             .get(&id.0)
-            .is_some_and(|slot| std::ptr::eq(slot.node.as_ptr(), node))
+            .is_some_and(|slot| slot.node.strong_count() == 0)
         {
             shard.remove(&id.0);
         }

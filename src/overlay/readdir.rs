@@ -11,7 +11,7 @@ use super::engine::Overlay;
 use super::listing::{self, Item, Listing};
 use super::node::{Node, lock};
 use super::{DirItem, NodeId, Result};
-use crate::layer::{ObjectKey, host};
+use crate::layer::{ObjectKey, Permissions, host};
 use crate::meta::FileKind;
 
 /// What is known of a name while layers are merged.
@@ -74,8 +74,12 @@ impl Overlay {
                 if let Some(entry) = entry {
                     self.forget(entry.node, 1);
                 }
-                break;
+                return Ok(());
             }
+        }
+        // Read to its end, one that is too large by itself need not be kept any longer.
+        if list.len() > self.listings.budget {
+            *lock(&dir.dir()?.listing) = None;
         }
         Ok(())
     }
@@ -99,7 +103,27 @@ impl Overlay {
         }
         let list = Arc::new(self.merge(dir)?);
         *lock(&part.listing) = Some(Arc::clone(&list));
+        self.listings.note(dir.id, |id| {
+            let node = self.table.find(id);
+            node.is_some_and(|n| n.dir().is_ok_and(|d| lock(&d.listing).is_some()))
+        });
+        self.drop_listings(dir);
         Ok(list)
+    }
+
+    /// Gives up the oldest listings, but not that of `dir`, if all together hold too many names. One may go at any
+    /// time: it is made anew when it is asked for.
+    fn drop_listings(&self, dir: &Node) {
+        while self.listings.is_over()
+            && let Some(id) = self.listings.oldest(dir.id)
+        {
+            if let Some(node) = self.table.find(id)
+                && let Ok(part) = node.dir()
+            {
+                let dropped = lock(&part.listing).take();
+                drop(dropped);
+            }
+        }
     }
 
     fn merge(&self, dir: &Arc<Node>) -> Result<Listing> {
@@ -131,7 +155,7 @@ impl Overlay {
                 kind,
             }),
         });
-        Ok(Listing::new(items.collect()))
+        Ok(Listing::new(&self.listings.total, items))
     }
 
     fn read_upper(
@@ -143,9 +167,12 @@ impl Overlay {
         let fd = self.upper_dir(dir)?;
         let dev = host::stat_fd(fd.as_fd())?.key.dev;
         let impure = merged || dir.dir()?.impure.load(std::sync::atomic::Ordering::Relaxed);
-        for entry in host::read_dir(fd.as_fd())? {
+        let extra = libc::S_IRUSR | libc::S_IXUSR;
+        let read = || host::read_dir(fd.as_fd());
+        for entry in self.some_upper()?.permitted(fd.as_fd(), extra, read)? {
             // Only what may be a whiteout, or may show another's inode number, needs a closer look.
             let plain = match entry.kind {
+                Some(FileKind::Regular) if self.permissions != Permissions::Inode => None,
                 Some(kind) if !impure && kind != FileKind::CharDevice => Some(kind),
                 _ => None,
             };
@@ -161,7 +188,8 @@ impl Overlay {
                     Ok(Some(found)) => Seen::Shown(found.id, found.kind),
                     Ok(None) => Seen::Hidden,
                     // A broken entry is listed all the same: whoever touches it gets the error.
-                    Err(Errno::IO | Errno::STALE) => {
+                    Err(Errno::ACCESS) if entry.kind == Some(FileKind::CharDevice) => Seen::Hidden,
+                    Err(Errno::IO | Errno::STALE | Errno::ACCESS) => {
                         let ino = self.lowers.host_ino(ObjectKey {
                             dev,
                             ino: entry.ino,
@@ -189,6 +217,9 @@ impl Overlay {
                 kind,
             });
         }
+        if self.listings.is_over() {
+            self.drop_listings(dir);
+        }
     }
 
     /// A name went: a kept listing follows. The caller owns the namespace.
@@ -198,5 +229,76 @@ impl Overlay {
         {
             Arc::make_mut(list).remove(listing::position(&self.hasher, name), name);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::atomic::Ordering;
+
+    use super::super::{Options, Stack};
+    use super::*;
+    use crate::layer::DirLayer;
+
+    fn engine(lower: &Path, budget: usize) -> Overlay {
+        let stack = Stack {
+            lowers: vec![Arc::new(DirLayer::open(lower).unwrap())],
+            upper: None,
+        };
+        let mut overlay = Overlay::new(stack, &Options::default()).unwrap();
+        overlay.listings.budget = budget;
+        overlay
+    }
+
+    fn names(overlay: &Overlay, dir: NodeId, at_once: usize) -> usize {
+        let (mut offset, mut seen) = (0, 0);
+        loop {
+            let mut taken = 0;
+            overlay
+                .read_dir(dir, offset, true, &mut |item| {
+                    if taken == at_once {
+                        return false;
+                    }
+                    offset = item.next_offset;
+                    taken += 1;
+                    true
+                })
+                .unwrap();
+            seen += taken;
+            if taken < at_once {
+                return seen;
+            }
+        }
+    }
+
+    #[test]
+    fn listings_stay_within_their_budget() {
+        let tmp = tempfile::tempdir().unwrap();
+        for dir in 0..20 {
+            let dir = tmp.path().join(dir.to_string());
+            std::fs::create_dir(&dir).unwrap();
+            for file in 0..10 {
+                std::fs::write(dir.join(file.to_string()), "").unwrap();
+            }
+        }
+        let overlay = engine(tmp.path(), 50);
+        let kept = || overlay.listings.total.load(Ordering::Relaxed);
+        for _ in 0..3 {
+            for dir in 0..20 {
+                let name = dir.to_string();
+                let dir = overlay.lookup(NodeId::ROOT, OsStr::new(&name)).unwrap();
+                let dir = dir.unwrap().node;
+                assert_eq!(names(&overlay, dir, 3), 12);
+                assert!(kept() <= 50, "{} names kept", kept());
+                let inner = overlay.lookup(dir, OsStr::new("7")).unwrap();
+                assert!(inner.is_some());
+                assert!(overlay.lookup(dir, OsStr::new("none")).unwrap().is_none());
+            }
+        }
+        // One that is too large by itself is kept while it is read.
+        let overlay = engine(&tmp.path().join("1"), 5);
+        assert_eq!(names(&overlay, NodeId::ROOT, 4), 12);
+        assert_eq!(overlay.listings.total.load(Ordering::Relaxed), 0);
     }
 }

@@ -132,7 +132,8 @@ impl Overlay {
                 Err(Errno::NOTEMPTY | Errno::EXIST) => {
                     let temp = upper.temp_name();
                     rustix::fs::renameat(&*fd, name, upper.work(), temp.as_os_str())?;
-                    upper.remove_work(&temp)
+                    let _ = upper.remove_work(&temp);
+                    Ok(())
                 }
                 other => other,
             },

@@ -15,6 +15,7 @@ use super::copyup::Extent;
 use super::engine::{Overlay, UpperName, check_name};
 use super::node::{Node, lock, own_all};
 use super::{NodeId, Redirect, RenameFlags, Result};
+use crate::layer::host;
 
 /// One side of a rename.
 struct Side<'a> {
@@ -113,17 +114,23 @@ impl Overlay {
         }
         let mut waits = Vec::new();
         if !source.in_upper() {
-            waits.push(&source);
+            waits.push((&source, Extent::Metadata));
+        } else if self.data_by_name(&source)? {
+            waits.push((&source, Extent::All));
         }
         if let Some(target) = &target
             && (flags.exchange && !target.in_upper() || self.needs_inode_in_upper(target)?)
         {
-            waits.push(target);
+            waits.push((target, Extent::Metadata));
+        } else if let Some(target) = target.as_ref().filter(|_| flags.exchange)
+            && self.data_by_name(target)?
+        {
+            waits.push((target, Extent::All));
         }
         if !waits.is_empty() {
             drop(_names);
-            for node in waits {
-                self.copy_up(node, Extent::Metadata)?;
+            for (node, extent) in waits {
+                self.copy_up(node, extent)?;
             }
             return Ok(false);
         }
@@ -156,17 +163,23 @@ impl Overlay {
         let upper = self.writable()?;
         let from_fd = self.upper_dir(from.dir)?;
         let to_fd = self.upper_dir(to.dir)?;
-        // Every name that moves is a real one in the upper.
-        for (node, side) in [
-            (Some(source), from),
-            (target.filter(|_| flags.exchange), to),
+        let mut held = Vec::new();
+        for (node, side, new_dir) in [
+            (Some(source), from, to.dir),
+            (target.filter(|_| flags.exchange), to, from.dir),
         ] {
-            if let Some(node) = node
-                && !node
-                    .has_link(side.dir, side.name)
-                    .is_some_and(|l| l.in_upper)
+            let Some(node) = node else { continue };
+            // Every name that moves is a real one in the upper.
+            if !node
+                .has_link(side.dir, side.name)
+                .is_some_and(|l| l.in_upper)
             {
                 self.link_alias(node, side.dir, side.name)?;
+            }
+            held.push(self.hold(node)?);
+            let key = node.state().upper.as_ref().map(|u| u.key);
+            if key.is_some_and(|key| self.lowers.host_ino(key) != node.id) {
+                self.mark_impure(new_dir)?;
             }
         }
         let shows = |side: &Side<'_>| {
@@ -182,9 +195,15 @@ impl Overlay {
             rustix::fs::renameat_with(&*from_fd, from.name, &*to_fd, to.name, SysFlags::EXCHANGE)?;
             self.list_add(to.dir, to.name, source.id, source.kind);
             self.list_add(from.dir, from.name, target.id, target.kind);
-            self.relink(source, from, to)?;
-            return self.relink(target, to, from);
+            relink(source, from, to);
+            relink(target, to, from);
+            return Ok(());
         }
+        // A whiteout that was asked for is a device its maker can see. It takes the place of the hidden kind.
+        let device = match flags.whiteout {
+            true => Some(self.make_device()?),
+            false => None,
+        };
         let mut cleared = None;
         if let Some(target) = target {
             self.prepare_goodbye(target, to.dir, to.name)?;
@@ -203,28 +222,60 @@ impl Overlay {
             }
         }
         let hide = from_shows || flags.whiteout;
+        let moved = self.move_name(source, from, to, hide);
+        if let Some(old) = cleared {
+            if moved.is_err() {
+                // The old target comes back.
+                let (work, old) = (upper.work(), old.as_os_str());
+                rustix::fs::renameat_with(work, old, &*to_fd, to.name, SysFlags::EXCHANGE)?;
+            }
+            // What cannot be removed goes with the next mount.
+            let _ = upper.remove_work(&old);
+        }
+        if let (Err(e), Some(device)) = (moved, &device) {
+            let _ = upper.remove_work(device);
+            return Err(e);
+        }
+        moved?;
+        if let Some(target) = target {
+            self.after_goodbye(target, to.dir, to.name)?;
+        }
+        self.list_remove(from.dir, from.name);
+        self.list_add(to.dir, to.name, source.id, source.kind);
+        relink(source, from, to);
+        if let Some(device) = device {
+            let made = host::stat_at(upper.work(), &device)?.ok_or(Errno::STALE)?;
+            rustix::fs::renameat(upper.work(), device.as_os_str(), &*from_fd, from.name)?;
+            let id = self.lowers.host_ino(made.key);
+            self.list_add(from.dir, from.name, id, made.attr.kind);
+        }
+        Ok(())
+    }
+
+    fn move_name(
+        &self,
+        source: &Arc<Node>,
+        from: &Side<'_>,
+        to: &Side<'_>,
+        hide: bool,
+    ) -> Result<()> {
+        let from_fd = self.upper_dir(from.dir)?;
+        let to_fd = self.upper_dir(to.dir)?;
         let over_whiteout =
             source.is_dir() && matches!(self.upper_name(to.dir, to.name)?, UpperName::Whiteout);
         if over_whiteout {
             // A directory cannot replace a device, but they can change places.
             rustix::fs::renameat_with(&*from_fd, from.name, &*to_fd, to.name, SysFlags::EXCHANGE)?;
             if !hide {
-                rustix::fs::unlinkat(&*from_fd, from.name, rustix::fs::AtFlags::empty())?;
+                // It hides nothing, so it may as well stay.
+                let _ = rustix::fs::unlinkat(&*from_fd, from.name, rustix::fs::AtFlags::empty());
             }
+            Ok(())
         } else if hide {
-            self.rename_leaving_whiteout(from_fd.as_fd(), from.name, to_fd.as_fd(), to.name)?;
+            self.rename_leaving_whiteout(from_fd.as_fd(), from.name, to_fd.as_fd(), to.name)
         } else {
-            rustix::fs::renameat(&*from_fd, from.name, &*to_fd, to.name)?;
+            rustix::fs::renameat(&*from_fd, from.name, &*to_fd, to.name)
         }
-        if let Some(old) = cleared {
-            upper.remove_work(&old)?;
-        }
-        if let Some(target) = target {
-            self.after_goodbye(target, to.dir, to.name)?;
-        }
-        self.list_remove(from.dir, from.name);
-        self.list_add(to.dir, to.name, source.id, source.kind);
-        self.relink(source, from, to)
     }
 
     fn rename_leaving_whiteout(
@@ -285,16 +336,11 @@ impl Overlay {
         };
         upper.mark(self.upper_dir(node)?.as_fd(), "redirect", &redirect)
     }
+}
 
-    /// The node follows a name that moved.
-    fn relink(&self, node: &Arc<Node>, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
-        let old = node.remove_link(from.dir, from.name);
-        node.add_link(to.dir, to.name, true);
-        drop(old);
-        let key = node.state().upper.as_ref().map(|u| u.key);
-        if key.is_some_and(|key| self.lowers.host_ino(key) != node.id) {
-            self.mark_impure(to.dir)?;
-        }
-        Ok(())
-    }
+/// The node follows a name that moved.
+fn relink(node: &Arc<Node>, from: &Side<'_>, to: &Side<'_>) {
+    let old = node.remove_link(from.dir, from.name);
+    node.add_link(to.dir, to.name, true);
+    drop(old);
 }

@@ -17,6 +17,9 @@ use rustix::io::Errno;
 use super::{OpenError, Options, Result, UpperDirs};
 use crate::layer::{ObjectKey, host};
 
+/// Of internal xattrs, where `trusted.*` is not for us.
+const USER_PREFIX: &str = "user.overlay.";
+
 /// Directory that marks an upper as not synced, named as the kernel's overlayfs names it.
 const VOLATILE_MARK: &str = "incompat/volatile/dirty";
 
@@ -35,6 +38,8 @@ pub(super) struct Upper {
     /// Whiteouts cannot be made with mknod here.
     xattr_whiteouts: AtomicBool,
     next_temp: AtomicU64,
+    /// Held while a mode is changed, where modes bind us too: see [`Self::permitted`].
+    modes: std::sync::Mutex<()>,
     /// Name in `work` of a whiteout to make links of.
     template: std::sync::Mutex<Option<OsString>>,
 }
@@ -102,11 +107,12 @@ impl Upper {
             base,
             work,
             index,
-            prefix: "user.overlay.",
+            prefix: USER_PREFIX,
             volatile: options.volatile && !options.inspect,
             inspect: options.inspect,
             xattr_whiteouts: AtomicBool::new(false),
             next_temp: AtomicU64::new(0),
+            modes: std::sync::Mutex::default(),
             template: std::sync::Mutex::default(),
         };
         if upper.inspect {
@@ -166,11 +172,11 @@ impl Upper {
             host::set_xattr_fd(fd.as_fd(), OsStr::new(&name), b"n", XattrFlags::empty())
         };
         let chosen = match options.userxattr {
-            Some(true) => works("user.overlay.").map(|()| "user.overlay."),
+            Some(true) => works(USER_PREFIX).map(|()| USER_PREFIX),
             Some(false) => works("trusted.overlay.").map(|()| "trusted.overlay."),
             None => works("trusted.overlay.")
                 .map(|()| "trusted.overlay.")
-                .or_else(|_| works("user.overlay.").map(|()| "user.overlay.")),
+                .or_else(|_| works(USER_PREFIX).map(|()| USER_PREFIX)),
         };
         self.remove_work(&temp)?;
         self.prefix = chosen?;
@@ -194,14 +200,68 @@ impl Upper {
         format!("{}{name}", self.prefix).into()
     }
 
+    /// Does `call` to the object behind `fd`, if need be while it has the permissions `extra` besides its own. An
+    /// ordinary user's daemon is bound by the modes of its files, but neither those who opened a file before its mode
+    /// changed (or made it read-only) nor the marks of the mount are.
+    pub fn permitted<T>(
+        &self,
+        fd: BorrowedFd<'_>,
+        extra: u32,
+        call: impl FnMut() -> Result<T>,
+    ) -> Result<T> {
+        self.all_permitted(&[(fd, extra)], call)
+    }
+
+    /// The same where several objects take part. Not to be nested.
+    pub fn all_permitted<T>(
+        &self,
+        objects: &[(BorrowedFd<'_>, u32)],
+        mut call: impl FnMut() -> Result<T>,
+    ) -> Result<T> {
+        match call() {
+            Err(Errno::ACCESS) if !self.inspect => {}
+            other => return other,
+        }
+        let _alone = super::node::lock(&self.modes);
+        let mut changed = Vec::new();
+        for (fd, extra) in objects {
+            let perm = host::stat_fd(*fd)?.attr.perm;
+            // Only the owner may.
+            if perm & extra != *extra && super::attrs::set_perm(*fd, perm | extra).is_ok() {
+                changed.push((fd, perm));
+            }
+        }
+        let done = call();
+        for (fd, perm) in changed {
+            super::attrs::set_perm(*fd, perm)?;
+        }
+        done
+    }
+
+    /// chmod of an open object.
+    pub fn set_perm(&self, fd: BorrowedFd<'_>, perm: u32) -> Result<()> {
+        let _alone = (self.prefix == USER_PREFIX).then(|| super::node::lock(&self.modes));
+        super::attrs::set_perm(fd, perm)
+    }
+
     /// Sets an internal xattr of an open object.
     pub fn mark(&self, fd: BorrowedFd<'_>, name: &str, value: &[u8]) -> Result<()> {
-        host::set_xattr_fd(fd, &self.xattr(name), value, XattrFlags::empty())
+        let name = self.xattr(name);
+        self.permitted(fd, libc::S_IWUSR, || {
+            host::set_xattr_fd(fd, &name, value, XattrFlags::empty())
+        })
+    }
+
+    /// Removes an internal xattr of an open object; ENODATA if it has none.
+    pub fn unmark(&self, fd: BorrowedFd<'_>, name: &str) -> Result<()> {
+        let name = self.xattr(name);
+        self.permitted(fd, libc::S_IWUSR, || host::remove_xattr_fd(fd, &name))
     }
 
     /// Reads an internal xattr of an open object.
     pub fn mark_of(&self, fd: BorrowedFd<'_>, name: &str) -> Result<Option<Vec<u8>>> {
-        host::xattr_fd(fd, &self.xattr(name))
+        let name = self.xattr(name);
+        self.permitted(fd, libc::S_IRUSR, || host::xattr_fd(fd, &name))
     }
 
     /// Reads an internal xattr of `name` in `dir` without opening it.
@@ -211,7 +271,13 @@ impl Upper {
         name: &OsStr,
         mark: &str,
     ) -> Result<Option<Vec<u8>>> {
-        host::xattr_at(host::proc_child(dir, name).as_slice(), &self.xattr(mark))
+        match host::xattr_at(host::proc_child(dir, name).as_slice(), &self.xattr(mark)) {
+            Err(Errno::ACCESS) => {
+                let fd = host::open_at(dir, name, OFlags::PATH | OFlags::NOFOLLOW)?;
+                self.mark_of(fd.as_fd(), mark)
+            }
+            other => other,
+        }
     }
 
     /// A name in `work` nobody has.
@@ -283,14 +349,30 @@ impl Upper {
                 Err(e) => return Err(e),
             }
         }
+        // It must not be seen before it has its mark, nor in a directory that does not tell of such.
+        let temp = self.temp_name();
         let fd = rustix::fs::openat(
-            dir,
-            name,
+            &self.work,
+            temp.as_os_str(),
             OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC,
-            Mode::empty(),
+            Mode::RUSR | Mode::WUSR,
         )?;
-        self.mark(fd.as_fd(), "whiteout", b"y")?;
-        if self.mark_of(dir, "opaque")?.is_none() {
+        let made = self
+            .mark(fd.as_fd(), "whiteout", b"y")
+            .and_then(|()| self.expect_xattr_whiteouts(dir))
+            .and_then(|()| {
+                let how = RenameFlags::NOREPLACE;
+                rustix::fs::renameat_with(&self.work, temp.as_os_str(), dir, name, how)
+            });
+        if made.is_err() {
+            let _ = self.remove_work(&temp);
+        }
+        made
+    }
+
+    /// Where whiteouts are xattrs: tells readers of the directory that it may hold some.
+    fn expect_xattr_whiteouts(&self, dir: BorrowedFd<'_>) -> Result<()> {
+        if self.xattr_whiteouts.load(Ordering::Relaxed) && self.mark_of(dir, "opaque")?.is_none() {
             self.mark(dir, "opaque", b"x")?;
         }
         Ok(())
@@ -310,10 +392,13 @@ impl Upper {
         } else {
             RenameFlags::empty()
         };
-        let moved = rustix::fs::renameat_with(&self.work, temp.as_os_str(), dir, name, how);
-        // After an exchange the old directory is here; after a failure the whiteout is.
+        let moved = self
+            .expect_xattr_whiteouts(dir)
+            .and_then(|()| rustix::fs::renameat_with(&self.work, temp.as_os_str(), dir, name, how));
+        // After an exchange the old directory is here; after a failure the whiteout is. What cannot be removed goes with
+        // the next mount.
         if was_dir || moved.is_err() {
-            self.remove_work(&temp)?;
+            let _ = self.remove_work(&temp);
         }
         moved
     }
@@ -365,3 +450,46 @@ pub(super) fn is_internal_xattr(name: &OsStr) -> bool {
 /// Namespaces of internal xattrs; those of the first two can be nested (`overlay.overlay.`).
 pub(super) const INTERNAL_PREFIXES: [&str; 3] =
     ["trusted.overlay.", "user.overlay.", "user.fuseoverlayfs."];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Readers look for xattr whiteouts only in directories that say they hold some.
+    #[test]
+    fn a_directory_tells_of_the_xattr_whiteouts_put_in_it() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dirs = UpperDirs {
+            upper: tmp.path().join("upper"),
+            work: tmp.path().join("work"),
+        };
+        for dir in [&dirs.upper, &dirs.work] {
+            std::fs::create_dir(dir).unwrap();
+        }
+        for name in ["one", "two"] {
+            std::fs::create_dir(dirs.upper.join(name)).unwrap();
+            std::fs::write(dirs.upper.join(name).join("old"), "x").unwrap();
+        }
+        let upper = Upper::open(&dirs, &Options::default()).unwrap();
+        upper.xattr_whiteouts.store(true, Ordering::Relaxed);
+        let open = |name: &str| {
+            let flags = OFlags::PATH | OFlags::DIRECTORY;
+            host::open_at(upper.root().as_fd(), OsStr::new(name), flags).unwrap()
+        };
+        let (one, two) = (open("one"), open("two"));
+        let (old, new) = (OsStr::new("old"), OsStr::new("new"));
+        upper.replace_by_whiteout(one.as_fd(), old, false).unwrap();
+        upper.make_whiteout(two.as_fd(), new).unwrap();
+        let again = upper.make_whiteout(two.as_fd(), old);
+        assert_eq!(again, Err(Errno::EXIST));
+        for (dir, name) in [(&one, old), (&two, new)] {
+            let mark = |r: Result<Option<Vec<u8>>>| r.unwrap();
+            assert!(mark(upper.mark_at(dir.as_fd(), name, "whiteout")).is_some());
+            assert_eq!(
+                mark(upper.mark_of(dir.as_fd(), "opaque")),
+                Some(b"x".to_vec())
+            );
+        }
+        assert_eq!(std::fs::read(dirs.upper.join("two/old")).unwrap(), b"x");
+    }
+}

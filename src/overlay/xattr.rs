@@ -47,9 +47,13 @@ fn shown_name(name: &OsStr) -> Option<Cow<'_, OsStr>> {
 }
 
 impl Overlay {
+    fn stored<'a>(&self, name: &'a OsStr) -> Option<Cow<'a, OsStr>> {
+        stored_name(name).filter(|_| !self.permissions.hides(name))
+    }
+
     pub fn getxattr(&self, node: NodeId, name: &OsStr) -> Result<Vec<u8>> {
         let node = self.table.get(node)?;
-        let stored = stored_name(name).ok_or(Errno::NODATA)?;
+        let stored = self.stored(name).ok_or(Errno::NODATA)?;
         self.raw_xattr(&node, &stored)?.ok_or(Errno::NODATA)
     }
 
@@ -73,7 +77,11 @@ impl Overlay {
             self.lowers.layer(lower.layer).xattr_names(&lower.node)?
         };
         let mut list = Vec::new();
-        for name in names.iter().filter_map(|n| shown_name(n)) {
+        for name in names
+            .iter()
+            .filter(|n| !self.permissions.hides(n))
+            .filter_map(|n| shown_name(n))
+        {
             list.extend_from_slice(name.as_bytes());
             list.push(0);
         }
@@ -83,7 +91,7 @@ impl Overlay {
     pub fn setxattr(&self, node: NodeId, name: &OsStr, value: &[u8], how: XattrSet) -> Result<()> {
         let node = self.table.get(node)?;
         self.writable()?;
-        let stored = stored_name(name).ok_or(Errno::PERM)?;
+        let stored = self.stored(name).ok_or(Errno::PERM)?;
         let flags = match how {
             XattrSet::Any => XattrFlags::empty(),
             XattrSet::Create => XattrFlags::CREATE,
@@ -96,7 +104,7 @@ impl Overlay {
     pub fn removexattr(&self, node: NodeId, name: &OsStr) -> Result<()> {
         let node = self.table.get(node)?;
         self.writable()?;
-        let stored = stored_name(name).ok_or(Errno::PERM)?;
+        let stored = self.stored(name).ok_or(Errno::PERM)?;
         if !node.in_upper() && self.raw_xattr(&node, &stored)?.is_none() {
             return Err(Errno::NODATA);
         }

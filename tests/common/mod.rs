@@ -165,3 +165,11 @@ pub fn require_mounting() {
         "these tests need /dev/fuse (modprobe fuse)"
     );
 }
+
+/// The daemon of the sandbox's only mount.
+pub fn daemon_of(sandbox: &Sandbox) -> u32 {
+    let mounts: serde_json::Value =
+        serde_json::from_str(&sandbox.run(["mounts", "--format", "json"])).unwrap();
+    assert_eq!(mounts.as_array().map(Vec::len), Some(1), "{mounts}");
+    mounts[0]["Pid"].as_u64().expect("a pid") as u32
+}

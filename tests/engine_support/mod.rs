@@ -27,8 +27,9 @@ pub struct Bench {
 }
 
 fn open(base: &Path, options: &Options) -> Result<Overlay, OpenError> {
-    let lowers = ["lower2", "lower1"]
-        .map(|n| Arc::new(DirLayer::open(&base.join(n)).unwrap()) as Arc<dyn Layer>);
+    let lowers = ["lower2", "lower1"].map(|n| {
+        Arc::new(DirLayer::open_with(&base.join(n), options.permissions).unwrap()) as Arc<dyn Layer>
+    });
     let upper = UpperDirs {
         upper: base.join("upper"),
         work: base.join("work"),
@@ -88,7 +89,17 @@ impl Bench {
 
     pub fn remount(&mut self) {
         self.close();
-        self.overlay = self.try_open().unwrap();
+        // A process that another test is just starting holds a copy of the old engine's lock until exec closes it.
+        for _ in 0..100 {
+            match self.try_open() {
+                Err(OpenError::Busy(_)) => std::thread::sleep(std::time::Duration::from_millis(10)),
+                opened => {
+                    self.overlay = opened.unwrap();
+                    return;
+                }
+            }
+        }
+        panic!("the work directory stays locked");
     }
 
     pub fn upper(&self, path: &str) -> PathBuf {
@@ -148,8 +159,12 @@ impl Bench {
     }
 
     pub fn mkdir(&self, path: &str) -> Result<Entry, Errno> {
+        self.mkdir_as(ROOT, path)
+    }
+
+    pub fn mkdir_as(&self, caller: Caller, path: &str) -> Result<Entry, Errno> {
         let (dir, name) = self.parent(path);
-        self.overlay.mkdir(ROOT, dir, name, 0o755, 0o022)
+        self.overlay.mkdir(caller, dir, name, 0o755, 0o022)
     }
 
     pub fn unlink(&self, path: &str) -> Result<(), Errno> {

@@ -231,14 +231,6 @@ pub fn chroot(root: &Path, script: &str) -> String {
     stdout.into_owned()
 }
 
-/// The daemon of the sandbox's only mount.
-pub fn daemon_of(sandbox: &crate::common::Sandbox) -> u32 {
-    let mounts: serde_json::Value =
-        serde_json::from_str(&sandbox.run(["mounts", "--format", "json"])).unwrap();
-    assert_eq!(mounts.as_array().map(Vec::len), Some(1), "{mounts}");
-    mounts[0]["Pid"].as_u64().expect("a pid") as u32
-}
-
 /// A field of `/proc/PID/status` in KiB (`VmRSS`, `VmHWM`).
 pub fn memory(pid: u32, field: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a living process");
