@@ -91,7 +91,7 @@ fn main() -> Result<()> {
     let words = Words::parse();
     if let Some(kept) = &words.render {
         let results = serde_json::from_str(&fs::read_to_string(kept)?)?;
-        return publish(&results, words.out.as_deref());
+        return publish(&results, words.out.as_deref(), false);
     }
     if !rustix::process::geteuid().is_root() {
         bail!("the benchmark mounts file systems and drops caches: run it as root");
@@ -108,7 +108,7 @@ fn main() -> Result<()> {
         .context("unshare");
     }
     let results = measure(&words)?;
-    publish(&results, words.out.as_deref())
+    publish(&results, words.out.as_deref(), true)
 }
 
 impl Words {
@@ -136,11 +136,9 @@ fn measure(words: &Words) -> Result<Results> {
     let started = Instant::now();
     let sizes = words.sizes();
     let mut systems = systems::all(&words.peer)?;
-    systems.retain(|system| {
-        system.id == BASE
-            || words.systems.is_empty()
-            || words.systems.iter().any(|id| id == system.id)
-    });
+    let named = |system: &System| words.systems.iter().any(|id| id == system.id);
+    let usual = |system: &System| words.systems.is_empty() && !system.on_request;
+    systems.retain(|system| system.id == BASE || named(system) || usual(system));
     let date = machine::date()?;
     eprintln!("making the file system and the trees");
     let arena = Arena::new(sizes.disk, sizes.inodes)?;
@@ -302,8 +300,8 @@ fn one(
     Ok(case.found)
 }
 
-/// Keeps the results and writes the page from them.
-fn publish(results: &Results, out: Option<&Path>) -> Result<()> {
+/// Writes the page, and keeps the results it is made from if they are `new`.
+fn publish(results: &Results, out: Option<&Path>, new: bool) -> Result<()> {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/benchmarks");
     let remarks = match fs::read_to_string(docs.join("remarks.json")) {
         Ok(text) => serde_json::from_str(&text).context("docs/benchmarks/remarks.json")?,
@@ -315,12 +313,14 @@ fn publish(results: &Results, out: Option<&Path>) -> Result<()> {
         return Ok(());
     };
     fs::create_dir_all(out.join("benchmarks"))?;
-    let json = serde_json::to_string(results)? + "\n";
-    fs::write(
-        out.join("benchmarks")
-            .join(format!("{}.json", results.mode.name())),
-        json,
-    )?;
+    if new {
+        let json = serde_json::to_string(results)? + "\n";
+        fs::write(
+            out.join("benchmarks")
+                .join(format!("{}.json", results.mode.name())),
+            json,
+        )?;
+    }
     fs::write(out.join("benchmarks.md"), page)?;
     eprintln!("wrote {}", out.join("benchmarks.md").display());
     Ok(())

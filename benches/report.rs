@@ -39,7 +39,7 @@ fn head(results: &Results) -> String {
         .collect();
     format!(
         "# Benchmarks\n\n\
-        Written by `make {}` from `docs/benchmarks/{}.json`; do not edit. ovl at commit {}, {} UTC, {:.0} minutes.\n\n\
+        Written by `make {}` from `docs/benchmarks/{}.json`, with reasons from `remarks.json` beside it; do not edit. ovl at commit {}, {} UTC, {:.0} minutes.\n\n\
         Machine: {} cores of {}, {} GiB, Linux {}, {}. Systems: {}. Programs: {}.\n\n",
         make_target(results),
         results.mode.name(),

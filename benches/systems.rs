@@ -18,8 +18,8 @@ enum Kind {
     Plain,
     KernelOverlay,
     FuseOverlayfs(PathBuf),
-    /// ovl over the lower directory.
-    OvlDirectory,
+    /// ovl over the lower directory, with mount options beside the defaults.
+    OvlDirectory(Option<&'static str>),
     /// ovl over the same content imported into its store.
     OvlImage,
 }
@@ -30,6 +30,8 @@ pub struct System {
     pub id: &'static str,
     pub title: &'static str,
     pub version: String,
+    /// Takes part only when asked for by its key.
+    pub on_request: bool,
     kind: Kind,
 }
 
@@ -66,18 +68,21 @@ pub fn all(peer: &Path) -> Result<Vec<System>> {
             id: BASE,
             title: "ext4",
             version: kernel.clone(),
+            on_request: false,
             kind: Kind::Plain,
         },
         System {
             id: "kernel",
             title: "kernel overlayfs",
             version: kernel,
+            on_request: false,
             kind: Kind::KernelOverlay,
         },
         System {
             id: "fo1",
             title: "fuse-overlayfs 1.x",
             version: version_of(&debian)?,
+            on_request: false,
             kind: Kind::FuseOverlayfs(debian),
         },
         System {
@@ -86,19 +91,29 @@ pub fn all(peer: &Path) -> Result<Vec<System>> {
             version: version_of(peer).context(
                 "fuse-overlayfs 2.0 is wanted at target/peers; `make bench` installs it",
             )?,
+            on_request: false,
             kind: Kind::FuseOverlayfs(peer.to_owned()),
         },
         System {
             id: OURS,
             title: "ovl, directory",
             version: ovl.clone(),
-            kind: Kind::OvlDirectory,
+            on_request: false,
+            kind: Kind::OvlDirectory(None),
         },
         System {
             id: "ovl-image",
             title: "ovl, image",
-            version: ovl,
+            version: ovl.clone(),
+            on_request: false,
             kind: Kind::OvlImage,
+        },
+        System {
+            id: "ovl-through",
+            title: "ovl, directory, writeback=0",
+            version: ovl,
+            on_request: true,
+            kind: Kind::OvlDirectory(Some("writeback=0")),
         },
     ])
 }
@@ -191,7 +206,11 @@ impl<'a> Session<'a> {
                     _ => lower.push(&self.lower.dir),
                 }
                 let mut program = ovl(self.arena, ["mount", "--foreground", "--workdir"]);
-                program.arg(&work).arg(lower).arg(&upper).arg(&mnt);
+                program.arg(&work);
+                if let Kind::OvlDirectory(Some(options)) = kind {
+                    program.args(["-o", options]);
+                }
+                program.arg(lower).arg(&upper).arg(&mnt);
                 program
             }
         };
