@@ -15,7 +15,7 @@ use std::path::Path;
 use ops::{Hand, Op};
 use systems::{By, System};
 
-const SEQUENCES: u64 = 120;
+const SEQUENCES: u64 = 500;
 const OPERATIONS: usize = 50;
 
 /// splitmix64: small, and the same on every machine.
