@@ -44,6 +44,7 @@ pub use platform::Platform;
 pub use progress::{ImportProgress, LayerOutcome};
 pub use reference::{Reference, ReferenceError};
 pub use source::{Location, Source, Transport};
+pub use timestamp::rfc3339;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
