@@ -48,11 +48,7 @@ impl Overlay {
     /// Tells what differs from the lowers: parents before children, siblings in byte order of their names. Parents of
     /// changes are changes. Reads only; a mount being written to at the same time gives a mixture of before and after.
     pub fn changes(&self, sink: &mut dyn FnMut(&Change) -> io::Result<()>) -> io::Result<()> {
-        let aliases = !self
-            .index
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .is_empty();
+        let aliases = !self.index_names().is_empty();
         let mut walk = Walk {
             overlay: self,
             out: Vec::new(),

@@ -344,10 +344,7 @@ impl Overlay {
             copy.name = None;
             // Before it can be found by another name, whose directory is not locked: it must be this node then.
             node.set_upper(&mut node.state_mut(), object.clone());
-            self.index
-                .write()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .insert(index.to_os_string());
+            self.index_names_mut().insert(index.to_os_string());
             upper.permitted(dir.as_fd(), PASS_AND_WRITE, || {
                 let flags = AtFlags::empty();
                 rustix::fs::linkat(upper.index(), index, &*dir, &link.name, flags)

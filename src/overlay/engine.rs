@@ -6,7 +6,7 @@ use std::hash::RandomState;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use rustix::io::Errno;
 
@@ -38,7 +38,7 @@ pub struct Overlay {
     pub(super) hasher: RandomState,
     pub(super) listings: listing::Kept,
     /// Names in the index, so that most look-ups need not ask for them.
-    pub(super) index: RwLock<HashSet<OsString>>,
+    index: RwLock<HashSet<OsString>>,
     /// Held while a directory moves to another parent, so that none becomes its own ancestor.
     pub(super) dir_moves: Mutex<()>,
     pub(super) files: quick_cache::sync::Cache<u64, OpenFile>,
@@ -163,6 +163,16 @@ impl Overlay {
 
     pub fn is_read_only(&self) -> bool {
         self.writable().is_err()
+    }
+
+    /// Names in the index, to look at.
+    pub(super) fn index_names(&self) -> RwLockReadGuard<'_, HashSet<OsString>> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names in the index, to change.
+    pub(super) fn index_names_mut(&self) -> RwLockWriteGuard<'_, HashSet<OsString>> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Number of objects held in memory.

@@ -166,10 +166,7 @@ impl Overlay {
                 state.index = None;
             }
             rustix::fs::unlinkat(upper.index(), index.as_os_str(), AtFlags::empty())?;
-            self.index
-                .write()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .remove(&index);
+            self.index_names_mut().remove(&index);
         }
         Ok(())
     }

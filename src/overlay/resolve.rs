@@ -180,12 +180,7 @@ impl Overlay {
         let Some(upper) = &self.upper else {
             return Ok(());
         };
-        if self
-            .index
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .is_empty()
-        {
+        if self.index_names().is_empty() {
             return Ok(());
         }
         let lower = &found.lowers[0];
@@ -199,12 +194,7 @@ impl Overlay {
             return Ok(());
         }
         let name = Origin::of(&self.lowers, lower).index_name();
-        if !self
-            .index
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .contains(&name)
-        {
+        if !self.index_names().contains(&name) {
             return Ok(());
         }
         if let Some(mut stat) = host::stat_at(upper.index(), &name)? {
@@ -324,11 +314,7 @@ impl Overlay {
                 Origin::Own(value)
             };
             let entry = kind.index_name();
-            let indexed = self
-                .index
-                .read()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .contains(&entry);
+            let indexed = self.index_names().contains(&entry);
             return Ok((id, indexed.then_some(entry)));
         }
         Ok((own, None))
