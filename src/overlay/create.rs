@@ -223,7 +223,7 @@ impl Overlay {
             if self.is_device_zero(what) {
                 mark_device(fd.as_fd())?;
             }
-            let stat = self.settle(&fd, what, birth, inherited)?;
+            self.settle(&fd, what, birth, inherited)?;
             let how = if is_dir {
                 RenameFlags::EXCHANGE
             } else {
@@ -234,7 +234,8 @@ impl Overlay {
                 // It is done: what is left over goes with the next mount.
                 let _ = upper.remove_work(&temp);
             }
-            Ok(stat)
+            // The rename was a change of the object too: its ctime is what the kernel keeps for ever.
+            self.stat(fd.as_fd())
         })();
         if made.is_err() {
             let _ = upper.remove_work(&temp);

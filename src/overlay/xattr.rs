@@ -46,6 +46,13 @@ fn shown_name(name: &OsStr) -> Option<Cow<'_, OsStr>> {
     (!super::upper::is_internal_xattr(name)).then_some(name.into())
 }
 
+/// Is it of a namespace that xattrs can be in (xattr(7))? The layers say of all others only that they have none.
+fn is_known(name: &OsStr) -> bool {
+    ["user.", "trusted.", "security.", "system.posix_acl_"]
+        .iter()
+        .any(|namespace| name.as_bytes().starts_with(namespace.as_bytes()))
+}
+
 impl Overlay {
     fn stored<'a>(&self, name: &'a OsStr) -> Option<Cow<'a, OsStr>> {
         stored_name(name).filter(|_| !self.permissions.hides(name))
@@ -54,7 +61,11 @@ impl Overlay {
     pub fn getxattr(&self, node: NodeId, name: &OsStr) -> Result<Vec<u8>> {
         let node = self.table.get(node)?;
         let stored = self.stored(name).ok_or(Errno::NODATA)?;
-        self.raw_xattr(&node, &stored)?.ok_or(Errno::NODATA)
+        self.raw_xattr(&node, &stored)?.ok_or(if is_known(name) {
+            Errno::NODATA
+        } else {
+            Errno::OPNOTSUPP
+        })
     }
 
     fn raw_xattr(&self, node: &Arc<Node>, name: &OsStr) -> Result<Option<Vec<u8>>> {
