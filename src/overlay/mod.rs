@@ -22,6 +22,7 @@ mod readdir;
 mod remove;
 mod rename;
 mod resolve;
+mod sources;
 mod stack;
 mod upper;
 mod xattr;
@@ -29,6 +30,7 @@ mod xattr;
 pub use changes::{Change, ChangeKind};
 pub use engine::Overlay;
 pub use ids::{IdMap, IdRange};
+pub use sources::Source;
 
 use std::ffi::OsStr;
 
