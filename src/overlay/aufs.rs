@@ -12,9 +12,9 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::Result;
 use super::engine::Overlay;
 use super::upper::Upper;
-use super::Result;
 use crate::layer::{host, whiteout};
 
 /// What `.wh.` names in the upper are. (In lowers they are always whiteouts.)
@@ -99,8 +99,7 @@ impl Upper {
             OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW,
         )?;
         Ok(whiteout::is_opaque(fd.as_fd())?
-            || (whiteout::aufs_marks(dir, name)?
-                && self.mark_at(dir, name, "redirect")?.is_none()))
+            || (whiteout::aufs_marks(dir, name)? && self.mark_at(dir, name, "redirect")?.is_none()))
     }
 
     /// The same of the upper's root.
