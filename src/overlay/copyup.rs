@@ -209,7 +209,7 @@ impl Overlay {
         }
         self.dress(fd, lower, attr)?;
         if let Some(data) = data
-            && !upper.volatile
+            && !upper.unsynced
         {
             rustix::fs::fsync(data)?;
         }
@@ -295,7 +295,7 @@ impl Overlay {
             // Without the mark the hole would be zeros.
             rustix::fs::ftruncate(&to, 0)?;
         }
-        if !upper.volatile {
+        if !upper.unsynced {
             rustix::fs::fsync(&to)?;
         }
         attrs::set_times(to.as_fd(), attrs::OMIT, attrs::at(stat.attr.mtime))?;

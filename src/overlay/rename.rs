@@ -84,6 +84,7 @@ impl Overlay {
         if to.dir.is_removed() {
             return Err(Errno::NOENT);
         }
+        self.check_reserved(to.name)?;
         if let Some(target) = &target {
             if flags.no_replace {
                 return Err(Errno::EXIST);
@@ -286,10 +287,18 @@ impl Overlay {
         to: std::os::fd::BorrowedFd<'_>,
         new_name: &OsStr,
     ) -> Result<()> {
+        let upper = self.writable()?;
+        if let Some(new_mark) = upper.mark_hidden(from, name)? {
+            let moved = rustix::fs::renameat(from, name, to, new_name);
+            if moved.is_err() && new_mark {
+                upper.unmark_hidden(from, name)?;
+            }
+            return moved;
+        }
         match rustix::fs::renameat_with(from, name, to, new_name, SysFlags::WHITEOUT) {
             Err(Errno::INVAL | Errno::PERM | Errno::OPNOTSUPP) => {
                 rustix::fs::renameat(from, name, to, new_name)?;
-                self.writable()?.make_whiteout(from, name)
+                upper.make_whiteout(from, name)
             }
             other => other,
         }
@@ -313,7 +322,7 @@ impl Overlay {
         };
         if !merged {
             if to_shows {
-                upper.mark(self.upper_dir(node)?.as_fd(), "opaque", b"y")?;
+                upper.make_opaque(self.upper_dir(node)?.as_fd())?;
             }
             return Ok(());
         }
