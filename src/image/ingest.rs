@@ -191,8 +191,14 @@ fn feed(
     let mut tar = Sha256::new();
     let mut tar_size = 0u64;
     let result = (|| {
-        let input = BufReader::with_capacity(PIECE, &mut counted);
-        let mut input = compress::decoder(input, compression, limits)?;
+        let mut input: Box<dyn Read + Send + '_> = match compression {
+            // Pieces are as large as any buffer in between would be.
+            Compression::None => Box::new(&mut counted),
+            _ => {
+                let input = BufReader::with_capacity(PIECE, &mut counted);
+                compress::decoder(input, compression, limits)?
+            }
+        };
         loop {
             let more = to.fill_from(&mut input, &mut |piece| {
                 tar_size += piece.len() as u64;

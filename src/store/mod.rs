@@ -12,6 +12,7 @@
 //! - Readers never wait for writers (WAL).
 //! - Every value read from the database is checked before it is used.
 
+mod checkpoint;
 mod chunker;
 mod content;
 mod db;
