@@ -180,11 +180,7 @@ impl Drop for Pipeline {
     }
 }
 
-fn compress(
-    queue: &Mutex<Receiver<RawPack>>,
-    messages: &SyncSender<Message>,
-    buffers: &Buffers,
-) {
+fn compress(queue: &Mutex<Receiver<RawPack>>, messages: &SyncSender<Message>, buffers: &Buffers) {
     let mut compressor = match pack::compressor() {
         Ok(compressor) => compressor,
         Err(error) => return drop(messages.send(Message::Failed(error))),
