@@ -10,6 +10,7 @@ use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use crate::store::{Digest, Lease, Store};
 
 use super::archive::{Archive, LayoutDir, Members, TarFile};
+use super::blob::{KeepCompressed, Keeping};
 use super::compress::{self, Compression, Sniffed};
 use super::ingest::{self, Expected, LayerFacts};
 use super::limits::Limits;
@@ -32,6 +33,7 @@ pub struct ImportOptions {
     pub platform: Option<Platform>,
     /// Move names that point to other images; without it that is a conflict.
     pub replace_names: bool,
+    pub keep_compressed: KeepCompressed,
     pub limits: Limits,
 }
 
@@ -45,6 +47,8 @@ pub struct ImportedImage {
     pub layers: Vec<Digest>,
     /// Canonical names it was given.
     pub names: Vec<String>,
+    /// Whether an export can give it back with this manifest: every blob that the manifest names can be made again.
+    pub restorable: bool,
 }
 
 /// Imports every image of `source` (or the one it selects).
@@ -223,6 +227,14 @@ impl Importer<'_> {
         Ok(dialect)
     }
 
+    fn keeping(&self) -> Keeping<'_> {
+        Keeping {
+            store: self.store,
+            limits: self.limits(),
+            policy: self.options.keep_compressed,
+        }
+    }
+
     fn unlike(&self, reason: &str) -> Error {
         Error::UnknownFormat {
             what: self.what.clone(),
@@ -258,7 +270,8 @@ impl Importer<'_> {
         for image in images {
             let mut lowers = Vec::new();
             for layer in &image.layers {
-                held.extend(self.read_layer(archive, layer, &lowers, index, of)?);
+                let own = image.manifest.is_some();
+                held.extend(self.read_layer(archive, layer, own, &lowers, index, of)?);
                 lowers.push(layer.diff_id);
                 index += 1;
             }
@@ -271,6 +284,7 @@ impl Importer<'_> {
         &self,
         archive: &Archive,
         layer: &PlannedLayer,
+        own_manifest: bool,
         lowers: &[Digest],
         index: usize,
         of: usize,
@@ -281,7 +295,26 @@ impl Importer<'_> {
             .ok_or_else(|| Error::MissingMember { what: name.clone() })?;
         check_size(&name, layer, size)?;
         let bar = Bar::start(self.progress, index, Some(of), &name, Some(size));
+        // Without a manifest that names it, nobody will ask for the blob.
+        let mut keeping = self.keeping();
+        if !own_manifest || layer.blob.is_none() {
+            keeping.policy = KeepCompressed::Never;
+        }
         if let Some(lease) = ingest::hold(self.store, &layer.diff_id)? {
+            if let Some(digest) = layer.blob.filter(|blob| *blob != layer.diff_id)
+                && keeping.wants(Some(&digest))?
+                && let Some(info) = self.store.layer(&layer.diff_id)?
+            {
+                let facts = LayerFacts {
+                    diff_id: layer.diff_id,
+                    blob: digest,
+                    blob_size: size,
+                    tar_size: info.tar_size,
+                    entries: info.entries,
+                    newest: None,
+                };
+                keeping.keep(&name, blob, &facts, &|n| bar.bytes(n))?;
+            }
             bar.done(LayerOutcome::Present);
             return Ok(Some(lease));
         }
@@ -290,10 +323,9 @@ impl Importer<'_> {
             blob: layer.blob,
             blob_size: Some(size),
         };
-        let unpublished = ingest::ingest(self.store, &name, blob, expected, self.limits(), &|n| {
-            bar.bytes(n)
-        })?;
+        let (unpublished, kept) = keeping.ingest(&name, blob, expected, &|n| bar.bytes(n))?;
         let facts = unpublished.publish(self.store, lowers)?;
+        kept.publish(&facts)?;
         bar.done(LayerOutcome::New {
             tar_size: facts.tar_size,
         });
@@ -373,8 +405,11 @@ impl Importer<'_> {
                     limits.zstd_window = limits.zstd_window.min(32 << 20);
                 }
                 let tar = TarReader::new(from, limits.tar());
-                let archive =
-                    StreamArchive::read(self.store, &self.what, tar, &limits, self.progress)?;
+                let keeping = Keeping {
+                    limits: &limits,
+                    ..self.keeping()
+                };
+                let archive = StreamArchive::read(&keeping, &self.what, tar, self.progress)?;
                 match self.dialect(archive.members())? {
                     Some(dialect) => self.streamed(archive, dialect),
                     None => Err(self.unlike("it begins like an archive of images, but is none")),
@@ -436,8 +471,10 @@ impl Importer<'_> {
             }
             Some(StreamLayer::Published(facts)) => check_facts(&name, layer, &facts).map(|()| None),
             Some(StreamLayer::Unpublished(read)) => {
-                check_facts(&name, layer, &read.facts)?;
-                read.publish(self.store, lowers)?;
+                check_facts(&name, layer, &read.0.facts)?;
+                let (read, kept) = *read;
+                let facts = read.publish(self.store, lowers)?;
+                kept.publish(&facts)?;
                 Ok(None)
             }
             // Another image of this archive has taken it already; or it is no layer at all.

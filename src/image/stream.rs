@@ -10,6 +10,7 @@ use std::io::Read;
 use crate::store::{Digest, Lease, Store};
 
 use super::archive::{self, Member, Members};
+use super::blob::{KeepCompressed, Keeping, KeptBlob};
 use super::compress::{self, Sniffed};
 use super::ingest::{self, Expected, LayerFacts, Unpublished};
 use super::limits::Limits;
@@ -60,7 +61,7 @@ pub enum StreamLayer {
     /// Read and already in the store.
     Published(LayerFacts),
     /// Read, but it cannot be finished before the layers below it are known.
-    Unpublished(Box<Unpublished>),
+    Unpublished(Box<(Unpublished, KeptBlob)>),
     /// It could not be read; that matters only if an image needs it.
     Failed(Error),
 }
@@ -75,6 +76,7 @@ pub struct StreamArchive {
 
 /// A stream being read.
 struct Reading<'a> {
+    keeping: &'a Keeping<'a>,
     store: &'a Store,
     limits: &'a Limits,
     progress: &'a dyn ImportProgress,
@@ -125,11 +127,17 @@ impl Reading<'_> {
                     blob_size: Some(size),
                     ..Expected::default()
                 };
+                // A blob that is kept already need not be looked at again; whether it is the one its name says shows
+                // when the documents ask for it.
+                let mut keeping = *self.keeping;
+                if !keeping.wants(digest_in_name(&name).as_ref())? {
+                    keeping.policy = KeepCompressed::Never;
+                }
                 let report = |n| bar.bytes(n);
-                match ingest::ingest(self.store, &name, body, expected, self.limits, &report) {
-                    Ok(layer) => {
+                match keeping.ingest(&name, body, expected, &report) {
+                    Ok((layer, kept)) => {
                         let tar_size = layer.facts.tar_size;
-                        let layer = self.keep(layer)?;
+                        let layer = self.keep(layer, kept)?;
                         bar.done(LayerOutcome::New { tar_size });
                         layer
                     }
@@ -143,9 +151,11 @@ impl Reading<'_> {
         Ok(())
     }
 
-    fn keep(&mut self, layer: Unpublished) -> Result<StreamLayer> {
+    fn keep(&mut self, layer: Unpublished, kept: KeptBlob) -> Result<StreamLayer> {
         if !layer.needs_lowers() {
-            return Ok(StreamLayer::Published(layer.publish(self.store, &[])?));
+            let facts = layer.publish(self.store, &[])?;
+            kept.publish(&facts)?;
+            return Ok(StreamLayer::Published(facts));
         }
         self.unpublished += 1;
         if self.unpublished > MAX_UNPUBLISHED {
@@ -157,19 +167,19 @@ impl Reading<'_> {
                 reason: reason.to_owned(),
             });
         }
-        Ok(StreamLayer::Unpublished(Box::new(layer)))
+        Ok(StreamLayer::Unpublished(Box::new((layer, kept))))
     }
 }
 
 impl StreamArchive {
     /// Reads the whole stream.
     pub fn read(
-        store: &Store,
+        keeping: &Keeping<'_>,
         what: &str,
         mut tar: TarReader<PumpReader>,
-        limits: &Limits,
         progress: &dyn ImportProgress,
     ) -> Result<Self> {
+        let limits = keeping.limits;
         let located = |source| Error::Tar {
             what: what.to_owned(),
             source,
@@ -181,7 +191,8 @@ impl StreamArchive {
             layers: HashMap::new(),
         };
         let mut reading = Reading {
-            store,
+            keeping,
+            store: keeping.store,
             limits,
             progress,
             archive,
