@@ -22,16 +22,19 @@ const UNIT_PLAIN: usize = 1 << 20;
 const DICTIONARY: usize = 16 << 10;
 /// Plain bytes of a stretch at most, and compressed bytes looked at for it.
 const STRETCH_PLAIN: usize = 24 << 20;
-const STRETCH: usize = 1 << 20;
+const STRETCH: usize = 2 << 20;
 /// The crate counts plain bytes in 31 bits.
 const PREFLATE_MAX: u64 = 1 << 30;
-/// Blobs up to this size are kept whatever it takes.
+/// Blobs up to this size, bytes, are kept whatever it takes.
 const SMALL: u64 = 64 << 10;
+/// Under `auto`, streams of zlib and its kind are looked at in blobs up to this size, bytes: a stream of level 6 takes some
+/// ten seconds of a processor for each 32 MiB.
+const AUTO_STRETCHES: u64 = 16 << 20;
 
 /// Whether layers' compressed blobs are kept, so that an image can be given back with its own manifest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KeepCompressed {
-    /// Where it costs at most an eighth of the blob.
+    /// Where it costs at most an eighth of the blob, and not much time.
     #[default]
     Auto,
     /// Whatever it costs.
@@ -67,12 +70,13 @@ impl From<store::Error> for End {
     }
 }
 
-/// Reads a compressed blob to its end and gives its segments to `writer`.
+/// Reads a compressed blob, of `size` bytes if that is known, to its end and gives its segments to `writer`.
 ///
 /// # Errors
 /// Those of reading, as the outer error, and of the store.
 pub fn keep(
     blob: &mut dyn Read,
+    size: Option<u64>,
     policy: KeepCompressed,
     writer: &mut BlobWriter,
 ) -> io::Result<Result<Kept, store::Error>> {
@@ -83,6 +87,7 @@ pub fn keep(
             ended: false,
             read: 0,
         },
+        size,
         policy,
         writer,
     };
@@ -133,6 +138,7 @@ impl Input<'_> {
 
 struct Keeper<'a> {
     input: Input<'a>,
+    size: Option<u64>,
     policy: KeepCompressed,
     writer: &'a mut BlobWriter,
 }
@@ -305,6 +311,10 @@ impl Keeper<'_> {
     // --- zlib and its kind
 
     fn stretches(&mut self) -> Result<bool, End> {
+        let small = self.size.is_some_and(|size| size <= AUTO_STRETCHES);
+        if !small && self.policy != KeepCompressed::Always {
+            return Ok(false);
+        }
         let config = PreflateConfig {
             max_chain_length: match self.policy {
                 KeepCompressed::Always => 4096,
@@ -334,7 +344,7 @@ impl Keeper<'_> {
                 Err(error)
                     if error.exit_code() == ExitCode::ShortRead
                         && !self.input.ended
-                        && wanted < 4 * STRETCH =>
+                        && wanted < 2 * STRETCH =>
                 {
                     wanted *= 2;
                     continue;

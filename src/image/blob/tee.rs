@@ -45,12 +45,13 @@ impl<'scope> Keeper<'scope> {
     fn start<'env>(
         scope: &'scope Scope<'scope, 'env>,
         store: &Store,
+        size: Option<u64>,
         policy: KeepCompressed,
     ) -> Result<Self> {
         let mut writer = store.blob_writer()?;
         let (to, mut from) = pump();
         let thread = scope.spawn(move || {
-            let outcome = keep(&mut from, policy, &mut writer);
+            let outcome = keep(&mut from, size, policy, &mut writer);
             (writer, outcome)
         });
         Ok(Self {
@@ -135,7 +136,7 @@ impl Keeping<'_> {
             return Ok((layer, KeptBlob::NOTHING));
         }
         std::thread::scope(|scope| {
-            let mut keeper = Keeper::start(scope, store, self.policy)?;
+            let mut keeper = Keeper::start(scope, store, expected.blob_size, self.policy)?;
             let tee = Tee {
                 input,
                 keeper: &mut keeper,
@@ -165,7 +166,8 @@ impl Keeping<'_> {
             return Ok(());
         };
         std::thread::scope(|scope| {
-            let mut keeper = Keeper::start(scope, store, self.policy)?;
+            let size = Some(expected.blob_size);
+            let mut keeper = Keeper::start(scope, store, size, self.policy)?;
             let mut counted = Counted {
                 input: Tee {
                     input,
