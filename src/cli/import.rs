@@ -17,7 +17,8 @@ use super::tag::new_name;
 /// SOURCE is a docker-archive (`docker save`, `podman save`), an oci-archive, an OCI layout or the tar of a root file
 /// system, plain or compressed with gzip or zstd, found out by its content; `-` reads standard input. `docker-archive:PATH`,
 /// `oci-archive:PATH`, `oci:PATH` and `rootfs:PATH` say what it must be, and the first three may end in `:NAME` to take one
-/// image of several. Prints the ID of each image.
+/// image of several. `dir:PATH` takes a directory of this machine as a root file system, or the image that `skopeo copy`
+/// wrote there. Prints the ID of each image.
 #[derive(Args)]
 pub struct Import {
     #[arg(value_name = "SOURCE")]

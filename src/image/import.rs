@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::path::Path;
 
 use crate::store::{Digest, Lease, Store};
 
@@ -74,7 +75,9 @@ pub fn import(
             let file = File::open(path).map_err(Error::io(path))?;
             let meta = file.metadata().map_err(Error::io(path))?;
             if meta.is_dir() {
-                importer.directory(LayoutDir::open(path)?)
+                importer.directory(path)
+            } else if source.transport == Transport::Directory {
+                Err(importer.unlike("it is no directory"))
             } else if meta.is_file() {
                 importer.file(file)
             } else {
@@ -120,22 +123,27 @@ impl Importer<'_> {
         &self.options.limits
     }
 
-    fn directory(&self, dir: LayoutDir) -> Result<Vec<ImportedImage>> {
-        if !matches!(
-            self.source.transport,
-            Transport::Auto | Transport::OciLayout
-        ) {
-            return Err(self.unlike("it is a directory"));
-        }
+    fn directory(&self, path: &Path) -> Result<Vec<ImportedImage>> {
+        let dir = LayoutDir::open(path)?;
+        let layout = dir.has("oci-layout") && dir.has("index.json");
+        let flat = dir.is_skopeo_dir();
         let dialect = match self.source.transport {
-            _ if dir.has("oci-layout") && dir.has("index.json") => Dialect::Oci,
-            Transport::Auto if dir.has("version") && dir.has("manifest.json") => Dialect::FlatDir,
-            _ => {
-                let reason = "a directory must be an OCI layout, with oci-layout and index.json";
+            Transport::Auto | Transport::OciLayout if layout => Dialect::Oci,
+            Transport::Auto | Transport::Directory if flat => Dialect::FlatDir,
+            Transport::Directory | Transport::Rootfs => return self.host_directory(path),
+            Transport::Auto => {
+                return Err(self.unlike(
+                    "it is a directory, but no image layout; dir:PATH imports it as a root file system",
+                ));
+            }
+            Transport::OciLayout => {
                 return Err(Error::MissingManifest {
                     what: self.what.clone(),
-                    reason,
+                    reason: "it has no oci-layout and index.json",
                 });
+            }
+            Transport::DockerArchive | Transport::OciArchive => {
+                return Err(self.unlike("it is a directory"));
             }
         };
         self.random_access(&Archive::Dir(dir), dialect)
@@ -193,7 +201,7 @@ impl Importer<'_> {
             })
         };
         let dialect = match self.source.transport {
-            Transport::Rootfs => None,
+            Transport::Rootfs | Transport::Directory => None,
             Transport::DockerArchive if docker => Some(Dialect::DockerSave),
             Transport::DockerArchive => return missing("it has no manifest.json"),
             Transport::OciArchive | Transport::OciLayout if oci => Some(Dialect::Oci),
@@ -390,7 +398,7 @@ impl Importer<'_> {
             });
         }
         let beginning = match self.source.transport {
-            Transport::Rootfs => Beginning::Rootfs,
+            Transport::Rootfs | Transport::Directory => Beginning::Rootfs,
             Transport::Auto => Beginning::of(head, self.limits()),
             Transport::DockerArchive | Transport::OciArchive | Transport::OciLayout => {
                 Beginning::Images
@@ -490,7 +498,7 @@ impl Importer<'_> {
 
     // --- a root file system
 
-    fn rootfs(&self, tar: impl Read + Send) -> Result<Vec<ImportedImage>> {
+    pub(super) fn rootfs(&self, tar: impl Read + Send) -> Result<Vec<ImportedImage>> {
         if self.source.select.is_some() {
             return Err(
                 self.unlike("the tar of a root file system holds no named images to select from")

@@ -16,6 +16,7 @@ mod documents;
 mod error;
 mod export;
 mod export_oci;
+mod host_dir;
 mod import;
 mod ingest;
 mod layer_entry;
