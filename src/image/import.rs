@@ -13,7 +13,7 @@ use crate::store::{Digest, Lease, Store};
 use super::archive::{Archive, LayoutDir, Members, TarFile};
 use super::blob::{KeepCompressed, Keeping};
 use super::compress::{self, Compression, Sniffed};
-use super::ingest::{self, Expected, LayerFacts};
+use super::ingest::{self, Expected, LayerFacts, Publisher};
 use super::limits::Limits;
 use super::plan::{Dialect, Documents, PlannedImage, PlannedLayer, Wish, plan};
 use super::platform::Platform;
@@ -275,21 +275,35 @@ impl Importer<'_> {
         let mut ready = Vec::new();
         // What was there before stays there until the images need it.
         let mut held = Vec::new();
-        for image in images {
-            let mut lowers = Vec::new();
-            for layer in &image.layers {
+        std::thread::scope(|scope| {
+            let mut publisher = Publisher::new(scope, self.store);
+            for image in images {
                 let own = image.manifest.is_some();
-                held.extend(self.read_layer(archive, layer, own, &lowers, index, of)?);
-                lowers.push(layer.diff_id);
-                index += 1;
+                let mut lowers = Vec::new();
+                for layer in &image.layers {
+                    held.extend(self.read_layer(
+                        &mut publisher,
+                        archive,
+                        layer,
+                        own,
+                        &lowers,
+                        index,
+                        of,
+                    )?);
+                    lowers.push(layer.diff_id);
+                    index += 1;
+                }
+                publisher.finish()?;
+                ready.push(self.ready(image)?);
             }
-            ready.push(self.ready(image)?);
-        }
+            Ok::<_, Error>(())
+        })?;
         self.record(ready)
     }
 
     fn read_layer(
         &self,
+        publisher: &mut Publisher<'_, '_>,
         archive: &Archive,
         layer: &PlannedLayer,
         own_manifest: bool,
@@ -308,7 +322,7 @@ impl Importer<'_> {
         if !own_manifest || layer.blob.is_none() {
             keeping.policy = KeepCompressed::Never;
         }
-        if let Some(lease) = ingest::hold(self.store, &layer.diff_id)? {
+        if let Some(lease) = publisher.hold(&layer.diff_id)? {
             if let Some(digest) = layer.blob.filter(|blob| *blob != layer.diff_id)
                 && keeping.wants(Some(&digest))?
                 && let Some(info) = self.store.layer(&layer.diff_id)?
@@ -331,12 +345,10 @@ impl Importer<'_> {
             blob: layer.blob,
             blob_size: Some(size),
         };
-        let (unpublished, kept) = keeping.ingest(&name, blob, expected, &|n| bar.bytes(n))?;
-        let facts = unpublished.publish(self.store, lowers)?;
-        kept.publish(&facts)?;
-        bar.done(LayerOutcome::New {
-            tar_size: facts.tar_size,
-        });
+        let unpublished = keeping.ingest(&name, blob, expected, &|n| bar.bytes(n))?;
+        let tar_size = unpublished.facts.tar_size;
+        publisher.publish(unpublished, lowers)?;
+        bar.done(LayerOutcome::New { tar_size });
         Ok(None)
     }
 
@@ -479,10 +491,8 @@ impl Importer<'_> {
             }
             Some(StreamLayer::Published(facts)) => check_facts(&name, layer, &facts).map(|()| None),
             Some(StreamLayer::Unpublished(read)) => {
-                check_facts(&name, layer, &read.0.facts)?;
-                let (read, kept) = *read;
-                let facts = read.publish(self.store, lowers)?;
-                kept.publish(&facts)?;
+                check_facts(&name, layer, &read.facts)?;
+                read.publish(self.store, lowers)?;
                 Ok(None)
             }
             // Another image of this archive has taken it already; or it is no layer at all.

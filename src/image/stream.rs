@@ -7,12 +7,12 @@
 use std::collections::HashMap;
 use std::io::Read;
 
-use crate::store::{Digest, Lease, Store};
+use crate::store::{Digest, Lease};
 
 use super::archive::{self, Member, Members};
-use super::blob::{KeepCompressed, Keeping, KeptBlob};
+use super::blob::{KeepCompressed, Keeping};
 use super::compress::{self, Sniffed};
-use super::ingest::{self, Expected, LayerFacts, Unpublished};
+use super::ingest::{Expected, LayerFacts, Publisher, Unpublished};
 use super::limits::Limits;
 use super::plan::{Documents, digest_in_name};
 use super::progress::{Bar, ImportProgress, LayerOutcome};
@@ -58,10 +58,10 @@ impl Beginning {
 pub enum StreamLayer {
     /// Its name says that the store has it; held against `gc`.
     Present(Digest, Lease),
-    /// Read and already in the store.
+    /// Read and in the store, at the latest when the stream has ended.
     Published(LayerFacts),
     /// Read, but it cannot be finished before the layers below it are known.
-    Unpublished(Box<(Unpublished, KeptBlob)>),
+    Unpublished(Box<Unpublished>),
     /// It could not be read; that matters only if an image needs it.
     Failed(Error),
 }
@@ -75,9 +75,9 @@ pub struct StreamArchive {
 }
 
 /// A stream being read.
-struct Reading<'a> {
+struct Reading<'a, 'scope> {
     keeping: &'a Keeping<'a>,
-    store: &'a Store,
+    publisher: Publisher<'scope, 'a>,
     limits: &'a Limits,
     progress: &'a dyn ImportProgress,
     archive: StreamArchive,
@@ -89,7 +89,7 @@ struct Reading<'a> {
     unpublished: usize,
 }
 
-impl Reading<'_> {
+impl Reading<'_, '_> {
     fn document(&mut self, path: Vec<u8>, size: u64, mut body: impl Read) -> Result<()> {
         let document = if size <= self.limits.config.max(self.limits.manifest) {
             self.kept += size;
@@ -114,7 +114,7 @@ impl Reading<'_> {
         let bar = Bar::start(self.progress, self.index, None, &name, Some(size));
         self.index += 1;
         let held = match digest_in_name(&name) {
-            Some(diff_id) => ingest::hold(self.store, &diff_id)?.map(|lease| (diff_id, lease)),
+            Some(diff_id) => self.publisher.hold(&diff_id)?.map(|lease| (diff_id, lease)),
             None => None,
         };
         let layer = match held {
@@ -135,9 +135,9 @@ impl Reading<'_> {
                 }
                 let report = |n| bar.bytes(n);
                 match keeping.ingest(&name, body, expected, &report) {
-                    Ok((layer, kept)) => {
+                    Ok(layer) => {
                         let tar_size = layer.facts.tar_size;
-                        let layer = self.keep(layer, kept)?;
+                        let layer = self.keep(layer)?;
                         bar.done(LayerOutcome::New { tar_size });
                         layer
                     }
@@ -151,10 +151,10 @@ impl Reading<'_> {
         Ok(())
     }
 
-    fn keep(&mut self, layer: Unpublished, kept: KeptBlob) -> Result<StreamLayer> {
+    fn keep(&mut self, layer: Unpublished) -> Result<StreamLayer> {
         if !layer.needs_lowers() {
-            let facts = layer.publish(self.store, &[])?;
-            kept.publish(&facts)?;
+            let facts = layer.facts;
+            self.publisher.publish(layer, &[])?;
             return Ok(StreamLayer::Published(facts));
         }
         self.unpublished += 1;
@@ -167,7 +167,7 @@ impl Reading<'_> {
                 reason: reason.to_owned(),
             });
         }
-        Ok(StreamLayer::Unpublished(Box::new((layer, kept))))
+        Ok(StreamLayer::Unpublished(Box::new(layer)))
     }
 }
 
@@ -176,8 +176,21 @@ impl StreamArchive {
     pub fn read(
         keeping: &Keeping<'_>,
         what: &str,
-        mut tar: TarReader<PumpReader>,
+        tar: TarReader<PumpReader>,
         progress: &dyn ImportProgress,
+    ) -> Result<Self> {
+        std::thread::scope(|scope| {
+            let publisher = Publisher::new(scope, keeping.store);
+            Self::read_with(publisher, keeping, what, tar, progress)
+        })
+    }
+
+    fn read_with<'a>(
+        publisher: Publisher<'_, 'a>,
+        keeping: &'a Keeping<'a>,
+        what: &str,
+        mut tar: TarReader<PumpReader>,
+        progress: &'a dyn ImportProgress,
     ) -> Result<Self> {
         let limits = keeping.limits;
         let located = |source| Error::Tar {
@@ -192,7 +205,8 @@ impl StreamArchive {
         };
         let mut reading = Reading {
             keeping,
-            store: keeping.store,
+
+            publisher,
             limits,
             progress,
             archive,
@@ -233,6 +247,7 @@ impl StreamArchive {
             }
         }
         tar.trailer(&mut |_| Ok(())).map_err(located)?;
+        reading.publisher.finish()?;
         Ok(reading.archive)
     }
 

@@ -13,6 +13,7 @@
 //! - Every value read from the database is checked before it is used.
 
 mod blobs;
+mod checkpoint;
 mod chunker;
 mod content;
 mod db;

@@ -123,7 +123,7 @@ impl Keeping<'_> {
         blob: impl Read + Send,
         expected: Expected,
         progress: &(dyn Fn(u64) + Sync),
-    ) -> Result<(Unpublished, KeptBlob)> {
+    ) -> Result<Unpublished> {
         let Self { store, limits, .. } = *self;
         let reading = |source| Error::Read {
             what: what.to_owned(),
@@ -132,8 +132,7 @@ impl Keeping<'_> {
         let (head, input) = compress::peek(blob).map_err(reading)?;
         let compressed = matches!(Sniffed::of(&head), Sniffed::Gzip | Sniffed::Zstd);
         if !compressed || !self.wants(expected.blob.as_ref())? {
-            let layer = ingest::ingest(store, what, input, expected, limits, progress)?;
-            return Ok((layer, KeptBlob::NOTHING));
+            return ingest::ingest(store, what, input, expected, limits, progress);
         }
         std::thread::scope(|scope| {
             let mut keeper = Keeper::start(scope, store, expected.blob_size, self.policy)?;
@@ -141,8 +140,9 @@ impl Keeping<'_> {
                 input,
                 keeper: &mut keeper,
             };
-            let layer = ingest::ingest(store, what, tee, expected, limits, progress)?;
-            Ok((layer, keeper.finish()?))
+            let mut layer = ingest::ingest(store, what, tee, expected, limits, progress)?;
+            layer.kept = keeper.finish()?;
+            Ok(layer)
         })
     }
 
