@@ -9,6 +9,7 @@
 
 mod acl;
 mod archive;
+mod check;
 mod commit;
 mod compress;
 mod documents;
@@ -32,6 +33,7 @@ mod stream;
 pub mod tar;
 mod timestamp;
 
+pub use check::check_documents;
 pub use commit::{CommitOptions, CommittedImage, ConfigChanges, commit};
 pub use compress::Compression;
 pub use error::{Error, Result};

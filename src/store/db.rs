@@ -16,9 +16,11 @@ use super::place::Place;
 use super::schema::{self, Found};
 use super::{Error, Result};
 
-/// How long a writer waits for another. Batches hold the lock for well under a second; only publishing a layer of
-/// millions of entries, or a big `gc`, takes longer.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a writer waits for another, unless [`BUSY_VARIABLE`] says otherwise. Batches hold the lock for well under a
+/// second; only publishing a layer of millions of entries, or a repair, takes longer.
+const BUSY_SECONDS: u64 = 60;
+/// Seconds to wait for other writers.
+const BUSY_VARIABLE: &str = "OVL_BUSY_SECONDS";
 /// Idle readers kept; more are opened when more threads read at once, and closed afterwards.
 const IDLE_READERS: usize = 8;
 /// Largest row or value, bytes: well above an 8 MiB config document, well below what could hurt.
@@ -104,7 +106,7 @@ impl Database {
         }
         let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
         let conn = Connection::open_with_flags(&self.place.database, flags)?;
-        conn.busy_timeout(BUSY_TIMEOUT)?;
+        conn.busy_timeout(busy_timeout())?;
         for (option, value) in [
             (DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true),
             (DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false),
@@ -200,22 +202,33 @@ impl Database {
             // Said by us, with the reason.
             Error::Busy(reason) if reason != super::error::BUSY => Error::Busy(reason),
             Error::Busy(_) => {
-                let holders = self
-                    .reader()
-                    .and_then(|reader| super::leases::describe_imports(&reader));
-                let who = match holders {
-                    Ok(list) if !list.is_empty() => format!(" ({})", list.join(", ")),
-                    _ => String::new(),
+                let mut holders = super::holders::of_write_lock(&self.place.beside("-shm"));
+                if holders.is_empty() {
+                    let imports = self
+                        .reader()
+                        .and_then(|reader| super::leases::describe_imports(&reader));
+                    holders = imports.unwrap_or_default();
+                }
+                let who = match holders.as_slice() {
+                    [] => String::new(),
+                    list => format!(" ({})", list.join("; ")),
                 };
                 Error::Busy(format!(
                     "the store at {} was busy for {} s: another process is writing to it{who}; try again",
                     self.place.root.display(),
-                    BUSY_TIMEOUT.as_secs()
+                    busy_timeout().as_secs()
                 ))
             }
             other => other.in_store(&self.place.root),
         }
     }
+}
+
+/// How long a writer waits for another.
+pub(super) fn busy_timeout() -> Duration {
+    let wanted = std::env::var(BUSY_VARIABLE).ok();
+    let seconds = wanted.and_then(|text| text.parse::<u32>().ok());
+    Duration::from_secs(seconds.map_or(BUSY_SECONDS, |seconds| u64::from(seconds.min(86_400))))
 }
 
 pub(super) fn set_durability(conn: &Connection, durability: Durability) -> Result<()> {
@@ -241,10 +254,9 @@ impl Drop for Database {
         drop(readers);
         // Read-only connections leave the log as it is, whatever its size. Not worth failing for: nothing is lost.
         if self.place.log_bytes().is_ok_and(|bytes| bytes > LOG_KEPT) {
-            let emptied = self.writer(Durability::Ordered).and_then(|conn| {
-                conn.busy_timeout(Duration::ZERO)?;
-                super::space::empty_log(&conn)
-            });
+            let emptied = self
+                .writer(Durability::Ordered)
+                .and_then(|conn| super::space::empty_log_within(&conn, Duration::ZERO));
             if let Err(error) = emptied {
                 tracing::debug!(
                     "the log of {} could not be emptied: {error}",

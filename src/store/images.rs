@@ -140,7 +140,7 @@ fn layers_of(conn: &Connection, image: i64) -> Result<Vec<Digest>> {
     .collect()
 }
 
-fn record(conn: &Connection, id: i64) -> Result<ImageRecord> {
+pub(super) fn record(conn: &Connection, id: i64) -> Result<ImageRecord> {
     let (manifest, manifest_media_type, config, imported) = conn
         .prepare_cached(
             "SELECT manifest, media_type, config, imported_s, imported_ns FROM image WHERE id = ?1",
@@ -215,20 +215,25 @@ pub(super) fn remove_name(conn: &Connection, name: &str) -> Result<bool> {
 
 /// Removes an image, its names, its documents and the layers that nobody else needs.
 pub(super) fn remove(conn: &Connection, manifest: &Digest) -> Result<()> {
-    let id = must_find(conn, manifest)?;
-    for sql in [
-        "DELETE FROM name WHERE image = ?1",
-        "DELETE FROM image_layer WHERE image = ?1",
-        "DELETE FROM image WHERE id = ?1",
-    ] {
-        conn.execute(sql, [id])?;
-    }
+    forget(conn, must_find(conn, manifest)?)?;
     conn.execute(
         "DELETE FROM document WHERE sha256 NOT IN (SELECT manifest FROM image UNION SELECT config FROM image)",
         [],
     )?;
     for layer in layers::unneeded(conn)? {
         layers::remove(conn, layer)?;
+    }
+    Ok(())
+}
+
+/// Removes the rows of an image, and nothing that others may need as well.
+pub(super) fn forget(conn: &Connection, id: i64) -> Result<()> {
+    for sql in [
+        "DELETE FROM name WHERE image = ?1",
+        "DELETE FROM image_layer WHERE image = ?1",
+        "DELETE FROM image WHERE id = ?1",
+    ] {
+        conn.execute(sql, [id])?;
     }
     Ok(())
 }

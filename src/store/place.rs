@@ -102,13 +102,19 @@ impl Place {
     }
 
     fn file_bytes(&self, suffix: &str) -> Result<u64> {
-        let mut path = self.database.clone().into_os_string();
-        path.push(suffix);
+        let path = self.beside(suffix);
         match fs::metadata(&path) {
             Ok(meta) => Ok(meta.len()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
-            Err(error) => Err(Error::io(Path::new(&path))(error)),
+            Err(error) => Err(Error::io(&path)(error)),
         }
+    }
+
+    /// A file that SQLite keeps beside the database: `-wal` or `-shm`.
+    pub(super) fn beside(&self, suffix: &str) -> PathBuf {
+        let mut path = self.database.clone().into_os_string();
+        path.push(suffix);
+        path.into()
     }
 }
 

@@ -108,7 +108,7 @@ pub(super) enum Sequence {
 }
 
 impl Sequence {
-    const ALL: [Self; 5] = [
+    pub(super) const ALL: [Self; 5] = [
         Self::Pack,
         Self::Chunk,
         Self::Content,
@@ -116,7 +116,8 @@ impl Sequence {
         Self::Lease,
     ];
 
-    const fn name(self) -> &'static str {
+    /// Also the name of the table whose ids it counts.
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Pack => "pack",
             Self::Chunk => "chunk",
