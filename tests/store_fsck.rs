@@ -508,7 +508,7 @@ const CASES: &[(&str, bool, Fate)] = &[
     // What can be put right.
     ("UPDATE inode SET nlink = 7 WHERE layer = 3", true, Stays),
     (
-        "UPDATE inode SET nlink = -1 WHERE layer = 1 AND ino = 1; UPDATE layer SET files_size = 1",
+        "UPDATE inode SET nlink = 9 WHERE layer = 1 AND ino = 1; UPDATE layer SET files_size = 1",
         true,
         Stays,
     ),
