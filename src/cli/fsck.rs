@@ -89,6 +89,7 @@ const fn cure(cure: Cure) -> &'static str {
         Cure::RemoveBytes => "remove-bytes",
         Cure::RemoveLayer => "remove-layer",
         Cure::RemoveImage => "remove-image",
+        Cure::RemoveBlob => "remove-blob",
     }
 }
 

@@ -2,11 +2,13 @@
 //!
 //! stdout carries data ([`output`]), stderr words: one `ovl: …` line for an error ([`error`]), progress ([`progress`]).
 
+mod cat;
 mod change;
 mod commit;
 mod completion;
 mod df;
 mod diff;
+mod dropin;
 mod entries;
 mod error;
 mod export;
@@ -26,6 +28,7 @@ mod output;
 mod progress;
 mod tag;
 mod time;
+mod tree;
 mod version;
 
 use std::ffi::OsString;
@@ -95,6 +98,8 @@ enum Verb {
     Images(images::Images),
     Inspect(inspect::Inspect),
     History(history::History),
+    Tree(tree::Tree),
+    Cat(cat::Cat),
     Tag(tag::Tag),
     Untag(tag::Untag),
     Rmi(tag::Rmi),
@@ -121,6 +126,8 @@ impl Verb {
             Self::Images(verb) => verb.run(context),
             Self::Inspect(verb) => verb.run(context),
             Self::History(verb) => verb.run(context),
+            Self::Tree(verb) => verb.run(context),
+            Self::Cat(verb) => verb.run(context),
             Self::Tag(verb) => verb.run(context),
             Self::Untag(verb) => verb.run(context),
             Self::Rmi(verb) => verb.run(context),
@@ -160,6 +167,9 @@ impl Context {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    if let Some(code) = dropin::main(std::env::args_os()) {
+        return code;
+    }
     let cli = match Cli::try_parse_from(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),

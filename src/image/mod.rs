@@ -32,6 +32,7 @@ mod source;
 mod stream;
 pub mod tar;
 mod timestamp;
+mod write_out;
 
 pub use check::check_documents;
 pub use commit::{CommitOptions, CommittedImage, ConfigChanges, commit};

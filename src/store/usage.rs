@@ -7,7 +7,7 @@ use rusqlite::Connection;
 use super::db::Database;
 use super::gc::{Marked, each_row};
 use super::idset::IdSet;
-use super::{Digest, GcReport, Result, images, layers, leases};
+use super::{Digest, GcReport, Result, blobs, images, layers, leases};
 
 /// Counts and sizes of a whole store, bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,9 +37,9 @@ pub struct ImageUsage {
     pub raw_bytes: u64,
     /// Sum of its distinct chunk bytes.
     pub unique_bytes: u64,
-    /// Stored bytes of chunks that other images have as well.
+    /// Stored bytes of chunks and compressed blobs that other images have as well.
     pub shared_bytes: u64,
-    /// Stored bytes of chunks that no other image has: what removing it alone would free.
+    /// Stored bytes of those that no other image has: what removing it alone would free.
     pub private_bytes: u64,
 }
 
@@ -113,6 +113,9 @@ fn survey(conn: &Connection) -> Result<(Usage, GcReport)> {
             .reclaimable_bytes
             .saturating_add(part(stored, dead, raw));
     })?;
+    for (_, stored) in blobs::unneeded(conn)? {
+        usage.reclaimable_bytes = usage.reclaimable_bytes.saturating_add(stored);
+    }
     let pragma = |name| conn.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let free = pragma("freelist_count")?.max(0) as u64 * pragma("page_size")?.max(0) as u64;
     usage.reclaimable_bytes = usage.reclaimable_bytes.saturating_add(free);
@@ -144,6 +147,13 @@ fn share_out(conn: &Connection) -> Result<Vec<ImageUsage>> {
             shared_bytes: 0,
             private_bytes: 0,
         };
+        for (stored, owners) in blobs::of_image(conn, &record.manifest)? {
+            let sum = match owners {
+                1 => &mut usage.private_bytes,
+                _ => &mut usage.shared_bytes,
+            };
+            *sum = sum.saturating_add(stored);
+        }
         for diff_id in &record.layers {
             if let Some((layer, info)) = layers::find(conn, diff_id)? {
                 marked.layer(conn, layer)?;

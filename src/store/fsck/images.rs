@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension};
 
-use super::super::{Digest, Error, ImageRecord, Result, images, leases};
+use super::super::{Digest, Error, ImageRecord, Result, blobs, images, leases};
 use super::{Check, Cure, Problem, problem};
 
 impl Check<'_> {
@@ -34,6 +34,14 @@ impl Check<'_> {
                 "it stands for an image that is missing",
             ),
             ("SELECT name FROM name WHERE name = ''", "it is empty"),
+            (
+                "SELECT DISTINCT name FROM name_index WHERE name NOT IN (SELECT name FROM name)",
+                "it is missing, and has an index",
+            ),
+            (
+                "SELECT DISTINCT name FROM name_index WHERE document NOT IN (SELECT sha256 FROM document)",
+                "the index it came with is missing",
+            ),
         ] {
             let mut statement = conn.prepare(sql)?;
             let mut rows = statement.query([])?;
@@ -47,6 +55,24 @@ impl Check<'_> {
             "image_layer",
             "image NOT IN (SELECT id FROM image)",
             "of images that are missing",
+        )
+    }
+
+    /// Compressed blobs have a layer and all their parts, which with `parts` are hashed.
+    pub(super) fn blobs(&mut self, conn: &Connection, parts: bool) -> Result<()> {
+        for (digest, why) in blobs::verify(conn, parts)? {
+            if self.damage.blobs.insert(digest) {
+                self.found(problem(format!("blob {digest}"), why, Cure::RemoveBlob));
+            }
+        }
+        if parts {
+            return Ok(());
+        }
+        self.orphans(
+            conn,
+            "image_blob",
+            "image NOT IN (SELECT id FROM image) OR blob NOT IN (SELECT id FROM blob)",
+            "of images or blobs that are missing",
         )
     }
 
@@ -99,12 +125,13 @@ impl Check<'_> {
     }
 
     fn documents(&mut self, conn: &Connection) -> Result<()> {
-        let mut statement = conn.prepare("SELECT sha256, data FROM document ORDER BY id")?;
+        let mut statement = conn.prepare("SELECT sha256, data, id FROM document ORDER BY id")?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             let sha256: Vec<u8> = row.get(0)?;
             let data = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
             if Digest::of(data).as_bytes() != sha256.as_slice() {
+                self.damage.documents.push(row.get(2)?);
                 self.found(problem(
                     format!("document {}", digest_or_hex(&sha256)),
                     "it does not hash to its name",

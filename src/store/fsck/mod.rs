@@ -60,6 +60,8 @@ pub enum Cure {
     RemoveLayer,
     /// The image is removed with its names.
     RemoveImage,
+    /// The compressed blob is forgotten; its layer and images stay, but are exported with another manifest.
+    RemoveBlob,
 }
 
 /// One thing that is wrong.
@@ -115,6 +117,9 @@ struct Damage {
     content_list: Vec<i64>,
     layers: BTreeMap<i64, Digest>,
     images: BTreeSet<i64>,
+    /// Documents that do not hash to their names, by id.
+    documents: Vec<i64>,
+    blobs: BTreeSet<Digest>,
 }
 
 impl Damage {
@@ -140,6 +145,7 @@ pub(super) fn run(
     let mut check = Check::new(options, notify);
     if !options.fast {
         check.chunk_bytes(&shared.database)?;
+        shared.database.read(|conn| check.blobs(conn, true))?;
     }
     shared.database.read(|conn| {
         // One snapshot: what is removed meanwhile is still whole in it.
@@ -186,6 +192,7 @@ impl<'a> Check<'a> {
         self.attempt("table content", |check| check.contents(conn))?;
         self.attempt("layers", |check| check.layers(conn))?;
         self.attempt("images", |check| check.images(conn))?;
+        self.attempt("blobs", |check| check.blobs(conn, false))?;
         self.attempt("leases", |check| check.leases(conn))
     }
 

@@ -10,12 +10,12 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use super::super::db::Durability;
 use super::super::schema::Sequence;
-use super::super::{Error, Result, Shared, export, images, layers, leases};
+use super::super::{Error, Result, Shared, blobs, export, images, layers, leases};
 use super::images::names_of;
 use super::{Check, Damage, FsckOptions, bytes, rows, trees};
 
 /// Rows that refer to something that is not there.
-const ORPHANS: [(&str, &str); 6] = [
+const ORPHANS: [(&str, &str); 7] = [
     (
         "names of missing images",
         "DELETE FROM name WHERE name = '' OR image NOT IN (SELECT id FROM image)",
@@ -37,8 +37,13 @@ const ORPHANS: [(&str, &str); 6] = [
         "DELETE FROM extent WHERE content NOT IN (SELECT id FROM content)",
     ),
     (
-        "documents of missing images",
-        "DELETE FROM document WHERE sha256 NOT IN (SELECT manifest FROM image UNION SELECT config FROM image)",
+        "links of missing images or blobs",
+        "DELETE FROM image_blob WHERE image NOT IN (SELECT id FROM image) OR blob NOT IN (SELECT id FROM blob)",
+    ),
+    (
+        "indexes of missing names or documents",
+        "DELETE FROM name_index WHERE name NOT IN (SELECT name FROM name) OR name IN
+            (SELECT name FROM name_index WHERE document NOT IN (SELECT sha256 FROM document))",
     ),
 ];
 
@@ -50,6 +55,7 @@ pub(super) fn repair(
 ) -> Result<Vec<String>> {
     let run = || {
         let mut conn = shared.database.writer(Durability::Durable)?;
+        let _turn = shared.database.write_turn();
         let transaction = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
         leases::lapse(&transaction)?;
         refuse_imports(&transaction)?;
@@ -90,6 +96,9 @@ fn look_again(
         if let Err(Error::Corrupt(_)) = bytes::verify(conn, *chunk) {
             check.damage.chunk(*chunk);
         }
+    }
+    if !found.blobs.is_empty() {
+        check.blobs(conn, !options.fast)?;
     }
     check.rows(conn)?;
     let mut damage = check.damage;
@@ -149,12 +158,21 @@ fn apply(conn: &Connection, damage: &Damage, done: &mut Vec<String>) -> Result<(
             done.push(format!("forgot {count} damaged {what}"));
         }
     }
+    for document in &damage.documents {
+        conn.execute("DELETE FROM document WHERE id = ?1", [document])?;
+        done.push("removed a damaged document".to_owned());
+    }
+    for blob in &damage.blobs {
+        blobs::discard(conn, blob)?;
+        done.push(format!("forgot the compressed blob {blob}"));
+    }
     for (what, sql) in ORPHANS {
         let count = conn.execute(sql, [])?;
         if count > 0 {
             done.push(format!("removed {count} {what}"));
         }
     }
+    images::drop_documents(conn)?;
     recount(conn, done)
 }
 

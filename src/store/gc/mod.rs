@@ -2,7 +2,8 @@
 //!
 //! 1. Leases of dead processes lapse; layers that no image and no lease has go.
 //! 2. The rows of layers that are gone go ([`sweep`]).
-//! 3. What the layers use is marked ([`mark`]) on a snapshot, without a lock; other contents and chunks go.
+//! 3. What the layers use is marked ([`mark`]) on a snapshot, without a lock; other contents and chunks go, and before
+//!    them the compressed blobs that no image has.
 //! 4. Packs without a living chunk go, and those that are mostly dead are replaced ([`packs`]).
 //! 5. Free pages are moved to the end of the file and cut off, and the log is emptied.
 //!
@@ -98,12 +99,14 @@ pub(super) fn collect(database: &Database, notify: &dyn Fn(Progress)) -> Result<
 impl Collector<'_> {
     /// One short write transaction, and a pause after it.
     fn transaction<T>(&mut self, change: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        let turn = self.database.write_turn();
         let transaction = self
             .conn
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
         let begun = Instant::now();
         let value = change(&transaction)?;
         transaction.commit()?;
+        drop(turn);
         std::thread::sleep((begun.elapsed() / PAUSE_PART).min(PAUSE_MAX));
         Ok(value)
     }
@@ -142,7 +145,7 @@ impl Collector<'_> {
             marked.extend(&snapshot, &IdSet::default(), || self.advance(1))
         })?;
         self.phase("sweeping", 0, false);
-        self.unused(&mut marked)
+        Ok(self.blobs(&mut marked)? && self.unused(&mut marked)?)
     }
 
     /// Shrinks the files.

@@ -1,8 +1,8 @@
-//! Sweeping: rows of layers that are gone, and contents and chunks that no layer uses.
+//! Sweeping: rows of layers that are gone, blobs that no image has, contents and chunks that no layer uses.
 
 use rusqlite::{Connection, OptionalExtension};
 
-use super::super::{Result, leases};
+use super::super::{Result, blobs, leases};
 use super::Collector;
 use super::mark::Marked;
 
@@ -10,6 +10,8 @@ use super::mark::Marked;
 const ROWS: usize = 2048;
 /// Rows looked at by one statement.
 const PAGE: usize = 4096;
+/// Parts of blobs removed in one transaction; each may be 4 MiB.
+const PARTS: i64 = 8;
 
 /// What belongs to a layer by its id: the table, and for a bounded removal the statement that gives the key of the row
 /// behind the first so many, and the one that removes what lies before such a key.
@@ -41,7 +43,10 @@ impl Collector<'_> {
     /// Removes the rows of layers that are gone. A layer's id never comes back, so they cannot become anybody's.
     pub(super) fn rows_of_gone_layers(&mut self) -> Result<()> {
         for owned in OWNED {
-            for layer in self.database.read(|conn| gone(conn, owned.table))? {
+            let gone = self
+                .database
+                .read(|conn| gone(conn, owned.table, "layer", "layer"))?;
+            for layer in gone {
                 loop {
                     let more = self.transaction(|tx| {
                         // Recipes hold much in few rows.
@@ -68,6 +73,46 @@ impl Collector<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Removes blobs that no image has, and parts that belong to no blob: those an import has written have none yet, so
+    /// `false` if one came.
+    pub(super) fn blobs(&mut self, marked: &mut Marked) -> Result<bool> {
+        let swept = self.transaction(|tx| {
+            let may = may_sweep(tx, marked)?;
+            if may {
+                blobs::sweep(tx)?;
+            }
+            Ok(may)
+        })?;
+        let gone = self
+            .database
+            .read(|conn| gone(conn, "blob_part", "blob", "blob"))?;
+        if !swept {
+            return Ok(false);
+        }
+        for blob in gone {
+            loop {
+                let removed = self.transaction(|tx| {
+                    if !may_sweep(tx, marked)? {
+                        return Ok(None);
+                    }
+                    let removed = tx
+                        .prepare_cached(
+                            "DELETE FROM blob_part WHERE blob = ?1 AND NOT EXISTS (SELECT 1 FROM blob WHERE id = ?1)
+                             AND seq IN (SELECT seq FROM blob_part WHERE blob = ?1 ORDER BY seq LIMIT ?2)",
+                        )?
+                        .execute((blob, PARTS))?;
+                    Ok(Some(removed))
+                })?;
+                match removed {
+                    None => return Ok(false),
+                    Some(0) => break,
+                    Some(_) => {}
+                }
+            }
+        }
+        Ok(true)
     }
 
     /// Removes contents, then chunks, that no layer uses. `false`: an import came, and the rest stays for next time.
@@ -132,17 +177,19 @@ fn may_sweep(conn: &Connection, marked: &mut Marked) -> Result<bool> {
     Ok(true)
 }
 
-/// Layers that `table` has rows of and that are not there.
-fn gone(conn: &Connection, table: &str) -> Result<Vec<i64>> {
+/// What `table` has rows of, by `column`, and that is not in `owners`.
+fn gone(conn: &Connection, table: &str, column: &str, owners: &str) -> Result<Vec<i64>> {
     let mut gone = Vec::new();
-    let mut next = conn.prepare(&format!("SELECT min(layer) FROM {table} WHERE layer > ?1"))?;
-    let mut there = conn.prepare("SELECT count(*) > 0 FROM layer WHERE id = ?1")?;
+    let mut next = conn.prepare(&format!(
+        "SELECT min({column}) FROM {table} WHERE {column} > ?1"
+    ))?;
+    let mut there = conn.prepare(&format!("SELECT count(*) > 0 FROM {owners} WHERE id = ?1"))?;
     let mut after = i64::MIN;
-    while let Some(layer) = next.query_row([after], |row| row.get::<_, Option<i64>>(0))? {
-        if !there.query_row([layer], |row| row.get::<_, bool>(0))? {
-            gone.push(layer);
+    while let Some(owner) = next.query_row([after], |row| row.get::<_, Option<i64>>(0))? {
+        if !there.query_row([owner], |row| row.get::<_, bool>(0))? {
+            gone.push(owner);
         }
-        after = layer;
+        after = owner;
     }
     Ok(gone)
 }
