@@ -5,6 +5,8 @@
 //! a process), so a store opened before a fork refuses to work after it instead of damaging itself.
 
 use std::ops::Deref;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -67,9 +69,12 @@ impl Database {
             other => other.in_store(&database.place.root),
         };
         let path = &database.place.database;
-        let mut conn = database
-            .connect(OpenFlags::SQLITE_OPEN_READ_WRITE)
-            .map_err(in_store)?;
+        let access = if database.place.read_only {
+            OpenFlags::SQLITE_OPEN_READ_ONLY
+        } else {
+            OpenFlags::SQLITE_OPEN_READ_WRITE
+        };
+        let mut conn = database.connect(access).map_err(in_store)?;
         match schema::identify(&conn, path).map_err(in_store)? {
             Found::Store => {}
             Found::Older(_) => schema::migrate(&mut conn, path).map_err(in_store)?,
@@ -107,7 +112,14 @@ impl Database {
             ));
         }
         let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
-        let conn = Connection::open_with_flags(&self.place.database, flags)?;
+        let conn = if self.place.read_only && self.place.log_bytes()? == 0 {
+            // SQLite cannot make the files beside it, and without a log needs none. What it is told is true as long as
+            // nobody writes through another mount of the same file system.
+            let flags = flags | OpenFlags::SQLITE_OPEN_URI;
+            Connection::open_with_flags(immutable_uri(&self.place.database), flags)?
+        } else {
+            Connection::open_with_flags(&self.place.database, flags)?
+        };
         conn.busy_timeout(busy_timeout())?;
         for (option, value) in [
             (DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true),
@@ -169,6 +181,7 @@ impl Database {
 
     /// A connection that may write.
     pub(super) fn writer(&self, durability: Durability) -> Result<Connection> {
+        self.place.must_be_writable()?;
         let conn = self.connect(OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         conn.pragma_update(None, "cache_size", -(WRITER_CACHE >> 10))?;
         conn.pragma_update(None, "temp_store", "FILE")?;
@@ -233,6 +246,23 @@ impl Database {
     }
 }
 
+/// A database that never changes, as <https://www.sqlite.org/uri.html> has it.
+fn immutable_uri(path: &Path) -> String {
+    use std::fmt::Write;
+    let mut uri = String::from("file:");
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => {
+                uri.push(char::from(*byte));
+            }
+            // Writing to a string cannot fail.
+            byte => drop(write!(uri, "%{byte:02X}")),
+        }
+    }
+    uri.push_str("?immutable=1");
+    uri
+}
+
 /// How long a writer waits for another.
 pub(super) fn busy_timeout() -> Duration {
     let wanted = std::env::var(BUSY_VARIABLE).ok();
@@ -262,7 +292,7 @@ impl Drop for Database {
         }
         drop(readers);
         // Read-only connections leave the log as it is, whatever its size. Not worth failing for: nothing is lost.
-        if self.place.log_bytes().is_ok_and(|bytes| bytes > LOG_KEPT) {
+        if !self.place.read_only && self.place.log_bytes().is_ok_and(|bytes| bytes > LOG_KEPT) {
             let emptied = self
                 .writer(Durability::Ordered)
                 .and_then(|conn| super::space::empty_log_within(&conn, Duration::ZERO));

@@ -19,6 +19,8 @@ use crate::meta::Timestamp;
 const KIND_LAYERS: i64 = 1;
 const KIND_IMPORT: i64 = 2;
 const KIND_FRESH: i64 = 3;
+/// Stands for a lease on a store that cannot be written to, and needs none.
+const NO_LEASE: i64 = 0;
 
 /// Keeps layers from being removed. Unregisters itself when dropped.
 pub struct Lease {
@@ -28,6 +30,9 @@ pub struct Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        if self.id == NO_LEASE {
+            return;
+        }
         // A child of fork must not end its parent's lease, and cannot: `write` refuses. If writing fails for another
         // reason the lease lapses with the process.
         if let Err(error) = self.database.write(|tx| remove(tx, self.id)) {
@@ -42,6 +47,18 @@ impl Drop for Lease {
 impl Lease {
     /// Takes a lease on layers that must be there.
     pub(super) fn take(database: &Arc<Database>, layers: &[Digest], purpose: &str) -> Result<Self> {
+        if database.place.read_only {
+            // Nobody can remove anything.
+            database.read(|conn| {
+                layers
+                    .iter()
+                    .try_for_each(|id| find_layer(conn, id).map(drop))
+            })?;
+            return Ok(Self {
+                database: Arc::clone(database),
+                id: NO_LEASE,
+            });
+        }
         let id = database.write(|tx| {
             let id = insert(tx, KIND_LAYERS, purpose)?;
             for diff_id in layers {

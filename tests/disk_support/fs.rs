@@ -142,6 +142,11 @@ impl Disk {
         };
     }
 
+    /// Requests of the armed kind so far.
+    pub fn seen(&self) -> u64 {
+        self.state().faults.seen
+    }
+
     /// Ends that; whether anything did fail.
     pub fn disarm(&self) -> bool {
         std::mem::take(&mut self.state().faults).struck
