@@ -39,6 +39,14 @@ impl Failure {
         .into()
     }
 
+    pub fn damage(text: impl Into<String>) -> anyhow::Error {
+        Self {
+            code: 5,
+            text: text.into(),
+        }
+        .into()
+    }
+
     pub fn not_found(text: impl Into<String>) -> anyhow::Error {
         Self {
             code: 4,

@@ -13,6 +13,7 @@ mod entries;
 mod error;
 mod export;
 mod find;
+mod fsck;
 mod gc;
 mod history;
 mod images;
@@ -108,6 +109,7 @@ enum Verb {
     Diff(diff::Diff),
     Commit(commit::Commit),
     Gc(gc::Gc),
+    Fsck(fsck::Fsck),
     Df(df::Df),
     Info(info::Info),
     Completion(completion::Completion),
@@ -135,6 +137,7 @@ impl Verb {
             Self::Diff(verb) => verb.run(context),
             Self::Commit(verb) => verb.run(context),
             Self::Gc(verb) => verb.run(context),
+            Self::Fsck(verb) => verb.run(context),
             Self::Df(verb) => verb.run(context),
             Self::Info(verb) => verb.run(context),
             Self::Completion(verb) => verb.run(),
