@@ -11,6 +11,7 @@
 //! | [`overlay`] | the merge engine, no FUSE in it; uses `layer` |
 //! | [`fuse`] | kernel requests to engine calls and back (the only room that names `fuser`) |
 //! | [`mount`] | mount(2), daemon, registry of live mounts; uses everything above |
+//! | [`run`] | containers: a bundle over a mount, driven through runc or crun; uses `mount` and `store` |
 //!
 //! `docs/architecture.md` has the picture.
 
@@ -20,5 +21,6 @@ pub mod layer;
 pub mod meta;
 pub mod mount;
 pub mod overlay;
+pub mod run;
 pub mod store;
 pub mod sys;

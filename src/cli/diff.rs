@@ -13,10 +13,10 @@ use super::error::escape;
 use super::live::Live;
 use super::output::{self, Format};
 
-/// Show what a mount changed: A added, C changed, D deleted
+/// Show what a mount or a container changed: A added, C changed, D deleted
 #[derive(Args)]
 pub struct Diff {
-    /// A mount point, or an ID from `ovl mounts`
+    /// A mount point, an ID from `ovl mounts`, or a container
     #[arg(value_name = "MOUNTPOINT")]
     mount: PathBuf,
     /// table or json
@@ -38,8 +38,8 @@ struct Row {
 }
 
 impl Diff {
-    pub fn run(self, _: &Context) -> anyhow::Result<()> {
-        let live = Live::open(&self.mount)?;
+    pub fn run(self, context: &Context) -> anyhow::Result<()> {
+        let live = Live::open(context, &self.mount)?;
         let mut rows = Vec::new();
         live.engine.changes(&mut |change| {
             rows.push(Row {
