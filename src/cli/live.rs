@@ -26,7 +26,9 @@ impl Live {
         let record = match (mounts::find(name), name.to_str()) {
             (Err(no_mount), Some(words)) => {
                 let containers = Containers::new(&context.root, &mounts::run_dir()?);
-                let container = containers.find(words)?.ok_or(no_mount)?;
+                let container = containers.find(words)?.ok_or_else(|| {
+                    no_mount.context(format!("{words} is neither a mount nor a container"))
+                })?;
                 return Self::of_container(container);
             }
             (found, _) => found?,

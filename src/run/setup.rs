@@ -146,6 +146,12 @@ impl Setup<'_> {
         let config = &request.config;
         let word = request.user.as_deref().or(config.user.as_deref());
         let mut user = user::look_up(inside.rootfs, word.unwrap_or_default())?;
+        if !userns::has_user(user.uid) || !userns::has_group(user.gid) {
+            return Err(Error::Image(format!(
+                "user {}:{} does not exist here: give yours a range of ids in /etc/subuid and /etc/subgid, and install uidmap",
+                user.uid, user.gid
+            )));
+        }
         if !userns::may_set_groups() {
             user.groups.clear();
         }

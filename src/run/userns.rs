@@ -36,13 +36,23 @@ pub fn inside() -> bool {
 
 /// Does a group of this number exist here?
 pub fn has_group(gid: u32) -> bool {
-    fs::read_to_string("/proc/self/gid_map").is_ok_and(|map| {
+    is_mapped("/proc/self/gid_map", gid)
+}
+
+/// Does a user of this number exist here?
+pub fn has_user(uid: u32) -> bool {
+    is_mapped("/proc/self/uid_map", uid)
+}
+
+/// Lines of user_namespaces(7): first id inside, first outside, how many.
+fn is_mapped(map: &str, id: u32) -> bool {
+    fs::read_to_string(map).is_ok_and(|map| {
         map.lines().any(|line| {
             let numbers: Vec<u32> = line
                 .split_ascii_whitespace()
                 .filter_map(|number| number.parse().ok())
                 .collect();
-            matches!(numbers[..], [first, _, count] if gid >= first && gid - first < count)
+            matches!(numbers[..], [first, _, count] if id >= first && id - first < count)
         })
     })
 }
