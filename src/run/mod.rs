@@ -44,7 +44,7 @@ pub use config::ImageConfig;
 pub use error::{Error, Result};
 pub use lifecycle::{Outcome, run};
 pub use manage::{enter_for, exec, find, list, remove};
-pub use record::{Container, Containers, State};
+pub use record::{Container, Containers, State, user_of};
 pub use request::{ExecRequest, Request};
 pub use spec::Net;
 pub use volume::{Access, Volume};

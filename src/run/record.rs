@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{Error, Result};
 use super::rootfs::private_dir;
 use crate::mount::{self, EscapedPath, Process, RunDir};
+use crate::store::Digest;
 
 /// A container as it was last seen.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -194,47 +195,17 @@ impl Containers {
     }
 
     pub fn read(&self, id: &str) -> Result<Option<Container>> {
-        let path = self.dir(id).join("record.json");
-        match fs::read(&path) {
-            Ok(text) => match serde_json::from_slice(&text) {
-                Ok(container) => Ok(Some(container)),
-                Err(error) => {
-                    tracing::warn!(path = %path.display(), %error, "not a container's record");
-                    Ok(None)
-                }
-            },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Error::io("reading", &path, error)),
-        }
+        read(&self.dir, id)
     }
 
     /// Names of all containers' directories, also of those without a record.
     pub fn ids(&self) -> Result<Vec<String>> {
-        let entries = match fs::read_dir(&self.dir) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(Error::io("reading", &self.dir, error)),
-        };
-        let mut ids = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(|e| Error::io("reading", &self.dir, e))?;
-            if let Ok(id) = entry.file_name().into_string()
-                && is_id(&id)
-            {
-                ids.push(id);
-            }
-        }
-        Ok(ids)
+        ids(&self.dir)
     }
 
     /// All containers, the newest first, as last written.
     pub fn all(&self) -> Result<Vec<Container>> {
-        let mut all = Vec::new();
-        for id in self.ids()? {
-            all.extend(self.read(&id)?);
-        }
-        all.sort_by(|a, b| (b.created, &b.id).cmp(&(a.created, &a.id)));
-        Ok(all)
+        all(&self.dir)
     }
 
     /// The container called `words`: its name, or (the beginning of) its id. A name wins.
@@ -274,6 +245,56 @@ impl Containers {
             _ => remove_all(&bundle),
         }
     }
+}
+
+fn read(dir: &Path, id: &str) -> Result<Option<Container>> {
+    let path = dir.join(id).join("record.json");
+    match fs::read(&path) {
+        Ok(text) => match serde_json::from_slice(&text) {
+            Ok(container) => Ok(Some(container)),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "not a container's record");
+                Ok(None)
+            }
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("reading", &path, error)),
+    }
+}
+
+fn ids(dir: &Path) -> Result<Vec<String>> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io("reading", dir, error)),
+    };
+    let mut ids = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|e| Error::io("reading", dir, e))?;
+        if let Ok(id) = entry.file_name().into_string()
+            && is_id(&id)
+        {
+            ids.push(id);
+        }
+    }
+    Ok(ids)
+}
+
+fn all(dir: &Path) -> Result<Vec<Container>> {
+    let mut all = Vec::new();
+    for id in ids(dir)? {
+        all.extend(read(dir, &id)?);
+    }
+    all.sort_by(|a: &Container, b| (b.created, &b.id).cmp(&(a.created, &a.id)));
+    Ok(all)
+}
+
+/// The name of a container of the image with this configuration, if the store at `root` has one.
+pub fn user_of(root: &Path, image_id: &Digest) -> Result<Option<String>> {
+    let id = image_id.to_string();
+    let users = all(&root.join("containers"))?;
+    let user = users.into_iter().find(|container| container.image_id == id);
+    Ok(user.map(|container| container.name))
 }
 
 /// Removes a tree without following symlinks; none is fine.
