@@ -158,9 +158,13 @@ fn try_mount(
     }) {
         lowers.push(open(path)?);
     }
+    // One that is empty may have been made for another upper, which the kernel minds.
+    let _ = std::fs::remove_dir(upper.work.join("index"));
     let mounted = job.mount(&lowers).or_else(|errno| match errno {
         // An index belongs to the lowers it was made over; without it names of one file part when it is changed.
         Errno::STALE | Errno::INVAL | Errno::OPNOTSUPP => {
+            // The mark of a volatile mount that did not come to be.
+            let _ = std::fs::remove_dir_all(upper.work.join("work/incompat"));
             let without = Job {
                 words: overlayfs::words(&spec.overlay, marks, false, false),
                 ..job
