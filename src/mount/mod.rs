@@ -3,8 +3,10 @@
 //! | file | holds |
 //! |---|---|
 //! | `spec` | what LOWER means; checks of upper and work directory |
+//! | `dropin` | the command line of fuse-overlayfs |
 //! | `options`, `apply` | the `-o` words of fuse-overlayfs and mount(8), and what they mean for a mount |
 //! | `kernel` | the mount step itself, and unmounting by mount id |
+//! | `kernel_merge`, `overlayfs` | mounts that the kernel's overlayfs merges |
 //! | `mountinfo`, `process` | naming a mount and a process so that neither is taken for another |
 //! | `serve` | layers, engine, mount, requests, in that order, in one process |
 //! | `daemon`, `signals` | going into the background; being told to end |
@@ -19,11 +21,14 @@
 
 mod apply;
 mod daemon;
+pub mod dropin;
 mod error;
 mod holders;
 mod kernel;
+mod kernel_merge;
 mod mountinfo;
 pub mod options;
+mod overlayfs;
 mod process;
 mod registry;
 mod serve;
@@ -37,6 +42,7 @@ use std::path::{Path, PathBuf};
 pub use error::{Error, Result};
 pub use holders::Holder;
 pub use kernel::Flags;
+pub use kernel_merge::Merge;
 pub use mountinfo::{MountId, MountKey};
 pub use process::Process;
 pub use registry::{EscapedPath, Record, RecordedLower, RunDir};
@@ -70,6 +76,7 @@ pub struct MountSpec {
     /// Where images are; opened only when a lower is one.
     pub store_root: PathBuf,
     pub resolve_image: ResolveImage,
+    pub merge: Merge,
     pub run_dir: RunDir,
     pub flags: Flags,
     pub fuse: fuse::Config,
@@ -87,6 +94,7 @@ impl MountSpec {
         let mut words = Vec::new();
         for (set, word) in [
             (self.overlay.volatile, "volatile"),
+            (self.overlay.no_fsync, "fsync=0"),
             (self.overlay.userxattr == Some(true), "userxattr"),
             (self.overlay.metacopy, "metacopy=on"),
             (
@@ -103,6 +111,8 @@ impl MountSpec {
             ),
             (self.overlay.ino32, "ino32_t"),
             (self.overlay.static_nlink, "static_nlink"),
+            (self.overlay.xattrs == overlay::Xattrs::NoAcl, "noacl"),
+            (self.overlay.xattrs == overlay::Xattrs::Nothing, "noxattrs"),
             (
                 self.overlay.permissions != crate::layer::Permissions::Inode,
                 "xattr_permissions",

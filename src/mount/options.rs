@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::error::{Error, Result};
+use super::kernel_merge::Merge;
 use super::spec::split_dirs;
 
 /// A range of ids: `len` ids from `inside` (as the mount shows them) are those from `outside` on disk.
@@ -80,6 +81,8 @@ pub struct Options {
     pub metacopy: Option<bool>,
     pub index: Option<bool>,
     pub userxattr: bool,
+    pub merge: Option<Merge>,
+    pub debug: bool,
     pub fsname: Option<OsString>,
     pub read_only: bool,
     pub allow_other: Option<bool>,
@@ -151,6 +154,12 @@ fn path(value: &[u8]) -> PathBuf {
     OsString::from_vec(text(value)).into()
 }
 
+/// What is said of a word that means nothing to us.
+pub(super) fn unknown(word: &[u8]) -> String {
+    let word = String::from_utf8_lossy(word);
+    format!("unknown argument ignored: {}", word.escape_debug())
+}
+
 impl Parsed {
     fn take(&mut self, word: &[u8]) -> Result<()> {
         let known = match word.iter().position(|b| *b == b'=') {
@@ -158,9 +167,7 @@ impl Parsed {
             None => self.take_flag(word)?,
         };
         if !known {
-            let word = String::from_utf8_lossy(word);
-            self.warnings
-                .push(format!("unknown argument ignored: {}", word.escape_debug()));
+            self.warnings.push(unknown(word));
         }
         Ok(())
     }
@@ -175,6 +182,7 @@ impl Parsed {
             b"ino32_t" => o.ino32 = true,
             b"volatile" => o.volatile = true,
             b"userxattr" => o.userxattr = true,
+            b"debug" => o.debug = true,
             b"ro" => o.read_only = true,
             b"rw" => o.read_only = false,
             b"allow_other" => o.allow_other = Some(true),
@@ -210,10 +218,23 @@ impl Parsed {
             | b"noauto"
             | b"nofail"
             | b"user"
+            | b"users"
             | b"nouser"
+            | b"owner"
+            | b"group"
             | b"_netdev"
+            | b"nonempty"
+            | b"auto_unmount"
+            | b"clone_fd"
             | b"threaded" => {}
             word if word.starts_with(b"splice_") || word.starts_with(b"no_splice_") => {}
+            // Notes of other programs in fstab: mount(8), "comment" and "x-*".
+            word if word.starts_with(b"x-") || word.starts_with(b"X-") => {}
+            b"remount" => {
+                return Err(Error::Usage(
+                    "a mount's options cannot be changed: unmount it and mount it anew".into(),
+                ));
+            }
             // Words with a value, without one.
             b"lowerdir" | b"upperdir" | b"workdir" | b"uidmapping" | b"gidmapping"
             | b"squash_to_uid" | b"squash_to_gid" | b"timeout" | b"xattr_permissions" => {
@@ -280,6 +301,14 @@ impl Parsed {
             }
             b"metacopy" => o.metacopy = Some(truth(value).ok_or_else(|| bad("on or off"))?),
             b"index" => o.index = Some(truth(value).ok_or_else(|| bad("on or off"))?),
+            b"merge" => {
+                o.merge = Some(match value {
+                    b"fuse" => Merge::Fuse,
+                    b"kernel" => Merge::Kernel,
+                    b"auto" => Merge::Auto,
+                    _ => return Err(bad("fuse, kernel or auto")),
+                });
+            }
             b"fsname" => o.fsname = Some(OsString::from_vec(text(value))),
             b"plugins" => {
                 if !value.is_empty() {
@@ -302,7 +331,10 @@ impl Parsed {
             | b"max_idle_threads"
             | b"uuid"
             | b"nfs_export"
-            | b"verity" => {}
+            | b"verity"
+            | b"comment"
+            | b"user" => {}
+            key if key.starts_with(b"x-") || key.starts_with(b"X-") => {}
             _ => return Ok(false),
         }
         Ok(true)

@@ -58,18 +58,28 @@ pub(super) fn inherit(
     umask: u32,
 ) -> Result<Inherited> {
     if kind == FileKind::Symlink {
-        return Ok(Inherited {
-            perm: 0o777,
-            ..Inherited::default()
-        });
+        return Ok(none(kind, mode, umask));
     }
     match host::xattr_fd(dir, OsStr::new(DEFAULT))? {
-        None => Ok(Inherited {
-            perm: mode & !(umask & 0o777),
-            ..Inherited::default()
-        }),
+        None => Ok(none(kind, mode, umask)),
         Some(acl) => from_default(&acl, kind, mode).ok_or(Errno::IO),
     }
+}
+
+/// Mode of an object that inherits no ACL.
+pub(super) fn none(kind: FileKind, mode: u32, umask: u32) -> Inherited {
+    Inherited {
+        perm: match kind {
+            FileKind::Symlink => 0o777,
+            _ => mode & !(umask & 0o777),
+        },
+        ..Inherited::default()
+    }
+}
+
+/// Is this xattr an ACL?
+pub(super) fn is_acl(name: &OsStr) -> bool {
+    name == ACCESS || name == DEFAULT
 }
 
 fn u16_at(entry: &[u8; ENTRY], at: usize) -> u16 {

@@ -156,7 +156,7 @@ impl Walk<'_> {
                 return Ok(names);
             }
             let fd = self.overlay.upper_dir(dir)?;
-            names.extend(host::read_dir(fd.as_fd())?.into_iter().map(|e| e.name));
+            names.extend(self.overlay.names_in_upper(fd.as_fd())?);
         } else {
             let _names = dir.names_shared()?;
             names.extend(self.overlay.listing(dir)?.items().map(|i| i.name.clone()));

@@ -210,7 +210,7 @@ impl Overlay {
         self.dress(fd, lower, attr)?;
         self.copy_flags(lower, &copy)?;
         if let Some(data) = data
-            && !upper.volatile
+            && !upper.unsynced
         {
             rustix::fs::fsync(data)?;
         }
@@ -318,7 +318,7 @@ impl Overlay {
             // Without the mark the hole would be zeros.
             rustix::fs::ftruncate(&to, 0)?;
         }
-        if !upper.volatile {
+        if !upper.unsynced {
             rustix::fs::fsync(&to)?;
         }
         attrs::set_times(to.as_fd(), attrs::OMIT, attrs::at(stat.attr.mtime))?;

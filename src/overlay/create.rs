@@ -12,7 +12,7 @@ use super::copyup::Extent;
 use super::engine::{Overlay, check_name};
 use super::node::Node;
 use super::resolve::UpperName;
-use super::{Caller, Entry, NodeId, Result, attrs};
+use super::{Caller, Entry, NodeId, Result, Xattrs, attrs};
 use crate::layer::{Permissions, host, whiteout};
 use crate::meta::{Attr, FileKind};
 
@@ -138,9 +138,10 @@ impl Overlay {
         if dir.is_removed() {
             return Err(Errno::NOENT);
         }
+        self.check_reserved(name)?;
         match self.upper_name(dir, name)? {
             UpperName::Present(_) => Err(Errno::EXIST),
-            UpperName::Whiteout => Ok(UpperName::Whiteout),
+            hidden @ (UpperName::Whiteout | UpperName::Marked) => Ok(hidden),
             UpperName::Absent => {
                 let below = dir.state().lowers.clone();
                 if self.lowers.shows(&below, name)? {
@@ -169,7 +170,10 @@ impl Overlay {
         let was = self.free_name(&dir, name)?;
         let fd = self.upper_dir(&dir)?;
         let above = self.stat(fd.as_fd())?.attr;
-        let inherited = acl::inherit(fd.as_fd(), what.kind(), mode & 0o7777, umask)?;
+        let inherited = match self.xattrs {
+            Xattrs::All => acl::inherit(fd.as_fd(), what.kind(), mode & 0o7777, umask)?,
+            Xattrs::NoAcl | Xattrs::Nothing => acl::none(what.kind(), mode & 0o7777, umask),
+        };
         let caller = Caller {
             uid: self.ids.uid_on_disk(caller.uid)?,
             gid: self.ids.gid_on_disk(caller.gid)?,
@@ -246,7 +250,7 @@ impl Overlay {
             let is_dir = what.kind().is_dir();
             if is_dir && over_whiteout {
                 // What the whiteout hid must stay hidden.
-                upper.mark(fd.as_fd(), "opaque", b"y")?;
+                upper.make_opaque(fd.as_fd())?;
             }
             if self.is_device_zero(what) {
                 mark_device(fd.as_fd())?;
@@ -403,7 +407,7 @@ impl Overlay {
         rustix::fs::mkdirat(upper.work(), temp.as_os_str(), Mode::RWXU)?;
         let fd = host::open_at(upper.work(), &temp, OFlags::PATH | OFlags::DIRECTORY)?;
         let attr = self.stat(like)?.attr;
-        upper.mark(fd.as_fd(), "opaque", b"y")?;
+        upper.make_opaque(fd.as_fd())?;
         self.keep(fd.as_fd(), &attr)?;
         Ok(temp)
     }

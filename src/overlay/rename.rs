@@ -84,6 +84,7 @@ impl Overlay {
         if to.dir.is_removed() {
             return Err(Errno::NOENT);
         }
+        self.check_reserved(to.name)?;
         if let Some(target) = &target {
             if flags.no_replace {
                 return Err(Errno::EXIST);
@@ -273,16 +274,33 @@ impl Overlay {
             }
             Ok(())
         } else if hide {
-            let flags = SysFlags::WHITEOUT;
-            match rustix::fs::renameat_with(&*from_fd, from.name, &*to_fd, to.name, flags) {
-                Err(Errno::INVAL | Errno::PERM | Errno::OPNOTSUPP) => {
-                    let (old, new) = ((from_fd.as_fd(), from.name), (to_fd.as_fd(), to.name));
-                    self.move_in_steps(source.is_dir(), old, new)
-                }
-                other => other,
-            }
+            let (old, new) = ((from_fd.as_fd(), from.name), (to_fd.as_fd(), to.name));
+            self.move_and_hide(source.is_dir(), old, new)
         } else {
             rustix::fs::renameat(&*from_fd, from.name, &*to_fd, to.name)
+        }
+    }
+
+    /// A move that leaves the old name hidden: by a mark beside it, or by a whiteout in its place.
+    fn move_and_hide(
+        &self,
+        is_dir: bool,
+        (from, name): (BorrowedFd<'_>, &OsStr),
+        (to, new_name): (BorrowedFd<'_>, &OsStr),
+    ) -> Result<()> {
+        let upper = self.writable()?;
+        if let Some(new_mark) = upper.mark_hidden(from, name)? {
+            let moved = rustix::fs::renameat(from, name, to, new_name);
+            if moved.is_err() && new_mark {
+                upper.unmark_hidden(from, name)?;
+            }
+            return moved;
+        }
+        match rustix::fs::renameat_with(from, name, to, new_name, SysFlags::WHITEOUT) {
+            Err(Errno::INVAL | Errno::PERM | Errno::OPNOTSUPP) => {
+                self.move_in_steps(is_dir, (from, name), (to, new_name))
+            }
+            other => other,
         }
     }
 
@@ -350,7 +368,7 @@ impl Overlay {
         };
         if !merged {
             if to_shows {
-                upper.mark(self.upper_dir(node)?.as_fd(), "opaque", b"y")?;
+                upper.make_opaque(self.upper_dir(node)?.as_fd())?;
             }
             return Ok(());
         }

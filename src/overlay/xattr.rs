@@ -10,12 +10,11 @@ use std::sync::Arc;
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
-use super::acl;
 use super::copyup::Extent;
 use super::engine::Overlay;
 use super::node::Node;
 use super::upper::INTERNAL_PREFIXES;
-use super::{NodeId, Result, XattrSet};
+use super::{Marks, NodeId, Result, XattrSet, Xattrs, acl};
 use crate::layer::{Permissions, host};
 
 /// Namespaces that can be nested.
@@ -54,13 +53,49 @@ fn is_known(name: &OsStr) -> bool {
         .any(|namespace| name.as_bytes().starts_with(namespace.as_bytes()))
 }
 
+impl Marks {
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Trusted => INTERNAL_PREFIXES[0],
+            Self::User => INTERNAL_PREFIXES[1],
+        }
+    }
+
+    /// Does `name` look like a mark? `Some(true)`: like one of an overlay further up, which is no mark here.
+    fn nested(self, name: &OsStr) -> Option<bool> {
+        let rest = name.as_bytes().strip_prefix(self.prefix().as_bytes())?;
+        Some(rest.starts_with(b"overlay."))
+    }
+}
+
 impl Overlay {
+    /// EOPNOTSUPP for an xattr that the mount was told not to have.
+    fn offered(&self, name: &OsStr) -> Result<()> {
+        match self.xattrs {
+            Xattrs::All => Ok(()),
+            Xattrs::NoAcl if !acl::is_acl(name) => Ok(()),
+            Xattrs::NoAcl | Xattrs::Nothing => Err(Errno::OPNOTSUPP),
+        }
+    }
+
     fn stored<'a>(&self, name: &'a OsStr) -> Option<Cow<'a, OsStr>> {
-        stored_name(name).filter(|_| !self.permissions.hides(name))
+        let stored = match self.beneath.and_then(|marks| marks.nested(name)) {
+            Some(nested) => nested.then_some(name.into()),
+            None => stored_name(name),
+        };
+        stored.filter(|_| !self.permissions.hides(name))
+    }
+
+    fn shown<'a>(&self, name: &'a OsStr) -> Option<Cow<'a, OsStr>> {
+        match self.beneath.and_then(|marks| marks.nested(name)) {
+            Some(nested) => nested.then_some(name.into()),
+            None => shown_name(name),
+        }
     }
 
     pub fn getxattr(&self, node: NodeId, name: &OsStr) -> Result<Vec<u8>> {
         let node = self.table.get(node)?;
+        self.offered(name)?;
         let stored = self.stored(name).ok_or(Errno::NODATA)?;
         let value = self.raw_xattr(&node, &stored)?.ok_or(if is_known(name) {
             Errno::NODATA
@@ -86,6 +121,9 @@ impl Overlay {
     /// Names, each followed by NUL, as `listxattr(2)`.
     pub fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
         let node = self.table.get(node)?;
+        if self.xattrs == Xattrs::Nothing {
+            return Err(Errno::OPNOTSUPP);
+        }
         let names = if node.in_upper() {
             host::xattr_names_fd(self.upper_path(&node)?.as_fd())?
         } else {
@@ -96,8 +134,8 @@ impl Overlay {
         let mut list = Vec::new();
         for name in names
             .iter()
-            .filter(|n| !self.permissions.hides(n))
-            .filter_map(|n| shown_name(n))
+            .filter(|n| !self.permissions.hides(n) && self.offered(n).is_ok())
+            .filter_map(|n| self.shown(n))
         {
             list.extend_from_slice(name.as_bytes());
             list.push(0);
@@ -108,6 +146,7 @@ impl Overlay {
     pub fn setxattr(&self, node: NodeId, name: &OsStr, value: &[u8], how: XattrSet) -> Result<()> {
         let node = self.table.get(node)?;
         self.writable()?;
+        self.offered(name)?;
         let stored = self.stored(name).ok_or(Errno::PERM)?;
         let flags = match how {
             XattrSet::Any => XattrFlags::empty(),
@@ -142,6 +181,7 @@ impl Overlay {
     pub fn removexattr(&self, node: NodeId, name: &OsStr) -> Result<()> {
         let node = self.table.get(node)?;
         self.writable()?;
+        self.offered(name)?;
         let stored = self.stored(name).ok_or(Errno::PERM)?;
         if !node.in_upper() && self.raw_xattr(&node, &stored)?.is_none() {
             return Err(Errno::NODATA);
