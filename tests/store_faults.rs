@@ -196,8 +196,16 @@ fn strike(sandbox: &Sandbox, case: &Case<'_>, fault: Fault, states: &[Option<Nam
     );
     let words: &[&str] = match fault.kind {
         Kind::Space => &["no space left"],
-        Kind::Io => &["i/o error", "input/output error"],
-        Kind::Access => &["permission denied", "unable to open", "readonly", "access"],
+        Kind::Io => &[
+            "input or output failed",
+            "input/output error",
+            "could not be opened for writing",
+        ],
+        Kind::Access => &[
+            "permission denied",
+            "input or output failed",
+            "could not be opened for writing",
+        ],
     };
     let lower = last.to_lowercase();
     assert!(

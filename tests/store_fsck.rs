@@ -540,9 +540,16 @@ const CASES: &[(&str, bool, Fate)] = &[
 
 #[test]
 fn damage_is_found_and_repaired() {
-    for (sql, in_rows, fate) in CASES {
-        damage(sql, *in_rows, *fate);
-    }
+    let (first, second) = CASES.split_at(CASES.len() / 2);
+    std::thread::scope(|scope| {
+        for part in [first, second] {
+            scope.spawn(move || {
+                for (sql, in_rows, fate) in part {
+                    damage(sql, *in_rows, *fate);
+                }
+            });
+        }
+    });
 }
 
 fn damage(sql: &str, in_rows: bool, fate: Fate) {
