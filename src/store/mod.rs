@@ -41,7 +41,7 @@ mod schema;
 mod space;
 mod tree;
 mod usage;
-mod varint;
+pub(crate) mod varint;
 mod writer;
 mod xattrs;
 
