@@ -133,11 +133,7 @@ fn every_fault_is_told_and_loses_nothing() {
         for kind in [Kind::Io, Kind::Space, Kind::Access] {
             // How many requests there are: none of them is the last of all numbers.
             let all = requests(&sandbox, case, kind);
-            let step = if wanted == 0 {
-                1
-            } else {
-                (all as usize / wanted).max(1)
-            };
+            let step = (all as usize).checked_div(wanted).unwrap_or(1).max(1);
             for nth in (0..all).step_by(step) {
                 let fault = Fault {
                     kind,
