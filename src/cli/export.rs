@@ -7,9 +7,9 @@ use std::path::Path;
 
 use clap::{Args, ValueEnum};
 use ovl::image::{
-    Compression, ExportFormat, ExportImage, ExportOptions, ExportTarget, ExportedImage,
+    Compression, EntrySink, ExportFormat, ExportImage, ExportOptions, ExportTarget, ExportedImage,
+    export_rootfs, export_tree,
 };
-
 use ovl::overlay::{Entry, NodeId};
 use ovl::store::Store;
 use ovl::view::View;

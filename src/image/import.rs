@@ -291,8 +291,7 @@ impl Importer<'_> {
                         layer,
                         own,
                         &lowers,
-                        index,
-                        of,
+                        (index, of),
                     )?);
                     lowers.push(layer.diff_id);
                     index += 1;
@@ -312,8 +311,7 @@ impl Importer<'_> {
         layer: &PlannedLayer,
         own_manifest: bool,
         lowers: &[Digest],
-        index: usize,
-        of: usize,
+        (index, of): (usize, usize),
     ) -> Result<Option<Lease>> {
         let name = format!("layer {}", layer.path.escape_ascii());
         let (blob, size) = archive

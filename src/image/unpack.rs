@@ -84,8 +84,10 @@ pub fn export_tree(
 struct TreeWriter {
     root: OwnedFd,
     /// What directories shall be when nothing is put into them any more.
-    directories: Vec<(OsString, Attr, Vec<(OsString, Vec<u8>)>)>,
+    directories: Vec<(OsString, Attr, Xattrs)>,
 }
+
+type Xattrs = Vec<(OsString, Vec<u8>)>;
 
 impl EntrySink for TreeWriter {
     fn append(&mut self, entry: LayerEntry<'_>) -> io::Result<()> {
