@@ -10,6 +10,7 @@
 mod acl;
 mod archive;
 mod blob;
+mod check;
 mod commit;
 mod compress;
 mod documents;
@@ -38,6 +39,7 @@ mod unpack;
 mod write_out;
 
 pub use blob::KeepCompressed;
+pub use check::check_documents;
 pub use commit::{CommitOptions, CommittedImage, ConfigChanges, commit};
 pub use compress::Compression;
 pub use error::{Error, Result};
