@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ use super::copyup::Extent;
 use super::engine::Overlay;
 use super::node::Node;
 use super::upper::INTERNAL_PREFIXES;
-use super::{NodeId, Result, XattrSet};
-use crate::layer::host;
+use super::{NodeId, Result, XattrSet, Xattrs, acl};
+use crate::layer::{Permissions, host};
 
 /// Namespaces that can be nested.
 const NESTABLE: [&str; 2] = [INTERNAL_PREFIXES[0], INTERNAL_PREFIXES[1]];
@@ -46,15 +46,41 @@ fn shown_name(name: &OsStr) -> Option<Cow<'_, OsStr>> {
     (!super::upper::is_internal_xattr(name)).then_some(name.into())
 }
 
+/// Is it of a namespace that xattrs can be in (xattr(7))? The layers say of all others only that they have none.
+fn is_known(name: &OsStr) -> bool {
+    ["user.", "trusted.", "security.", "system.posix_acl_"]
+        .iter()
+        .any(|namespace| name.as_bytes().starts_with(namespace.as_bytes()))
+}
+
 impl Overlay {
+    /// EOPNOTSUPP for an xattr that the mount was told not to have.
+    fn offered(&self, name: &OsStr) -> Result<()> {
+        match self.xattrs {
+            Xattrs::All => Ok(()),
+            Xattrs::NoAcl if !acl::is_acl(name) => Ok(()),
+            Xattrs::NoAcl | Xattrs::Nothing => Err(Errno::OPNOTSUPP),
+        }
+    }
+
     fn stored<'a>(&self, name: &'a OsStr) -> Option<Cow<'a, OsStr>> {
         stored_name(name).filter(|_| !self.permissions.hides(name))
     }
 
     pub fn getxattr(&self, node: NodeId, name: &OsStr) -> Result<Vec<u8>> {
         let node = self.table.get(node)?;
+        self.offered(name)?;
         let stored = self.stored(name).ok_or(Errno::NODATA)?;
-        self.raw_xattr(&node, &stored)?.ok_or(Errno::NODATA)
+        let value = self.raw_xattr(&node, &stored)?.ok_or(if is_known(name) {
+            Errno::NODATA
+        } else {
+            Errno::OPNOTSUPP
+        })?;
+        if name == acl::ACCESS && self.permissions != Permissions::Inode {
+            let perm = self.attr_of(&node)?.perm;
+            return acl::with_mode(value, perm).ok_or(Errno::IO);
+        }
+        Ok(value)
     }
 
     fn raw_xattr(&self, node: &Arc<Node>, name: &OsStr) -> Result<Option<Vec<u8>>> {
@@ -69,6 +95,9 @@ impl Overlay {
     /// Names, each followed by NUL, as `listxattr(2)`.
     pub fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
         let node = self.table.get(node)?;
+        if self.xattrs == Xattrs::Nothing {
+            return Err(Errno::OPNOTSUPP);
+        }
         let names = if node.in_upper() {
             host::xattr_names_fd(self.upper_path(&node)?.as_fd())?
         } else {
@@ -79,7 +108,7 @@ impl Overlay {
         let mut list = Vec::new();
         for name in names
             .iter()
-            .filter(|n| !self.permissions.hides(n))
+            .filter(|n| !self.permissions.hides(n) && self.offered(n).is_ok())
             .filter_map(|n| shown_name(n))
         {
             list.extend_from_slice(name.as_bytes());
@@ -91,6 +120,7 @@ impl Overlay {
     pub fn setxattr(&self, node: NodeId, name: &OsStr, value: &[u8], how: XattrSet) -> Result<()> {
         let node = self.table.get(node)?;
         self.writable()?;
+        self.offered(name)?;
         let stored = self.stored(name).ok_or(Errno::PERM)?;
         let flags = match how {
             XattrSet::Any => XattrFlags::empty(),
@@ -98,12 +128,34 @@ impl Overlay {
             XattrSet::Replace => XattrFlags::REPLACE,
         };
         self.copy_up(&node, Extent::Metadata)?;
-        host::set_xattr_fd(self.upper_path(&node)?.as_fd(), &stored, value, flags)
+        let fd = self.upper_path(&node)?;
+        if name == acl::ACCESS && self.permissions != Permissions::Inode {
+            return self.set_acl(fd.as_fd(), name, value);
+        }
+        host::set_xattr_fd(fd.as_fd(), &stored, value, flags)
+    }
+
+    /// An ACL is a mode too. Where that is kept in an xattr, what the ACL says of owner, mask and others goes there, and
+    /// is taken from there whenever the ACL is read: on disk these entries are the daemon's, as the inode's mode is.
+    fn set_acl(&self, fd: BorrowedFd<'_>, name: &OsStr, value: &[u8]) -> Result<()> {
+        let (bits, extended) = acl::mode_of(value).ok_or(Errno::INVAL)?;
+        let mut attr = self.stat(fd)?.attr;
+        attr.perm = attr.perm & 0o7000 | bits;
+        if extended {
+            host::set_xattr_fd(fd, name, value, XattrFlags::empty())?;
+        } else {
+            match host::remove_xattr_fd(fd, name) {
+                Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.keep(fd, &attr)
     }
 
     pub fn removexattr(&self, node: NodeId, name: &OsStr) -> Result<()> {
         let node = self.table.get(node)?;
         self.writable()?;
+        self.offered(name)?;
         let stored = self.stored(name).ok_or(Errno::PERM)?;
         if !node.in_upper() && self.raw_xattr(&node, &stored)?.is_none() {
             return Err(Errno::NODATA);
