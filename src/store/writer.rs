@@ -138,7 +138,7 @@ impl LayerWriter {
         self.tar_size += bytes.len() as u64;
         let chunks = &mut self.chunks;
         let announced = std::mem::take(&mut self.announced);
-        if bytes.len() <= chunker::WHOLE && bytes.len() as u64 == announced {
+        if announced > 0 && bytes.len() as u64 == announced && bytes.len() <= chunker::WHOLE {
             // All of it at once, and small: what the chunker would give, without a copy.
             return chunks.add(bytes, list);
         }
