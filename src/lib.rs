@@ -9,6 +9,7 @@
 //! | [`image`] | OCI and Docker formats, import, export, commit; uses `store` |
 //! | [`layer`] | what a layer is: host directories and stored layers; uses `store` |
 //! | [`overlay`] | the merge engine, no FUSE in it; uses `layer` |
+//! | [`view`] | looking into images: paths, listings, differences; uses `overlay` |
 //! | [`fuse`] | kernel requests to engine calls and back (the only room that names `fuser`) |
 //! | [`mount`] | mount(2), daemon, registry of live mounts; uses everything above |
 //!
@@ -22,3 +23,4 @@ pub mod mount;
 pub mod overlay;
 pub mod store;
 pub mod sys;
+pub mod view;

@@ -13,7 +13,7 @@
 use std::fmt;
 use std::io;
 
-use ovl::{image, mount, store};
+use ovl::{image, mount, store, view};
 
 /// An error with the exit code it stands for, made by the command line itself.
 #[derive(Debug)]
@@ -93,6 +93,9 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         });
     }
     if let Some(error) = cause.downcast_ref::<mount::Error>() {
+        return Some(error.exit_code());
+    }
+    if let Some(error) = cause.downcast_ref::<view::Error>() {
         return Some(error.exit_code());
     }
     if cause.is::<image::ReferenceError>() {

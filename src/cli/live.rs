@@ -44,6 +44,21 @@ impl Live {
     }
 }
 
+impl Live {
+    /// An engine over the mount's lowers alone: what was there before. `None` if there is nothing below the upper.
+    pub fn before(&self) -> anyhow::Result<Option<Overlay>> {
+        let lowers = lowers(&self.record)?;
+        if lowers.is_empty() {
+            return Ok(None);
+        }
+        let stack = Stack {
+            lowers,
+            upper: None,
+        };
+        Ok(Some(Overlay::new(stack, &self.record.engine)?))
+    }
+}
+
 /// Has the kernel write to the mount's daemon, and the daemon to its upper, what they hold back.
 fn flush(mount_point: &Path) -> anyhow::Result<()> {
     let flushed = std::fs::File::open(mount_point).and_then(|root| Ok(rustix::fs::syncfs(&root)?));

@@ -2,6 +2,7 @@
 //!
 //! stdout carries data ([`output`]), stderr words: one `ovl: …` line for an error ([`error`]), progress ([`progress`]).
 
+mod cat;
 mod change;
 mod commit;
 mod completion;
@@ -26,6 +27,7 @@ mod output;
 mod progress;
 mod tag;
 mod time;
+mod tree;
 mod version;
 
 use std::ffi::OsString;
@@ -95,6 +97,8 @@ enum Verb {
     Images(images::Images),
     Inspect(inspect::Inspect),
     History(history::History),
+    Tree(tree::Tree),
+    Cat(cat::Cat),
     Tag(tag::Tag),
     Untag(tag::Untag),
     Rmi(tag::Rmi),
@@ -120,6 +124,8 @@ impl Verb {
             Self::Images(verb) => verb.run(context),
             Self::Inspect(verb) => verb.run(context),
             Self::History(verb) => verb.run(context),
+            Self::Tree(verb) => verb.run(context),
+            Self::Cat(verb) => verb.run(context),
             Self::Tag(verb) => verb.run(context),
             Self::Untag(verb) => verb.run(context),
             Self::Rmi(verb) => verb.run(context),

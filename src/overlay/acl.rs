@@ -35,6 +35,10 @@ pub(super) struct Inherited {
 }
 
 impl Inherited {
+    pub const fn has_acl(&self) -> bool {
+        self.access.is_some() || self.default.is_some()
+    }
+
     /// Sets the ACLs; `true` if there were any.
     pub fn apply(&self, fd: BorrowedFd<'_>) -> Result<bool> {
         for (name, acl) in [(ACCESS, &self.access), (DEFAULT, &self.default)] {
@@ -42,7 +46,7 @@ impl Inherited {
                 host::set_xattr_fd(fd, OsStr::new(name), acl, XattrFlags::empty())?;
             }
         }
-        Ok(self.access.is_some() || self.default.is_some())
+        Ok(self.has_acl())
     }
 }
 

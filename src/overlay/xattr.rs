@@ -46,6 +46,13 @@ fn shown_name(name: &OsStr) -> Option<Cow<'_, OsStr>> {
     (!super::upper::is_internal_xattr(name)).then_some(name.into())
 }
 
+/// Is it of a namespace that xattrs can be in (xattr(7))? The layers say of all others only that they have none.
+fn is_known(name: &OsStr) -> bool {
+    ["user.", "trusted.", "security.", "system.posix_acl_"]
+        .iter()
+        .any(|namespace| name.as_bytes().starts_with(namespace.as_bytes()))
+}
+
 impl Overlay {
     /// EOPNOTSUPP for an xattr that the mount was told not to have.
     fn offered(&self, name: &OsStr) -> Result<()> {
@@ -64,7 +71,11 @@ impl Overlay {
         let node = self.table.get(node)?;
         self.offered(name)?;
         let stored = self.stored(name).ok_or(Errno::NODATA)?;
-        self.raw_xattr(&node, &stored)?.ok_or(Errno::NODATA)
+        self.raw_xattr(&node, &stored)?.ok_or(if is_known(name) {
+            Errno::NODATA
+        } else {
+            Errno::OPNOTSUPP
+        })
     }
 
     fn raw_xattr(&self, node: &Arc<Node>, name: &OsStr) -> Result<Option<Vec<u8>>> {
