@@ -33,10 +33,11 @@ bench-with: target/peers/bin/fuse-overlayfs
 target/peers/bin/fuse-overlayfs:
 	$(CARGO) install --locked --root target/peers fuse-overlayfs@2.0.0
 
-torture: images ## The long campaigns: model, crashes, fsx (about two hours)
-	MODEL_SEQUENCES=10000 OVL_CRASH_ROUNDS=500 OVL_SQLITE_ROUNDS=100 OVL_MOUNT_CYCLES=2000 OVL_FSX_SEEDS=10 OVL_FSX_OPERATIONS=100000 \
+torture: images ## The long campaigns: model, crashes, power cuts, failing disks, fsx (about three hours)
+	MODEL_SEQUENCES=10000 OVL_CRASH_ROUNDS=500 OVL_SQLITE_ROUNDS=100 OVL_MOUNT_CYCLES=2000 OVL_FSX_SEEDS=10 \
+		OVL_FSX_OPERATIONS=100000 OVL_POWER_STATES=0 OVL_FAULTS=0 OVL_KILL_ROUNDS=1000 \
 		$(CARGO) test --locked --no-fail-fast --test model --test crash --test sqlite --test posix_suite \
-		--test mount_cycles
+		--test mount_cycles --test store_power --test store_faults --test store_processes
 
 lint: ## Check the formatting and run clippy
 	$(CARGO) fmt --check
