@@ -258,13 +258,30 @@ pub fn ignore_sigxfsz() {
 
 /// Waits until `fd` can be read (for a pidfd: the process has ended); `false` when `timeout` ran out first.
 pub fn wait_readable(fd: BorrowedFd<'_>, timeout: std::time::Duration) -> Result<bool, Errno> {
+    wait_event(fd, libc::POLLIN, timeout)
+}
+
+/// Waits until a mount is made or goes in the mount namespace whose open `mountinfo` is `fd` (proc_pid_mounts(5)); `false`
+/// when `timeout` ran out first.
+pub fn wait_mounts_changed(
+    fd: BorrowedFd<'_>,
+    timeout: std::time::Duration,
+) -> Result<bool, Errno> {
+    wait_event(fd, libc::POLLPRI, timeout)
+}
+
+fn wait_event(
+    fd: BorrowedFd<'_>,
+    events: libc::c_short,
+    timeout: std::time::Duration,
+) -> Result<bool, Errno> {
     let deadline = std::time::Instant::now() + timeout;
     loop {
         let left = deadline.saturating_duration_since(std::time::Instant::now());
         let millis = i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
         let mut poll = libc::pollfd {
             fd: fd.as_raw_fd(),
-            events: libc::POLLIN,
+            events,
             revents: 0,
         };
         // SAFETY: one pollfd, as the count says.

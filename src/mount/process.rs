@@ -34,6 +34,19 @@ impl Process {
         })
     }
 
+    /// None at all: the kernel needs no help with the mount.
+    pub fn nobody() -> Self {
+        Self {
+            pid: 0,
+            start: 0,
+            namespace: String::new(),
+        }
+    }
+
+    pub fn is_nobody(&self) -> bool {
+        self.pid == 0
+    }
+
     /// `None` where this process cannot tell: the other one lives in another pid namespace.
     pub fn is_alive(&self) -> Option<bool> {
         if self.namespace != own_namespace() {

@@ -14,7 +14,7 @@ use super::copyup::Extent;
 use super::engine::Overlay;
 use super::node::Node;
 use super::upper::INTERNAL_PREFIXES;
-use super::{NodeId, Result, XattrSet, Xattrs, acl};
+use super::{Marks, NodeId, Result, XattrSet, Xattrs, acl};
 use crate::layer::{Permissions, host};
 
 /// Namespaces that can be nested.
@@ -53,6 +53,21 @@ fn is_known(name: &OsStr) -> bool {
         .any(|namespace| name.as_bytes().starts_with(namespace.as_bytes()))
 }
 
+impl Marks {
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Trusted => INTERNAL_PREFIXES[0],
+            Self::User => INTERNAL_PREFIXES[1],
+        }
+    }
+
+    /// Does `name` look like a mark? `Some(true)`: like one of an overlay further up, which is no mark here.
+    fn nested(self, name: &OsStr) -> Option<bool> {
+        let rest = name.as_bytes().strip_prefix(self.prefix().as_bytes())?;
+        Some(rest.starts_with(b"overlay."))
+    }
+}
+
 impl Overlay {
     /// EOPNOTSUPP for an xattr that the mount was told not to have.
     fn offered(&self, name: &OsStr) -> Result<()> {
@@ -64,7 +79,18 @@ impl Overlay {
     }
 
     fn stored<'a>(&self, name: &'a OsStr) -> Option<Cow<'a, OsStr>> {
-        stored_name(name).filter(|_| !self.permissions.hides(name))
+        let stored = match self.beneath.and_then(|marks| marks.nested(name)) {
+            Some(nested) => nested.then_some(name.into()),
+            None => stored_name(name),
+        };
+        stored.filter(|_| !self.permissions.hides(name))
+    }
+
+    fn shown<'a>(&self, name: &'a OsStr) -> Option<Cow<'a, OsStr>> {
+        match self.beneath.and_then(|marks| marks.nested(name)) {
+            Some(nested) => nested.then_some(name.into()),
+            None => shown_name(name),
+        }
     }
 
     pub fn getxattr(&self, node: NodeId, name: &OsStr) -> Result<Vec<u8>> {
@@ -109,7 +135,7 @@ impl Overlay {
         for name in names
             .iter()
             .filter(|n| !self.permissions.hides(n) && self.offered(n).is_ok())
-            .filter_map(|n| shown_name(n))
+            .filter_map(|n| self.shown(n))
         {
             list.extend_from_slice(name.as_bytes());
             list.push(0);

@@ -58,6 +58,7 @@ fn mount_spec(
             dev: false,
             ..Flags::default()
         },
+        merge: mount::Merge::default(),
         fuse: fuse::Config::default(),
         overlay: overlay::Options {
             // Nobody will look at it after a crash.
