@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::store::Digest;
 
-use super::{Error, Result};
+use super::{Error, Result, json};
 
 pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -39,7 +39,7 @@ pub struct SavedImage {
 
 pub fn parse_saved_images(bytes: &[u8]) -> Result<Vec<SavedImage>> {
     let images: Vec<SavedImage> =
-        serde_json::from_slice(bytes).map_err(|error| Error::document("manifest.json", error))?;
+        json::parse(bytes).map_err(|error| Error::document("manifest.json", error))?;
     if images.is_empty() {
         return Err(Error::document("manifest.json", "it lists no image"));
     }
@@ -119,8 +119,7 @@ impl Document {
     /// could be taken for both kinds, or is of another kind than claimed, is refused (CVE-2021-41190).
     pub fn parse(name: &str, bytes: &[u8], claimed: &str) -> Result<Self> {
         let bad = |reason: &str| Err(Error::document(name, reason));
-        let raw: RawDocument =
-            serde_json::from_slice(bytes).map_err(|error| Error::document(name, error))?;
+        let raw: RawDocument = json::parse(bytes).map_err(|error| Error::document(name, error))?;
         if raw.schema_version != 2 {
             return bad(
                 "schemaVersion is not 2; Docker schema 1 images must be converted first (skopeo copy)",
@@ -221,7 +220,7 @@ impl ConfigView {
             diff_ids: Option<Vec<String>>,
         }
         let bad = |reason: String| Error::document(name, reason);
-        let raw: Raw = serde_json::from_slice(bytes).map_err(|error| bad(error.to_string()))?;
+        let raw: Raw = json::parse(bytes).map_err(|error| bad(error.to_string()))?;
         if raw.rootfs.r#type != "layers" {
             return Err(bad(format!(
                 "rootfs type {:?} is not \"layers\"",

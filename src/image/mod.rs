@@ -16,11 +16,14 @@ mod error;
 mod export;
 mod import;
 mod ingest;
+mod json;
 mod layer_entry;
 mod layer_tar;
 mod limits;
 mod links;
 mod output;
+#[doc(hidden)]
+pub mod parsers;
 mod plan;
 mod platform;
 mod progress;
