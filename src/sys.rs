@@ -69,6 +69,32 @@ pub fn fs_uuid(fd: BorrowedFd<'_>) -> Option<[u8; 16]> {
     (rc == 0 && raw.len == 16).then_some(raw.uuid)
 }
 
+/// `struct fsxattr` (linux/fs.h): inode flags in XFS's form, extent sizes, project id. We only hand it on.
+pub type FsXattr = [u8; 28];
+
+/// `FS_IOC_FSGETXATTR` of an object open for reading; ENOTTY or EOPNOTSUPP where the file system has no such thing.
+pub fn fsxattr(fd: BorrowedFd<'_>) -> Result<FsXattr, Errno> {
+    /// `_IOR('X', 31, struct fsxattr)`
+    const FS_IOC_FSGETXATTR: libc::Ioctl = 0x801c_581f_u32 as libc::Ioctl;
+    let mut raw = [0; _];
+    // SAFETY: the ioctl writes one struct fsxattr, 28 bytes without padding.
+    match unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FSGETXATTR, &raw mut raw) } {
+        0 => Ok(raw),
+        _ => Err(last_errno()),
+    }
+}
+
+/// `FS_IOC_FSSETXATTR` of an object open for reading.
+pub fn set_fsxattr(fd: BorrowedFd<'_>, value: &FsXattr) -> Result<(), Errno> {
+    /// `_IOW('X', 32, struct fsxattr)`
+    const FS_IOC_FSSETXATTR: libc::Ioctl = 0x401c_5820_u32 as libc::Ioctl;
+    // SAFETY: the ioctl reads one struct fsxattr, 28 bytes without padding.
+    match unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FSSETXATTR, &raw const *value) } {
+        0 => Ok(()),
+        _ => Err(last_errno()),
+    }
+}
+
 fn last_errno() -> Errno {
     Errno::from_raw_os_error(
         std::io::Error::last_os_error()

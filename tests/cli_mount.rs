@@ -332,7 +332,7 @@ fn mistakes_leave_nothing_mounted() {
         (75, "mount busybox upper other", "upper"),
         (2, "mount --read-only other", "mount"),
         (2, "mount -o timeout=soon busybox upper2 other", "timeout"),
-        (2, "mount -o noxattrs=1 busybox upper2 other", "noxattrs"),
+        (2, "mount -o plugins=x busybox upper2 other", "plugins"),
         (2, "mount -o lowerdir=/ busybox upper2 other", "lowerdir"),
         (2, "mount ./other other/upper2 mnt2", "other"),
         (

@@ -8,6 +8,7 @@ mod commit;
 mod completion;
 mod df;
 mod diff;
+mod dropin;
 mod entries;
 mod error;
 mod export;
@@ -163,6 +164,9 @@ impl Context {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    if let Some(code) = dropin::main(std::env::args_os()) {
+        return code;
+    }
     let cli = match Cli::try_parse_from(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),

@@ -97,7 +97,7 @@ impl Mount {
             foreground: self.foreground,
             log_file: None,
         };
-        words.apply(&mut spec)?;
+        words.apply(&mut spec);
         Ok(spec)
     }
 }

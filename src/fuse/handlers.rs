@@ -584,15 +584,24 @@ impl fuser::Filesystem for Transport {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        // lsattr and chattr. The numbers tell a long, the data is an int (linux/fs.h).
+        // lsattr and chattr (linux/fs.h). The numbers of the first two tell a long, the data is an int.
         const GET_FLAGS: u32 = 0x8008_6601;
         const SET_FLAGS: u32 = 0x4008_6602;
-        let answer = self.call("ioctl", |e| match (cmd, in_data.first_chunk()) {
-            (GET_FLAGS, _) => e.flags(node(ino)).map(|flags| flags.to_ne_bytes().to_vec()),
-            (SET_FLAGS, Some(flags)) => e
-                .set_flags(node(ino), u32::from_ne_bytes(*flags))
-                .map(|()| Vec::new()),
-            (SET_FLAGS, None) => Err(rustix::io::Errno::INVAL),
+        const GET_XATTR: u32 = 0x801c_581f;
+        const SET_XATTR: u32 = 0x401c_5820;
+        let short = rustix::io::Errno::INVAL;
+        let answer = self.call("ioctl", |e| match cmd {
+            GET_FLAGS => e.flags(node(ino)).map(|flags| flags.to_ne_bytes().to_vec()),
+            SET_FLAGS => {
+                let flags = in_data.first_chunk().ok_or(short)?;
+                e.set_flags(node(ino), u32::from_ne_bytes(*flags))?;
+                Ok(Vec::new())
+            }
+            GET_XATTR => e.fsxattr(node(ino)).map(|value| value.to_vec()),
+            SET_XATTR => {
+                e.set_fsxattr(node(ino), in_data.first_chunk().ok_or(short)?)?;
+                Ok(Vec::new())
+            }
             _ => Err(rustix::io::Errno::NOTTY),
         });
         let data = ok_or_reply!(answer, reply);
@@ -623,8 +632,12 @@ impl fuser::Filesystem for Transport {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let (Ok(offset), Ok(whence)) = (u64::try_from(offset), u32::try_from(whence)) else {
+        let Ok(whence) = u32::try_from(whence) else {
             return reply.error(fuser::Errno::EINVAL);
+        };
+        let Ok(offset) = u64::try_from(offset) else {
+            // What every file system of Linux says of a place before the beginning.
+            return reply.error(fuser::Errno::ENXIO);
         };
         let request = seek::Request {
             node: node(ino),

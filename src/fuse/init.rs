@@ -16,7 +16,6 @@ fn wanted(config: &Config, writeback: bool) -> InitFlags {
     let mut flags = InitFlags::FUSE_PARALLEL_DIROPS
         | InitFlags::FUSE_CACHE_SYMLINKS
         | InitFlags::FUSE_ASYNC_DIO
-        | InitFlags::FUSE_POSIX_ACL
         | InitFlags::FUSE_DONT_MASK
         | InitFlags::FUSE_HANDLE_KILLPRIV_V2
         | InitFlags::FUSE_NO_OPEN_SUPPORT
@@ -27,6 +26,9 @@ fn wanted(config: &Config, writeback: bool) -> InitFlags {
             flags |= InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_READDIRPLUS_AUTO;
         }
         ReadDirPlus::Never => {}
+    }
+    if config.acl {
+        flags |= InitFlags::FUSE_POSIX_ACL;
     }
     if writeback {
         flags |= InitFlags::FUSE_WRITEBACK_CACHE;

@@ -55,6 +55,8 @@ pub struct Config {
     /// Never used on a read-only mount.
     pub writeback: bool,
     pub readdirplus: ReadDirPlus,
+    /// Let the kernel judge by POSIX ACLs.
+    pub acl: bool,
     /// Threads that serve requests.
     pub threads: usize,
     /// Largest write request, bytes.
@@ -71,6 +73,7 @@ impl Default for Config {
             no_open: true,
             writeback: true,
             readdirplus: ReadDirPlus::default(),
+            acl: true,
             threads: cores.clamp(2, 4),
             max_write: 1 << 20,
         }

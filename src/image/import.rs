@@ -11,7 +11,7 @@ use crate::store::{Digest, Lease, Store};
 
 use super::archive::{Archive, LayoutDir, Members, TarFile};
 use super::compress::{self, Compression, Sniffed};
-use super::ingest::{self, Expected, LayerFacts};
+use super::ingest::{self, Expected, LayerFacts, Publisher};
 use super::limits::Limits;
 use super::plan::{Dialect, Documents, PlannedImage, PlannedLayer, Wish, plan};
 use super::platform::Platform;
@@ -255,20 +255,33 @@ impl Importer<'_> {
         let mut ready = Vec::new();
         // What was there before stays there until the images need it.
         let mut held = Vec::new();
-        for image in images {
-            let mut lowers = Vec::new();
-            for layer in &image.layers {
-                held.extend(self.read_layer(archive, layer, &lowers, index, of)?);
-                lowers.push(layer.diff_id);
-                index += 1;
+        std::thread::scope(|scope| {
+            let mut publisher = Publisher::new(scope, self.store);
+            for image in images {
+                let mut lowers = Vec::new();
+                for layer in &image.layers {
+                    held.extend(self.read_layer(
+                        &mut publisher,
+                        archive,
+                        layer,
+                        &lowers,
+                        index,
+                        of,
+                    )?);
+                    lowers.push(layer.diff_id);
+                    index += 1;
+                }
+                publisher.finish()?;
+                ready.push(self.ready(image)?);
             }
-            ready.push(self.ready(image)?);
-        }
+            Ok::<_, Error>(())
+        })?;
         self.record(ready)
     }
 
     fn read_layer(
         &self,
+        publisher: &mut Publisher<'_, '_>,
         archive: &Archive,
         layer: &PlannedLayer,
         lowers: &[Digest],
@@ -281,7 +294,7 @@ impl Importer<'_> {
             .ok_or_else(|| Error::MissingMember { what: name.clone() })?;
         check_size(&name, layer, size)?;
         let bar = Bar::start(self.progress, index, Some(of), &name, Some(size));
-        if let Some(lease) = ingest::hold(self.store, &layer.diff_id)? {
+        if let Some(lease) = publisher.hold(&layer.diff_id)? {
             bar.done(LayerOutcome::Present);
             return Ok(Some(lease));
         }
@@ -293,10 +306,9 @@ impl Importer<'_> {
         let unpublished = ingest::ingest(self.store, &name, blob, expected, self.limits(), &|n| {
             bar.bytes(n)
         })?;
-        let facts = unpublished.publish(self.store, lowers)?;
-        bar.done(LayerOutcome::New {
-            tar_size: facts.tar_size,
-        });
+        let tar_size = unpublished.facts.tar_size;
+        publisher.publish(unpublished, lowers)?;
+        bar.done(LayerOutcome::New { tar_size });
         Ok(None)
     }
 

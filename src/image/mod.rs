@@ -34,6 +34,7 @@ mod source;
 mod stream;
 pub mod tar;
 mod timestamp;
+mod write_out;
 
 pub use commit::{CommitOptions, CommittedImage, ConfigChanges, commit};
 pub use compress::Compression;

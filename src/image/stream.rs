@@ -11,7 +11,7 @@ use crate::store::{Digest, Lease, Store};
 
 use super::archive::{self, Member, Members};
 use super::compress::{self, Sniffed};
-use super::ingest::{self, Expected, LayerFacts, Unpublished};
+use super::ingest::{self, Expected, LayerFacts, Publisher, Unpublished};
 use super::limits::Limits;
 use super::plan::{Documents, digest_in_name};
 use super::progress::{Bar, ImportProgress, LayerOutcome};
@@ -57,7 +57,7 @@ impl Beginning {
 pub enum StreamLayer {
     /// Its name says that the store has it; held against `gc`.
     Present(Digest, Lease),
-    /// Read and already in the store.
+    /// Read and in the store, at the latest when the stream has ended.
     Published(LayerFacts),
     /// Read, but it cannot be finished before the layers below it are known.
     Unpublished(Box<Unpublished>),
@@ -74,8 +74,9 @@ pub struct StreamArchive {
 }
 
 /// A stream being read.
-struct Reading<'a> {
+struct Reading<'a, 'scope> {
     store: &'a Store,
+    publisher: Publisher<'scope, 'a>,
     limits: &'a Limits,
     progress: &'a dyn ImportProgress,
     archive: StreamArchive,
@@ -87,7 +88,7 @@ struct Reading<'a> {
     unpublished: usize,
 }
 
-impl Reading<'_> {
+impl Reading<'_, '_> {
     fn document(&mut self, path: Vec<u8>, size: u64, mut body: impl Read) -> Result<()> {
         let document = if size <= self.limits.config.max(self.limits.manifest) {
             self.kept += size;
@@ -112,7 +113,7 @@ impl Reading<'_> {
         let bar = Bar::start(self.progress, self.index, None, &name, Some(size));
         self.index += 1;
         let held = match digest_in_name(&name) {
-            Some(diff_id) => ingest::hold(self.store, &diff_id)?.map(|lease| (diff_id, lease)),
+            Some(diff_id) => self.publisher.hold(&diff_id)?.map(|lease| (diff_id, lease)),
             None => None,
         };
         let layer = match held {
@@ -145,7 +146,9 @@ impl Reading<'_> {
 
     fn keep(&mut self, layer: Unpublished) -> Result<StreamLayer> {
         if !layer.needs_lowers() {
-            return Ok(StreamLayer::Published(layer.publish(self.store, &[])?));
+            let facts = layer.facts;
+            self.publisher.publish(layer, &[])?;
+            return Ok(StreamLayer::Published(facts));
         }
         self.unpublished += 1;
         if self.unpublished > MAX_UNPUBLISHED {
@@ -166,9 +169,23 @@ impl StreamArchive {
     pub fn read(
         store: &Store,
         what: &str,
-        mut tar: TarReader<PumpReader>,
+        tar: TarReader<PumpReader>,
         limits: &Limits,
         progress: &dyn ImportProgress,
+    ) -> Result<Self> {
+        std::thread::scope(|scope| {
+            let publisher = Publisher::new(scope, store);
+            Self::read_with(publisher, store, what, tar, limits, progress)
+        })
+    }
+
+    fn read_with<'a>(
+        publisher: Publisher<'_, 'a>,
+        store: &'a Store,
+        what: &str,
+        mut tar: TarReader<PumpReader>,
+        limits: &'a Limits,
+        progress: &'a dyn ImportProgress,
     ) -> Result<Self> {
         let located = |source| Error::Tar {
             what: what.to_owned(),
@@ -182,6 +199,7 @@ impl StreamArchive {
         };
         let mut reading = Reading {
             store,
+            publisher,
             limits,
             progress,
             archive,
@@ -222,6 +240,7 @@ impl StreamArchive {
             }
         }
         tar.trailer(&mut |_| Ok(())).map_err(located)?;
+        reading.publisher.finish()?;
         Ok(reading.archive)
     }
 

@@ -233,19 +233,21 @@ impl Layer for DirLayer {
             return Ok(true);
         }
         // `.wh.NAME` beside a directory NAME: the directory replaced what was below.
-        let Some(cut) = dir.path.as_bytes().iter().rposition(|b| *b == b'/') else {
-            return match dir.path.is_empty() {
-                true => Ok(false),
-                false => whiteout::aufs_marks(self.root.as_fd(), &dir.path),
-            };
+        let beside = match dir.path.as_bytes().iter().rposition(|b| *b == b'/') {
+            None if dir.path.is_empty() => false,
+            None => whiteout::aufs_marks(self.root.as_fd(), &dir.path)?,
+            Some(cut) => {
+                let (parent, name) = dir.path.as_bytes().split_at(cut);
+                let parent = host::open_beneath(
+                    self.root.as_fd(),
+                    OsStr::from_bytes(parent),
+                    OFlags::PATH | OFlags::DIRECTORY,
+                )?;
+                whiteout::aufs_marks(parent.as_fd(), OsStr::from_bytes(&name[1..]))?
+            }
         };
-        let (parent, name) = dir.path.as_bytes().split_at(cut);
-        let parent = host::open_beneath(
-            self.root.as_fd(),
-            OsStr::from_bytes(parent),
-            OFlags::PATH | OFlags::DIRECTORY,
-        )?;
-        whiteout::aufs_marks(parent.as_fd(), OsStr::from_bytes(&name[1..]))
+        // Unless it moved there, and shows what is below elsewhere.
+        Ok(beside && self.redirect(dir)?.is_none())
     }
 
     fn redirect(&self, dir: &LayerNode) -> Result<Option<OsString>> {

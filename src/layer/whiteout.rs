@@ -10,7 +10,7 @@
 //!
 //! Source: Linux Documentation/filesystems/overlayfs.rst; OCI image spec, layer.md.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 
@@ -19,7 +19,8 @@ use rustix::io::Errno;
 use super::{Result, host};
 
 const AUFS_PREFIX: &[u8] = b".wh.";
-const AUFS_OPAQUE: &str = ".wh..wh..opq";
+/// File in an opaque directory.
+pub const AUFS_OPAQUE: &str = ".wh..wh..opq";
 const OPAQUE_XATTRS: [&str; 3] = [
     "trusted.overlay.opaque",
     "user.overlay.opaque",
@@ -58,6 +59,13 @@ pub fn aufs_name(name: &OsStr) -> Aufs<'_> {
 /// Is the name an AUFS mark of either kind?
 pub fn is_aufs_name(name: &OsStr) -> bool {
     name.as_bytes().starts_with(AUFS_PREFIX)
+}
+
+/// The mark that hides `name`; `None` if it would be too long for a name, or mean something else.
+pub fn aufs_mark(name: &OsStr) -> Option<OsString> {
+    let mut mark = OsString::from(OsStr::from_bytes(AUFS_PREFIX));
+    mark.push(name);
+    (mark.len() <= 255 && aufs_name(&mark) == Aufs::Whiteout(name)).then_some(mark)
 }
 
 /// Does `dir` hold `.wh.NAME`?

@@ -1,10 +1,9 @@
 //! What the `-o` words mean for a mount.
 
-use super::error::{Error, Result};
 use super::options::{IdRange, Options, RedirectDir, XattrPermissions};
 use super::{Lower, MountSpec, UpperSpec};
 use crate::layer::Permissions;
-use crate::overlay::{self, IdMap, Redirect};
+use crate::overlay::{self, IdMap, Redirect, Xattrs};
 
 fn ranges(words: &[IdRange]) -> Vec<overlay::IdRange> {
     let range = |r: &IdRange| overlay::IdRange {
@@ -16,15 +15,11 @@ fn ranges(words: &[IdRange]) -> Vec<overlay::IdRange> {
 }
 
 impl Options {
-    /// Changes `spec` as the words say; what they leave unsaid stays. Words that ask for something ovl does not do are
-    /// errors, since going on without it would show files with wrong owners or modes.
+    /// Changes `spec` as the words say; what they leave unsaid stays. `ro` makes the mount read-only, which
+    /// an upper may still be shown in.
     ///
     /// `index=off` and `xino=off` change nothing: hard links and inode numbers stay right.
-    pub fn apply(&self, spec: &mut MountSpec) -> Result<()> {
-        let cannot = |word: &str| Err(Error::Usage(format!("-o {word} is not supported")));
-        if self.noxattrs {
-            return cannot("noxattrs");
-        }
+    pub fn apply(&self, spec: &mut MountSpec) {
         if !self.lowers.is_empty() {
             spec.lowers = self.lowers.iter().cloned().map(Lower::Dir).collect();
         }
@@ -38,15 +33,19 @@ impl Options {
         if let (Some(work), Some(upper)) = (&self.work, &mut spec.upper) {
             upper.work = Some(work.clone());
         }
-        if self.read_only {
-            spec.upper = None;
-        }
 
         let engine = &mut spec.overlay;
-        engine.volatile |= self.volatile || self.no_fsync;
+        engine.volatile |= self.volatile;
+        engine.no_fsync |= self.no_fsync;
         engine.metacopy = self.metacopy.unwrap_or(engine.metacopy);
         engine.ino32 |= self.ino32;
         engine.static_nlink |= self.static_nlink;
+        if self.noxattrs {
+            engine.xattrs = Xattrs::Nothing;
+        } else if self.noacl {
+            engine.xattrs = Xattrs::NoAcl;
+        }
+        spec.fuse.acl &= engine.xattrs == Xattrs::All;
         if self.userxattr {
             engine.userxattr = Some(true);
         }
@@ -93,6 +92,5 @@ impl Options {
         ] {
             *flag = word.unwrap_or(*flag);
         }
-        Ok(())
     }
 }

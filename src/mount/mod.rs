@@ -3,6 +3,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `spec` | what LOWER means; checks of upper and work directory |
+//! | `dropin` | the command line of fuse-overlayfs |
 //! | `options`, `apply` | the `-o` words of fuse-overlayfs and mount(8), and what they mean for a mount |
 //! | `kernel` | the mount step itself, and unmounting by mount id |
 //! | `mountinfo`, `process` | naming a mount and a process so that neither is taken for another |
@@ -19,6 +20,7 @@
 
 mod apply;
 mod daemon;
+pub mod dropin;
 mod error;
 mod holders;
 mod kernel;
@@ -87,6 +89,7 @@ impl MountSpec {
         let mut words = Vec::new();
         for (set, word) in [
             (self.overlay.volatile, "volatile"),
+            (self.overlay.no_fsync, "fsync=0"),
             (self.overlay.userxattr == Some(true), "userxattr"),
             (self.overlay.metacopy, "metacopy=on"),
             (
@@ -103,6 +106,8 @@ impl MountSpec {
             ),
             (self.overlay.ino32, "ino32_t"),
             (self.overlay.static_nlink, "static_nlink"),
+            (self.overlay.xattrs == overlay::Xattrs::NoAcl, "noacl"),
+            (self.overlay.xattrs == overlay::Xattrs::Nothing, "noxattrs"),
             (
                 self.overlay.permissions != crate::layer::Permissions::Inode,
                 "xattr_permissions",

@@ -80,6 +80,7 @@ pub struct Options {
     pub metacopy: Option<bool>,
     pub index: Option<bool>,
     pub userxattr: bool,
+    pub debug: bool,
     pub fsname: Option<OsString>,
     pub read_only: bool,
     pub allow_other: Option<bool>,
@@ -151,6 +152,12 @@ fn path(value: &[u8]) -> PathBuf {
     OsString::from_vec(text(value)).into()
 }
 
+/// What is said of a word that means nothing to us.
+pub(super) fn unknown(word: &[u8]) -> String {
+    let word = String::from_utf8_lossy(word);
+    format!("unknown argument ignored: {}", word.escape_debug())
+}
+
 impl Parsed {
     fn take(&mut self, word: &[u8]) -> Result<()> {
         let known = match word.iter().position(|b| *b == b'=') {
@@ -158,9 +165,7 @@ impl Parsed {
             None => self.take_flag(word)?,
         };
         if !known {
-            let word = String::from_utf8_lossy(word);
-            self.warnings
-                .push(format!("unknown argument ignored: {}", word.escape_debug()));
+            self.warnings.push(unknown(word));
         }
         Ok(())
     }
@@ -175,6 +180,7 @@ impl Parsed {
             b"ino32_t" => o.ino32 = true,
             b"volatile" => o.volatile = true,
             b"userxattr" => o.userxattr = true,
+            b"debug" => o.debug = true,
             b"ro" => o.read_only = true,
             b"rw" => o.read_only = false,
             b"allow_other" => o.allow_other = Some(true),
@@ -210,10 +216,23 @@ impl Parsed {
             | b"noauto"
             | b"nofail"
             | b"user"
+            | b"users"
             | b"nouser"
+            | b"owner"
+            | b"group"
             | b"_netdev"
+            | b"nonempty"
+            | b"auto_unmount"
+            | b"clone_fd"
             | b"threaded" => {}
             word if word.starts_with(b"splice_") || word.starts_with(b"no_splice_") => {}
+            // Notes of other programs in fstab: mount(8), "comment" and "x-*".
+            word if word.starts_with(b"x-") || word.starts_with(b"X-") => {}
+            b"remount" => {
+                return Err(Error::Usage(
+                    "a mount's options cannot be changed: unmount it and mount it anew".into(),
+                ));
+            }
             // Words with a value, without one.
             b"lowerdir" | b"upperdir" | b"workdir" | b"uidmapping" | b"gidmapping"
             | b"squash_to_uid" | b"squash_to_gid" | b"timeout" | b"xattr_permissions" => {
@@ -302,7 +321,10 @@ impl Parsed {
             | b"max_idle_threads"
             | b"uuid"
             | b"nfs_export"
-            | b"verity" => {}
+            | b"verity"
+            | b"comment"
+            | b"user" => {}
+            key if key.starts_with(b"x-") || key.starts_with(b"X-") => {}
             _ => return Ok(false),
         }
         Ok(true)

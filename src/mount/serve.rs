@@ -116,7 +116,19 @@ pub fn serve(
             }
         }
     };
-    let outcome = signals::watch(signals, key, cleanup.clone())
+    let counters = {
+        let (engine, counters) = (Arc::clone(&engine), session.counters());
+        move || {
+            format!(
+                "# NODES: {}\n# REQUESTS: {}\n# ERRORS: {}\n# PANICS: {}\n",
+                engine.node_count(),
+                counters.requests(),
+                counters.errors(),
+                counters.panics()
+            )
+        }
+    };
+    let outcome = signals::watch(signals, key, cleanup.clone(), counters)
         .and_then(|()| ready(&record))
         .and_then(|()| {
             mount.keep();

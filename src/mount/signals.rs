@@ -1,35 +1,49 @@
 //! SIGTERM, SIGINT and SIGHUP end a mount from inside: our mount, found by its id, and no other.
 //!
-//! The first unmounts, if nobody uses it; the second detaches it even so (the daemon then serves until the last user is
+//! SIGUSR1 asks for the counters, on stderr or in the log.
+//!
+//! The first of the others unmounts, if nobody uses it; the second detaches it even so (the daemon then serves until the last user is
 //! gone); the third ends the daemon at once.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::kernel;
 use super::mountinfo::MountKey;
 use crate::sys;
 
-const ENDING: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+const KNOWN: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1];
 
-/// Blocks the signals that end a mount; to be called before any thread is started.
+/// Blocks the signals that mean something to a mount; to be called before any thread is started.
 pub fn block() -> io::Result<OwnedFd> {
-    Ok(sys::signal_fd(&ENDING)?)
+    Ok(sys::signal_fd(&KNOWN)?)
 }
 
-/// Acts on signals from now on, in a thread of its own. `abandon` is what must be done before the process is ended.
+/// Acts on signals from now on, in a thread of its own. `abandon` is what must be done before the process is ended,
+/// `counters` what SIGUSR1 prints.
 pub fn watch(
     signals: OwnedFd,
     mount: MountKey,
     abandon: impl FnOnce() + Send + 'static,
+    counters: impl Fn() -> String + Send + 'static,
 ) -> io::Result<()> {
     std::thread::Builder::new()
         .name("ovl-signals".into())
         .spawn(move || {
-            for lazy in [false, true] {
-                let Ok(signal) = sys::read_signal(signals.as_fd()) else {
-                    return;
-                };
+            let mut asked = 0;
+            while let Ok(signal) = sys::read_signal(signals.as_fd()) {
+                if signal == libc::SIGUSR1 {
+                    // Nobody may be there to read it.
+                    let _ = io::stderr().write_all(counters().as_bytes());
+                    continue;
+                }
+                asked += 1;
+                if asked > 2 {
+                    tracing::warn!(signal, "ending at once");
+                    abandon();
+                    std::process::exit(1);
+                }
+                let lazy = asked == 2;
                 match kernel::unmount(&mount, lazy) {
                     Ok(_) => tracing::info!(signal, lazy, "unmounted"),
                     Err(error) => tracing::warn!(
@@ -38,11 +52,6 @@ pub fn watch(
                         "the mount stays; a further signal is more forceful"
                     ),
                 }
-            }
-            if let Ok(signal) = sys::read_signal(signals.as_fd()) {
-                tracing::warn!(signal, "ending at once");
-                abandon();
-                std::process::exit(1);
             }
         })?;
     Ok(())

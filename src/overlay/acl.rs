@@ -35,6 +35,10 @@ pub(super) struct Inherited {
 }
 
 impl Inherited {
+    pub const fn has_acl(&self) -> bool {
+        self.access.is_some() || self.default.is_some()
+    }
+
     /// Sets the ACLs; `true` if there were any.
     pub fn apply(&self, fd: BorrowedFd<'_>) -> Result<bool> {
         for (name, acl) in [(ACCESS, &self.access), (DEFAULT, &self.default)] {
@@ -42,7 +46,7 @@ impl Inherited {
                 host::set_xattr_fd(fd, OsStr::new(name), acl, XattrFlags::empty())?;
             }
         }
-        Ok(self.access.is_some() || self.default.is_some())
+        Ok(self.has_acl())
     }
 }
 
@@ -54,18 +58,28 @@ pub(super) fn inherit(
     umask: u32,
 ) -> Result<Inherited> {
     if kind == FileKind::Symlink {
-        return Ok(Inherited {
-            perm: 0o777,
-            ..Inherited::default()
-        });
+        return Ok(none(kind, mode, umask));
     }
     match host::xattr_fd(dir, OsStr::new(DEFAULT))? {
-        None => Ok(Inherited {
-            perm: mode & !(umask & 0o777),
-            ..Inherited::default()
-        }),
+        None => Ok(none(kind, mode, umask)),
         Some(acl) => from_default(&acl, kind, mode).ok_or(Errno::IO),
     }
+}
+
+/// Mode of an object that inherits no ACL.
+pub(super) fn none(kind: FileKind, mode: u32, umask: u32) -> Inherited {
+    Inherited {
+        perm: match kind {
+            FileKind::Symlink => 0o777,
+            _ => mode & !(umask & 0o777),
+        },
+        ..Inherited::default()
+    }
+}
+
+/// Is this xattr an ACL?
+pub(super) fn is_acl(name: &OsStr) -> bool {
+    name == ACCESS || name == DEFAULT
 }
 
 fn from_default(default: &[u8], kind: FileKind, mode: u32) -> Option<Inherited> {

@@ -15,7 +15,7 @@ use super::node::{Node, State, Table, UpperObject};
 use super::resolve::Found;
 use super::stack::Lowers;
 use super::upper::Upper;
-use super::{Entry, IdMap, NodeId, OpenError, Options, Redirect, Result, Stack};
+use super::{Entry, IdMap, NodeId, OpenError, Options, Redirect, Result, Stack, Xattrs};
 use crate::layer::host;
 use crate::layer::{LayerFile, Permissions};
 use crate::meta::{Attr, FileKind};
@@ -32,6 +32,7 @@ pub struct Overlay {
     pub(super) static_nlink: bool,
     pub(super) ids: IdMap,
     pub(super) permissions: Permissions,
+    pub(super) xattrs: Xattrs,
     pub(super) table: Arc<Table>,
     pub(super) root: Arc<Node>,
     /// Key of listing positions.
@@ -125,6 +126,7 @@ impl Overlay {
             static_nlink: options.static_nlink,
             ids: options.ids.clone(),
             permissions: options.permissions,
+            xattrs: options.xattrs,
             table,
             root,
             hasher: RandomState::new(),
@@ -137,8 +139,7 @@ impl Overlay {
             closed: AtomicBool::new(false),
         };
         if let Some(upper) = &overlay.upper {
-            let opaque = upper.mark_of(upper.root().as_fd(), "opaque");
-            if matches!(opaque, Ok(Some(v)) if v == b"y") {
+            if upper.is_root_opaque() {
                 let mut state = overlay.root.state_mut();
                 state.lowers.clear();
                 state.lower_path = None;

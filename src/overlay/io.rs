@@ -177,7 +177,7 @@ impl Overlay {
         let Some(upper) = &self.upper else {
             return Ok(());
         };
-        if upper.volatile || !node.in_upper() {
+        if upper.unsynced || !node.in_upper() {
             return Ok(());
         }
         match node.kind {

@@ -7,6 +7,7 @@
 
 mod acl;
 mod attrs;
+mod aufs;
 mod changes;
 mod copyup;
 mod create;
@@ -27,6 +28,7 @@ mod stack;
 mod upper;
 mod xattr;
 
+pub use aufs::Aufs;
 pub use changes::{Change, ChangeKind};
 pub use engine::Overlay;
 pub use ids::{IdMap, IdRange};
@@ -129,6 +131,8 @@ pub enum XattrSet {
 pub struct Options {
     /// fsync and syncfs are answered without work; the workdir is marked `incompat/volatile` as the kernel does.
     pub volatile: bool,
+    /// The same without the mark: a crash may leave an incomplete upper that looks like a good one.
+    pub no_fsync: bool,
     /// Use `user.overlay.*` instead of `trusted.overlay.*` (default: by privilege).
     pub userxattr: Option<bool>,
     /// Only look at the upper, which may be a live mount's: it is not locked, the work directory is not emptied, and
@@ -144,6 +148,22 @@ pub struct Options {
     pub ids: IdMap,
     /// Where owners and modes are kept, in the upper and in host directories below.
     pub permissions: Permissions,
+    /// What `.wh.` names in the upper are.
+    pub aufs: Aufs,
+    pub xattrs: Xattrs,
+}
+
+/// Which extended attributes the mount has for its users. What it keeps in xattrs itself, and what is copied up, does not
+/// depend on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Xattrs {
+    #[default]
+    All,
+    /// No POSIX ACLs (`noacl`): those of the layers are neither shown nor inherited.
+    NoAcl,
+    /// None at all (`noxattrs`): EOPNOTSUPP.
+    Nothing,
 }
 
 /// What becomes of renamed directories that show lowers (`redirect_dir`).

@@ -11,7 +11,7 @@ use super::engine::Overlay;
 use super::listing::{self, Item, Listing};
 use super::node::{Node, lock};
 use super::{DirItem, NodeId, Result};
-use crate::layer::{ObjectKey, Permissions, host};
+use crate::layer::{ObjectKey, Permissions, host, whiteout};
 use crate::meta::FileKind;
 
 /// What is known of a name while layers are merged.
@@ -169,7 +169,14 @@ impl Overlay {
         let impure = merged || dir.dir()?.impure.load(std::sync::atomic::Ordering::Relaxed);
         let extra = libc::S_IRUSR | libc::S_IXUSR;
         let read = || host::read_dir(fd.as_fd());
-        for entry in self.some_upper()?.permitted(fd.as_fd(), extra, read)? {
+        let upper = self.some_upper()?;
+        for entry in upper.permitted(fd.as_fd(), extra, read)? {
+            if upper.reserves(&entry.name) {
+                if let whiteout::Aufs::Whiteout(name) = whiteout::aufs_name(&entry.name) {
+                    names.entry(name.to_os_string()).or_insert(Seen::Hidden);
+                }
+                continue;
+            }
             // Only what may be a whiteout, or may show another's inode number, needs a closer look.
             let plain = match entry.kind {
                 Some(FileKind::Regular) if self.permissions != Permissions::Inode => None,

@@ -37,7 +37,10 @@ pub(super) struct Found {
 /// What `name` is in the upper directory alone.
 pub(super) enum UpperName {
     Absent,
+    /// An object that is a whiteout has the name.
     Whiteout,
+    /// Nothing has the name, but a mark beside it hides it.
+    Marked,
     Present(Stat),
 }
 
@@ -57,10 +60,16 @@ impl Overlay {
             return Ok(UpperName::Absent);
         }
         let fd = self.upper_dir(dir)?;
-        let Some(mut stat) = host::stat_at(fd.as_fd(), name)? else {
-            return Ok(UpperName::Absent);
-        };
         let upper = self.some_upper()?;
+        if upper.reserves(name) {
+            return Ok(UpperName::Absent);
+        }
+        let Some(mut stat) = host::stat_at(fd.as_fd(), name)? else {
+            return Ok(match upper.is_marked(fd.as_fd(), name)? {
+                true => UpperName::Marked,
+                false => UpperName::Absent,
+            });
+        };
         let whiteout = (stat.is_whiteout() && !whiteout::is_device(fd.as_fd(), name)?)
             || (stat.attr.kind == FileKind::Regular
                 && stat.attr.size == 0
@@ -87,7 +96,7 @@ impl Overlay {
         };
         let lower_path = || parent_path.as_ref().map(|p| join(p, name));
         match self.upper_name(dir, name)? {
-            UpperName::Whiteout => Ok(None),
+            UpperName::Whiteout | UpperName::Marked => Ok(None),
             UpperName::Absent => {
                 let hit = self.lowers.lookup(&below, name)?;
                 let Some(first) = hit.found.first() else {
@@ -229,7 +238,7 @@ impl Overlay {
         if self.lowers.is_empty() {
             return Ok(found);
         }
-        if upper.mark_at(fd.as_fd(), name, "opaque")?.as_deref() == Some(b"y") {
+        if upper.is_opaque_at(fd.as_fd(), name)? {
             if let Some(id) = self.origin_of(fd.as_fd(), name)? {
                 found.id = id;
             }

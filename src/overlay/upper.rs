@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
-use super::{OpenError, Options, Result, UpperDirs};
+use super::{Aufs, OpenError, Options, Result, UpperDirs};
 use crate::layer::{ObjectKey, host};
 
 /// Of internal xattrs, where `trusted.*` is not for us.
@@ -32,9 +32,13 @@ pub(super) struct Upper {
     index: OwnedFd,
     /// `trusted.overlay.` or `user.overlay.`
     prefix: &'static str,
-    pub volatile: bool,
+    /// Marked as such in the work directory as long as it is mounted.
+    volatile: bool,
+    /// What is written need not reach the disk before it is asked for.
+    pub unsynced: bool,
     /// Nothing may be changed: see [`Options::inspect`].
     pub inspect: bool,
+    pub aufs: Aufs,
     /// Whiteouts cannot be made with mknod here.
     xattr_whiteouts: AtomicBool,
     next_temp: AtomicU64,
@@ -109,7 +113,9 @@ impl Upper {
             index,
             prefix: USER_PREFIX,
             volatile: options.volatile && !options.inspect,
+            unsynced: options.volatile || options.no_fsync,
             inspect: options.inspect,
+            aufs: options.aufs,
             xattr_whiteouts: AtomicBool::new(false),
             next_temp: AtomicU64::new(0),
             modes: std::sync::Mutex::default(),
@@ -299,6 +305,14 @@ impl Upper {
 
     /// Makes a whiteout as `name` in `dir`; EEXIST if the name is there.
     pub fn make_whiteout(&self, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+        if self.mark_hidden(dir, name)?.is_some() {
+            return Ok(());
+        }
+        self.make_object(dir, name)
+    }
+
+    /// Makes a whiteout that is an object of this name.
+    fn make_object(&self, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
         if !self.xattr_whiteouts.load(Ordering::Relaxed) {
             let mut template = super::node::lock(&self.template);
             if let Some(source) = &*template {
@@ -371,7 +385,7 @@ impl Upper {
     }
 
     /// Where whiteouts are xattrs: tells readers of the directory that it may hold some.
-    fn expect_xattr_whiteouts(&self, dir: BorrowedFd<'_>) -> Result<()> {
+    pub fn expect_xattr_whiteouts(&self, dir: BorrowedFd<'_>) -> Result<()> {
         if self.xattr_whiteouts.load(Ordering::Relaxed) && self.mark_of(dir, "opaque")?.is_none() {
             self.mark(dir, "opaque", b"x")?;
         }
@@ -385,8 +399,11 @@ impl Upper {
         name: &OsStr,
         was_dir: bool,
     ) -> Result<()> {
+        if self.mark_hidden(dir, name)?.is_some() {
+            return self.drop_marked(dir, name, was_dir);
+        }
         let temp = self.temp_name();
-        self.make_whiteout(self.work.as_fd(), &temp)?;
+        self.make_object(self.work.as_fd(), &temp)?;
         let how = if was_dir {
             RenameFlags::EXCHANGE
         } else {
@@ -408,7 +425,8 @@ impl Upper {
         if self.inspect {
             return;
         }
-        if rustix::fs::syncfs(&self.base).is_ok() && self.volatile {
+        let wanted = self.volatile || !self.unsynced;
+        if wanted && rustix::fs::syncfs(&self.base).is_ok() && self.volatile {
             let _ = self.remove_work(OsStr::new("incompat"));
         }
         if let Some(name) = super::node::lock(&self.template).take() {

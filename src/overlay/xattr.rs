@@ -14,7 +14,7 @@ use super::copyup::Extent;
 use super::engine::Overlay;
 use super::node::Node;
 use super::upper::INTERNAL_PREFIXES;
-use super::{NodeId, Result, XattrSet};
+use super::{NodeId, Result, XattrSet, Xattrs, acl};
 use crate::layer::host;
 
 /// Namespaces that can be nested.
@@ -46,15 +46,36 @@ fn shown_name(name: &OsStr) -> Option<Cow<'_, OsStr>> {
     (!super::upper::is_internal_xattr(name)).then_some(name.into())
 }
 
+/// Is it of a namespace that xattrs can be in (xattr(7))? The layers say of all others only that they have none.
+fn is_known(name: &OsStr) -> bool {
+    ["user.", "trusted.", "security.", "system.posix_acl_"]
+        .iter()
+        .any(|namespace| name.as_bytes().starts_with(namespace.as_bytes()))
+}
+
 impl Overlay {
+    /// EOPNOTSUPP for an xattr that the mount was told not to have.
+    fn offered(&self, name: &OsStr) -> Result<()> {
+        match self.xattrs {
+            Xattrs::All => Ok(()),
+            Xattrs::NoAcl if !acl::is_acl(name) => Ok(()),
+            Xattrs::NoAcl | Xattrs::Nothing => Err(Errno::OPNOTSUPP),
+        }
+    }
+
     fn stored<'a>(&self, name: &'a OsStr) -> Option<Cow<'a, OsStr>> {
         stored_name(name).filter(|_| !self.permissions.hides(name))
     }
 
     pub fn getxattr(&self, node: NodeId, name: &OsStr) -> Result<Vec<u8>> {
         let node = self.table.get(node)?;
+        self.offered(name)?;
         let stored = self.stored(name).ok_or(Errno::NODATA)?;
-        self.raw_xattr(&node, &stored)?.ok_or(Errno::NODATA)
+        self.raw_xattr(&node, &stored)?.ok_or(if is_known(name) {
+            Errno::NODATA
+        } else {
+            Errno::OPNOTSUPP
+        })
     }
 
     fn raw_xattr(&self, node: &Arc<Node>, name: &OsStr) -> Result<Option<Vec<u8>>> {
@@ -69,6 +90,9 @@ impl Overlay {
     /// Names, each followed by NUL, as `listxattr(2)`.
     pub fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
         let node = self.table.get(node)?;
+        if self.xattrs == Xattrs::Nothing {
+            return Err(Errno::OPNOTSUPP);
+        }
         let names = if node.in_upper() {
             host::xattr_names_fd(self.upper_path(&node)?.as_fd())?
         } else {
@@ -79,7 +103,7 @@ impl Overlay {
         let mut list = Vec::new();
         for name in names
             .iter()
-            .filter(|n| !self.permissions.hides(n))
+            .filter(|n| !self.permissions.hides(n) && self.offered(n).is_ok())
             .filter_map(|n| shown_name(n))
         {
             list.extend_from_slice(name.as_bytes());
@@ -91,6 +115,7 @@ impl Overlay {
     pub fn setxattr(&self, node: NodeId, name: &OsStr, value: &[u8], how: XattrSet) -> Result<()> {
         let node = self.table.get(node)?;
         self.writable()?;
+        self.offered(name)?;
         let stored = self.stored(name).ok_or(Errno::PERM)?;
         let flags = match how {
             XattrSet::Any => XattrFlags::empty(),
@@ -104,6 +129,7 @@ impl Overlay {
     pub fn removexattr(&self, node: NodeId, name: &OsStr) -> Result<()> {
         let node = self.table.get(node)?;
         self.writable()?;
+        self.offered(name)?;
         let stored = self.stored(name).ok_or(Errno::PERM)?;
         if !node.in_upper() && self.raw_xattr(&node, &stored)?.is_none() {
             return Err(Errno::NODATA);

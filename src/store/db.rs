@@ -5,7 +5,7 @@
 //! a process), so a store opened before a fork refuses to work after it instead of damaging itself.
 
 use std::ops::Deref;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
@@ -36,6 +36,7 @@ pub(super) struct Database {
     pub(super) place: Place,
     pid: u32,
     readers: Mutex<Vec<Connection>>,
+    turn: Mutex<()>,
 }
 
 /// How hard a writer's commits are pressed to the disk.
@@ -54,6 +55,7 @@ impl Database {
             place,
             pid: std::process::id(),
             readers: Mutex::default(),
+            turn: Mutex::default(),
         };
         let in_store = |error: Error| match error {
             Error::Corrupt(reason) => Error::NotAStore {
@@ -175,10 +177,17 @@ impl Database {
         Ok(conn)
     }
 
+    /// Held by a thread of this process for one write transaction. SQLite admits one writer, too, but lets the others
+    /// sleep and ask again; this wakes them.
+    pub(super) fn write_turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Runs `change` in one durable write transaction; an error undoes all of it.
     pub(super) fn write<T>(&self, change: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
         let run = || {
             let mut conn = self.writer(Durability::Durable)?;
+            let _turn = self.write_turn();
             let transaction = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let value = change(&transaction)?;
             transaction.commit()?;

@@ -19,7 +19,7 @@ use super::idset::IdSet;
 use super::pack::{self, Location, Pack, RawPack, StoredPack};
 use super::recipe::{self, Op};
 use super::schema::Sequence;
-use super::{Error, Result, layers, leases, space};
+use super::{Error, Result, blobs, layers, leases, space};
 
 /// Rows looked at, or removed, by one statement.
 const PAGE: i64 = 4096;
@@ -65,6 +65,7 @@ pub(super) fn collect(database: &Database) -> Result<GcReport> {
         layers::remove(&transaction, layer)?;
         report.layers += 1;
     }
+    blobs::sweep(&transaction)?;
     let marked = mark(&transaction, &IdSet::default())?;
     sweep_contents(&transaction, &marked)?;
     let living = sweep_chunks(&transaction, &marked, &mut report.chunks)?;

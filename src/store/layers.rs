@@ -63,8 +63,9 @@ pub(super) fn insert(conn: &Connection, id: i64, info: &LayerInfo) -> Result<()>
     Ok(())
 }
 
-/// Removes a layer's rows. Its contents stay until `gc`.
+/// Removes a layer's rows and its compressed blobs. Its contents stay until `gc`.
 pub(super) fn remove(conn: &Connection, id: i64) -> Result<()> {
+    super::blobs::remove_of_layer(conn, id)?;
     for sql in [
         "DELETE FROM dentry WHERE layer = ?1",
         "DELETE FROM inode WHERE layer = ?1",

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rusqlite::OptionalExtension;
 
+use super::checkpoint;
 use super::chunker::Chunker;
 use super::db::{Database, Durability};
 use super::extents::{Extent, ListBuilder, MAX_SIZE};
@@ -89,6 +90,7 @@ impl LayerWriter {
             ))
         })?;
         let conn = database.writer(Durability::Durable)?;
+        checkpoint::leave_to_checkpointer(&conn)?;
         conn.execute_batch(super::publish::TABLES)?;
         Ok(Self {
             chunks: ChunkSink::new(Arc::clone(database), chunk_id..chunk_id + CHUNK_IDS)?,
@@ -343,6 +345,7 @@ impl LayerWriter {
                 keep_segment(&self.tree, &mut self.segments, &segment)?;
             }
             let aliases = self.chunks.finish()?;
+            let _turn = database.write_turn();
             super::publish::publish(
                 &database.place,
                 self.tree.connection(),
@@ -431,7 +434,7 @@ impl ChunkSink {
             None => {
                 let id = self.next_id()?;
                 if bytes.len() >= pack::ALONE {
-                    let mut alone = RawPack::with_capacity(bytes.len());
+                    let mut alone = self.pipeline()?.new_pack();
                     alone.push(id, digest, bytes);
                     self.pipeline()?.send(alone)?;
                 } else {
@@ -462,7 +465,8 @@ impl ChunkSink {
         if self.pack.chunks.is_empty() {
             return Ok(());
         }
-        let pack = std::mem::take(&mut self.pack);
+        let next = self.pipeline()?.new_pack();
+        let pack = std::mem::replace(&mut self.pack, next);
         self.pipeline()?.send(pack)
     }
 
