@@ -26,6 +26,14 @@ const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
 pub const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
+/// Annotations of a layer that has a table of contents: zstd:chunked (containers/storage; its older and its newer name), and
+/// eStargz (stargz-snapshotter).
+const CHUNKED_TABLE: [&str; 2] = [
+    "io.containers.zstd-chunked.manifest-checksum",
+    "io.github.containers.zstd-chunked.manifest-checksum",
+];
+const STARGZ_TABLE: [&str; 1] = ["containerd.io/snapshot/stargz/toc.digest"];
+
 /// One image of `docker save`'s manifest.json.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -177,6 +185,15 @@ pub fn check_image_types(name: &str, config: &Descriptor, layers: &[Descriptor])
         return Err(Error::document(name, reason));
     }
     for layer in layers {
+        // We read layers whole and believe no table of contents; of those who do, one would see this file tree and one that.
+        let has = |keys: &[&str]| keys.iter().any(|key| layer.annotation(key).is_some());
+        if has(&CHUNKED_TABLE) && has(&STARGZ_TABLE) {
+            let reason = format!(
+                "layer {} has two tables of contents, zstd:chunked and eStargz, which need not agree",
+                layer.digest
+            );
+            return Err(Error::document(name, reason));
+        }
         let kind = layer.media_type.as_str();
         let kind = kind
             .replace(".nondistributable.", ".")

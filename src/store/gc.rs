@@ -210,6 +210,10 @@ pub(super) fn each_row(
         let Some((last, ..)) = page.last() else {
             return Ok(());
         };
+        // A crafted table may hold its rows in any order.
+        if *last <= after {
+            return Err(Error::Corrupt("rows are out of order".to_owned()));
+        }
         after = *last;
         for (id, first, second) in page {
             visit(id, first, second)?;
