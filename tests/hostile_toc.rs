@@ -5,9 +5,11 @@ mod image_support;
 
 use std::fs;
 use std::io::Write;
+use std::path::Path;
 
 use image_support::fixture::Fixture;
 use image_support::*;
+use ovl::image::{ImportOptions, Source, import};
 use ovl::store::Digest;
 use serde_json::{Value, json};
 
@@ -285,39 +287,48 @@ fn t25_both_tables_are_refused() {
     }
 }
 
-/// What skopeo makes of an image as zstd:chunked comes in as the image it was.
+/// What skopeo makes of an image as zstd:chunked is the image it was, or refused: some versions drop zeros at a layer's end,
+/// and the layer they write is another than its diff ID says.
 #[test]
-fn t25_what_skopeo_writes_is_read_whole() {
+fn t25_what_skopeo_writes_is_proven() {
     let f = Fixture::new();
-    let busybox =
-        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/images/busybox.tar");
+    let busybox = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/images/busybox.tar");
     let plain = f.import(&fs::read(&busybox).unwrap()).unwrap();
-    let target = f.dir.path().join("chunked.tar");
-    let (from, to) = (
-        format!("docker-archive:{}", busybox.display()),
-        format!("oci-archive:{}", target.display()),
-    );
+    let target = f.dir.path().join("chunked");
+    let from = format!("docker-archive:{}", busybox.display());
+    let to = format!("oci:{}:1", target.display());
+    let format = "--dest-compress-format";
     run(
         "skopeo",
-        &[
-            &"copy",
-            &"--quiet",
-            &"--dest-compress-format",
-            &"zstd:chunked",
-            &from,
-            &to,
-        ],
+        &[&"copy", &"--quiet", &format, &"zstd:chunked", &from, &to],
     );
-    let archive = fs::read(&target).unwrap();
+    let blobs = fs::read_dir(target.join("blobs/sha256")).unwrap();
+    let blobs: Vec<Vec<u8>> = blobs
+        .map(|blob| fs::read(blob.unwrap().path()).unwrap())
+        .collect();
     let table = b"zstd-chunked.manifest-checksum";
-    assert!(
-        archive.windows(table.len()).any(|w| w == table),
-        "skopeo wrote no table"
-    );
+    let announced = |blob: &Vec<u8>| blob.windows(table.len()).any(|word| word == table);
+    assert!(blobs.iter().any(announced), "skopeo wrote no table");
+    let layers: Vec<Digest> = blobs
+        .iter()
+        .filter(|blob| blob.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]))
+        .map(|blob| Digest::of(&zstd::decode_all(&blob[..]).unwrap()))
+        .collect();
+    let honest = plain[0].layers.iter().all(|layer| layers.contains(layer));
     let chunked = Fixture::new();
-    let images = chunked.import(&archive).unwrap();
-    assert_eq!(images[0].layers, plain[0].layers);
-    for layer in &images[0].layers {
-        assert_eq!(Digest::of(&layer_tar(&chunked.store, layer)), *layer);
+    let source = Source::parse(target.as_os_str()).unwrap();
+    match import(&chunked.store, &source, &ImportOptions::default(), &()) {
+        Ok(images) => {
+            assert!(honest, "taken, but not what it claims");
+            assert_eq!(images[0].layers, plain[0].layers);
+            for layer in &images[0].layers {
+                assert_eq!(Digest::of(&layer_tar(&chunked.store, layer)), *layer);
+            }
+        }
+        Err(error) => {
+            assert!(!honest, "{error}");
+            assert_eq!(error.exit_code(), 5, "{error}");
+            chunked.untouched();
+        }
     }
 }
