@@ -2,6 +2,8 @@ PREFIX ?= /usr/local
 CARGO ?= cargo
 OVL = target/debug/ovl
 INSTALL = $(DESTDIR)$(PREFIX)
+# Where mount(8) looks for its helpers: /sbin, which is this.
+SBIN ?= /usr/sbin
 
 help: ## Print this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
@@ -31,10 +33,11 @@ bench-with: target/peers/bin/fuse-overlayfs
 target/peers/bin/fuse-overlayfs:
 	$(CARGO) install --locked --root target/peers fuse-overlayfs@2.0.0
 
-torture: images ## The long campaigns: model, crashes, fsx, generated archives (about two hours)
-	MODEL_SEQUENCES=10000 OVL_CRASH_ROUNDS=500 OVL_SQLITE_ROUNDS=100 OVL_FSX_SEEDS=10 OVL_FSX_OPERATIONS=100000 \
-		OVL_TAR_SEEDS=300 \
-		$(CARGO) test --locked --no-fail-fast --test model --test crash --test sqlite --test posix_suite --test image_generated
+torture: images ## The long campaigns: model, crashes, power cuts, failing disks, fsx, tars (about three hours)
+	MODEL_SEQUENCES=10000 OVL_CRASH_ROUNDS=500 OVL_SQLITE_ROUNDS=100 OVL_MOUNT_CYCLES=2000 OVL_FSX_SEEDS=10 \
+		OVL_FSX_OPERATIONS=100000 OVL_POWER_STATES=0 OVL_FAULTS=0 OVL_KILL_ROUNDS=1000 OVL_TAR_SEEDS=300 \
+		$(CARGO) test --locked --no-fail-fast --test model --test crash --test sqlite --test posix_suite \
+		--test mount_cycles --test store_power --test store_faults --test store_processes --test image_generated
 
 TIME ?= 60
 # RUSTC_BOOTSTRAP lets the stable compiler take the flags by which cargo-fuzz has code instrumented.
@@ -57,8 +60,12 @@ build: ## Build target/release/ovl
 	@fixtures/setup.sh build
 	$(CARGO) build --locked --release
 
-install: build ## Install the program, man pages and completions under PREFIX=/usr/local (and DESTDIR=)
+install: build ## Install the program, its other names, man pages and completions under PREFIX=/usr/local (and DESTDIR=)
 	install -D -s -t $(INSTALL)/bin target/release/ovl
+	ln -sf ovl $(INSTALL)/bin/fuse-overlayfs
+	ln -sf ovl $(INSTALL)/bin/ovl-fuse
+	install -d $(DESTDIR)$(SBIN)
+	ln -sf $(PREFIX)/bin/ovl $(DESTDIR)$(SBIN)/mount.fuse.ovl
 	install -d $(INSTALL)/share/man/man1 $(INSTALL)/share/bash-completion/completions \
 		$(INSTALL)/share/zsh/site-functions $(INSTALL)/share/fish/vendor_completions.d
 	target/release/ovl man $(INSTALL)/share/man/man1

@@ -22,6 +22,8 @@ enum Kind {
     OvlDirectory(Option<&'static str>),
     /// ovl over the same content imported into its store.
     OvlImage,
+    /// The same below the kernel's overlayfs.
+    OvlUnderKernel,
 }
 
 #[derive(Clone, Debug)]
@@ -107,6 +109,13 @@ pub fn all(peer: &Path) -> Result<Vec<System>> {
             version: ovl.clone(),
             on_request: false,
             kind: Kind::OvlImage,
+        },
+        System {
+            id: "ovl-kernel",
+            title: "ovl, image, kernel merge",
+            version: ovl.clone(),
+            on_request: false,
+            kind: Kind::OvlUnderKernel,
         },
         System {
             id: "ovl-through",
@@ -202,13 +211,17 @@ impl<'a> Session<'a> {
             kind => {
                 let mut lower = std::ffi::OsString::from("dir:");
                 match kind {
-                    Kind::OvlImage => lower = format!("image:{}", self.lower.image).into(),
+                    Kind::OvlImage | Kind::OvlUnderKernel => {
+                        lower = format!("image:{}", self.lower.image).into()
+                    }
                     _ => lower.push(&self.lower.dir),
                 }
                 let mut program = ovl(self.arena, ["mount", "--foreground", "--workdir"]);
                 program.arg(&work);
-                if let Kind::OvlDirectory(Some(options)) = kind {
-                    program.args(["-o", options]);
+                match kind {
+                    Kind::OvlDirectory(Some(options)) => _ = program.args(["-o", options]),
+                    Kind::OvlUnderKernel => _ = program.args(["--merge", "kernel"]),
+                    _ => {}
                 }
                 program.arg(lower).arg(&upper).arg(&mnt);
                 program

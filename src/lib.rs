@@ -12,6 +12,7 @@
 //! | [`view`] | looking into images: paths, listings, differences; uses `overlay` |
 //! | [`fuse`] | kernel requests to engine calls and back (the only room that names `fuser`) |
 //! | [`mount`] | mount(2), daemon, registry of live mounts; uses everything above |
+//! | [`run`] | containers: a bundle over a mount, driven through runc or crun; uses `mount` and `store` |
 //!
 //! `docs/architecture.md` has the picture.
 
@@ -21,6 +22,7 @@ pub mod layer;
 pub mod meta;
 pub mod mount;
 pub mod overlay;
+pub mod run;
 pub mod store;
 pub mod sys;
 pub mod view;

@@ -157,6 +157,37 @@ pub fn close_inherited(keep: &[BorrowedFd<'_>]) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Has every descriptor above 2 closed when this process runs another program, also those it was itself started with.
+pub fn close_on_exec() -> Result<(), Errno> {
+    // SAFETY: the call changes a flag of descriptors and closes none.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            3,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    if rc == 0 { Ok(()) } else { Err(last_errno()) }
+}
+
+/// Gives this thread a mount namespace of its own, a copy of the one it is in.
+pub fn unshare_mounts() -> Result<(), Errno> {
+    unshare(libc::CLONE_NEWNS)
+}
+
+/// Gives this process, which must have one thread, a user namespace of its own, without mappings yet, and in it a mount
+/// namespace.
+pub fn unshare_user_and_mounts() -> Result<(), Errno> {
+    unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS)
+}
+
+fn unshare(flags: libc::c_int) -> Result<(), Errno> {
+    // SAFETY: descriptors and memory stay shared; only namespaces are replaced.
+    let rc = unsafe { libc::unshare(flags) };
+    if rc == 0 { Ok(()) } else { Err(last_errno()) }
+}
+
 /// Blocks `signals` in this thread, and those it starts later, and gives a descriptor to read them from
 /// ([`read_signal`]).
 pub fn signal_fd(signals: &[libc::c_int]) -> Result<OwnedFd, Errno> {
@@ -179,15 +210,36 @@ pub fn signal_fd(signals: &[libc::c_int]) -> Result<OwnedFd, Errno> {
     }
 }
 
+/// A signal as it came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReceivedSignal {
+    pub number: libc::c_int,
+    /// From the kernel (a key on the terminal, which goes to all processes in its foreground), not from a process.
+    pub by_kernel: bool,
+}
+
 /// Waits for a signal on a descriptor of [`signal_fd`].
 pub fn read_signal(fd: BorrowedFd<'_>) -> Result<libc::c_int, Errno> {
+    Ok(read_signal_info(fd)?.number)
+}
+
+/// The same, and where it comes from.
+pub fn read_signal_info(fd: BorrowedFd<'_>) -> Result<ReceivedSignal, Errno> {
     let mut info = [0_u8; size_of::<libc::signalfd_siginfo>()];
     loop {
         match rustix::io::read(fd, &mut info) {
             Err(Errno::INTR) => {}
             Err(errno) => return Err(errno),
-            // `ssi_signo` is the first field, a u32.
-            Ok(_) => return Ok(i32::from_ne_bytes([info[0], info[1], info[2], info[3]])),
+            // The first fields are `ssi_signo`, `ssi_errno` and `ssi_code`, of four bytes each.
+            Ok(_) => {
+                let field = |at: usize| {
+                    i32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]])
+                };
+                return Ok(ReceivedSignal {
+                    number: field(0),
+                    by_kernel: field(8) == libc::SI_KERNEL,
+                });
+            }
         }
     }
 }
@@ -206,13 +258,30 @@ pub fn ignore_sigxfsz() {
 
 /// Waits until `fd` can be read (for a pidfd: the process has ended); `false` when `timeout` ran out first.
 pub fn wait_readable(fd: BorrowedFd<'_>, timeout: std::time::Duration) -> Result<bool, Errno> {
+    wait_event(fd, libc::POLLIN, timeout)
+}
+
+/// Waits until a mount is made or goes in the mount namespace whose open `mountinfo` is `fd` (proc_pid_mounts(5)); `false`
+/// when `timeout` ran out first.
+pub fn wait_mounts_changed(
+    fd: BorrowedFd<'_>,
+    timeout: std::time::Duration,
+) -> Result<bool, Errno> {
+    wait_event(fd, libc::POLLPRI, timeout)
+}
+
+fn wait_event(
+    fd: BorrowedFd<'_>,
+    events: libc::c_short,
+    timeout: std::time::Duration,
+) -> Result<bool, Errno> {
     let deadline = std::time::Instant::now() + timeout;
     loop {
         let left = deadline.saturating_duration_since(std::time::Instant::now());
         let millis = i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
         let mut poll = libc::pollfd {
             fd: fd.as_raw_fd(),
-            events: libc::POLLIN,
+            events,
             revents: 0,
         };
         // SAFETY: one pollfd, as the count says.

@@ -50,6 +50,7 @@ const VERBS: &[&[&str]] = &[
     &["diff", IMAGE, IMAGE],
     &["export", IMAGE, "docker-archive:out.tar"],
     &["df"],
+    &["fsck"],
     &["gc"],
 ];
 

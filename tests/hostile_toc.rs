@@ -75,7 +75,7 @@ fn stargz(entries: &[u8], table: &str) -> (Vec<u8>, Vec<u8>) {
         .end();
     let landmark = RawTar::new().file(".prefetch.landmark", b"\x0f").bytes;
     let parts = [entries, &landmark, &tail];
-    (parts.map(|part| gzip(part)).concat(), parts.concat())
+    (parts.map(gzip).concat(), parts.concat())
 }
 
 /// An OCI archive of one layer: the blob as it is, its diff ID as claimed, annotations on its descriptor.

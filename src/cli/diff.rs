@@ -13,9 +13,9 @@ use super::error::{escape, stdout_error};
 use super::live::Live;
 use super::output::{self, Colour, Format, Paint};
 
-/// Show what a mount changed, or what two images differ in
+/// Show what a mount or a container changed, or what two images differ in
 ///
-/// A stands for added, C for changed, D for deleted. One word is a mount point, or an ID from `ovl mounts`: what was changed in it. Two words are images: what the second has
+/// A stands for added, C for changed, D for deleted. One word is a mount point, an ID from `ovl mounts` or a container: what was changed in it. Two words are images: what the second has
 /// otherwise than the first. Directories are told for what is in them. JSON tells what is different: Type, Content, Mode,
 /// Owner, Xattr, Time.
 #[derive(Args)]
@@ -23,7 +23,7 @@ use super::output::{self, Colour, Format, Paint};
     override_usage = "ovl diff [OPTIONS] MOUNTPOINT\n       ovl diff [OPTIONS] IMAGE1 IMAGE2"
 )]
 pub struct Diff {
-    /// A mount point, or an ID from `ovl mounts`; or an image
+    /// A mount point, an ID from `ovl mounts`, or a container; or an image
     #[arg(value_name = "MOUNTPOINT|IMAGE1")]
     one: OsString,
     /// The image to compare with
@@ -74,7 +74,7 @@ impl Diff {
 
     fn rows(&self, context: &Context, aspects: bool, push: Push<'_>) -> anyhow::Result<()> {
         match &self.other {
-            None => mount_rows(Path::new(&self.one), aspects, push),
+            None => mount_rows(context, Path::new(&self.one), aspects, push),
             Some(other) => {
                 let before = context.view(&self.one, "diff")?;
                 let after = context.view(other, "diff")?;
@@ -90,8 +90,13 @@ impl Diff {
     }
 }
 
-fn mount_rows(mount: &Path, aspects: bool, push: Push<'_>) -> anyhow::Result<()> {
-    let live = Live::open(mount)?;
+fn mount_rows(
+    context: &Context,
+    mount: &Path,
+    aspects: bool,
+    push: Push<'_>,
+) -> anyhow::Result<()> {
+    let live = Live::open(context, mount)?;
     let before = if aspects { live.before()? } else { None };
     let mut failed = None;
     let told = live.engine.changes(&mut |change| {

@@ -6,7 +6,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use clap::{Args, ValueEnum};
-use ovl::image::{Compression, ExportFormat, ExportImage, ExportOptions, ExportTarget};
+use ovl::image::{
+    Compression, ExportFormat, ExportImage, ExportOptions, ExportTarget, ExportedImage,
+};
 
 use super::Context;
 use super::error::Failure;
@@ -25,9 +27,9 @@ pub struct Export {
     /// docker-archive, oci-archive or oci
     #[arg(long, value_enum, value_name = "FORMAT", hide_possible_values = true)]
     format: Option<Kind>,
-    /// Compress layers: none, gzip or zstd
-    #[arg(long, value_enum, default_value_t = Compress::None, value_name = "HOW", hide_possible_values = true)]
-    compress: Compress,
+    /// Compress layers anew: none, gzip or zstd [default: as they came, if that was kept, else none]
+    #[arg(long, value_enum, value_name = "HOW", hide_possible_values = true)]
+    compress: Option<Compress>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -77,15 +79,12 @@ impl Export {
         };
         let options = ExportOptions {
             format: kind.into(),
-            compression: self.compress.into(),
+            compression: self.compress.map(Into::into),
         };
         if path != "-" {
-            return Ok(ovl::image::export(
-                &store,
-                &images,
-                options,
-                ExportTarget::Path(Path::new(path)),
-            )?);
+            let target = ExportTarget::Path(Path::new(path));
+            report(&ovl::image::export(&store, &images, options, target)?);
+            return Ok(());
         }
         let stdout = std::io::stdout();
         if stdout.is_terminal() {
@@ -93,12 +92,8 @@ impl Export {
                 "an archive is nothing for a terminal; send it to a file or a pipe",
             ));
         }
-        ovl::image::export(
-            &store,
-            &images,
-            options,
-            ExportTarget::Stream(&mut stdout.lock()),
-        )?;
+        let target = ExportTarget::Stream(&mut stdout.lock());
+        report(&ovl::image::export(&store, &images, options, target)?);
         Ok(())
     }
 
@@ -126,6 +121,15 @@ impl Export {
             }
             Some(found) => Ok(found),
             None => Ok((self.format.unwrap_or(Kind::DockerArchive), target)),
+        }
+    }
+}
+
+/// Says which images did not keep their manifest.
+fn report(images: &[ExportedImage]) {
+    for image in images {
+        if let (Some(manifest), Some(because)) = (image.manifest, &image.new_because) {
+            eprintln!("ovl: the manifest is new, {manifest}: {because}");
         }
     }
 }

@@ -11,8 +11,10 @@ mod diff;
 mod dropin;
 mod entries;
 mod error;
+mod exec;
 mod export;
 mod find;
+mod fsck;
 mod gc;
 mod history;
 mod images;
@@ -25,6 +27,9 @@ mod mount;
 mod mounts;
 mod output;
 mod progress;
+mod ps;
+mod rm;
+mod run;
 mod tag;
 mod time;
 mod tree;
@@ -107,7 +112,12 @@ enum Verb {
     Mounts(mounts::Mounts),
     Diff(diff::Diff),
     Commit(commit::Commit),
+    Run(run::Run),
+    Exec(exec::Exec),
+    Ps(ps::Ps),
+    Rm(rm::Rm),
     Gc(gc::Gc),
+    Fsck(fsck::Fsck),
     Df(df::Df),
     Info(info::Info),
     Completion(completion::Completion),
@@ -134,7 +144,12 @@ impl Verb {
             Self::Mounts(verb) => verb.run(),
             Self::Diff(verb) => verb.run(context),
             Self::Commit(verb) => verb.run(context),
+            Self::Run(verb) => verb.run(context),
+            Self::Exec(verb) => verb.run(context),
+            Self::Ps(verb) => verb.run(context),
+            Self::Rm(verb) => verb.run(context),
             Self::Gc(verb) => verb.run(context),
+            Self::Fsck(verb) => verb.run(context),
             Self::Df(verb) => verb.run(context),
             Self::Info(verb) => verb.run(context),
             Self::Completion(verb) => verb.run(),
@@ -224,12 +239,14 @@ fn usage(error: &clap::Error) -> ExitCode {
         eprintln!("{}", error.render());
         return ExitCode::from(2);
     }
+    let verb = verb();
     eprintln!(
-        "ovl: {}; see: ovl{} --help",
+        "ovl: {}; see: ovl{verb} --help",
         usage_words(&error.render().to_string()),
-        verb()
     );
-    ExitCode::from(2)
+    // Codes below 125 are the container's.
+    let of_container = matches!(verb.as_str(), " run" | " exec");
+    ExitCode::from(if of_container { 125 } else { 2 })
 }
 
 /// What is wrong, from clap's paragraphs: its first one and its tips, in one line.

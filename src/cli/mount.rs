@@ -3,8 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::Args;
-use ovl::mount::{self, Flags, Lower, MountSpec, UpperSpec};
+use clap::{Args, ValueEnum};
+use ovl::mount::{self, Flags, Lower, Merge, MountSpec, UpperSpec};
 use ovl::{fuse, overlay};
 
 use super::error::Failure;
@@ -32,15 +32,37 @@ pub struct Mount {
     /// Let fsync do nothing: faster, and UPPER is worthless after a crash
     #[arg(long)]
     volatile: bool,
+    /// Who merges: fuse (ovl itself), kernel (its overlayfs: native speed for changes; needs root or a user namespace), or auto
+    /// (the kernel where that works)
+    #[arg(long, value_enum, value_name = "WHO", hide_possible_values = true)]
+    merge: Option<Who>,
     /// Stay in the foreground, until unmounted or SIGTERM
     #[arg(short, long)]
     foreground: bool,
     /// Options of mount(8), the kernel's overlayfs and fuse-overlayfs, joined by commas: ro, nosuid, nodev, noexec, atime,
     /// allow_other, workdir=DIR, volatile, metacopy=on, redirect_dir=on|follow|off|nofollow, userxattr, uidmapping=…,
     /// gidmapping=…, squash_to_root, squash_to_uid=N, squash_to_gid=N, xattr_permissions=1|2, static_nlink, ino32_t, timeout=SECONDS,
-    /// writeback=0, fsname=NAME
+    /// writeback=0, fsname=NAME, merge=fuse|kernel|auto
     #[arg(short, long, value_name = "OPTION,…")]
     options: Vec<OsString>,
+}
+
+/// [`Merge`] on the command line.
+#[derive(Clone, Copy, ValueEnum)]
+enum Who {
+    Fuse,
+    Kernel,
+    Auto,
+}
+
+impl From<Who> for Merge {
+    fn from(who: Who) -> Self {
+        match who {
+            Who::Fuse => Self::Fuse,
+            Who::Kernel => Self::Kernel,
+            Who::Auto => Self::Auto,
+        }
+    }
 }
 
 impl Mount {
@@ -87,6 +109,7 @@ impl Mount {
             mount_point: mount_point.into(),
             store_root: context.root.clone(),
             resolve_image: find::manifest_of,
+            merge: Merge::default(),
             run_dir: super::mounts::run_dir()?,
             flags: Flags::default(),
             fuse: fuse::Config::default(),
@@ -98,6 +121,9 @@ impl Mount {
             log_file: None,
         };
         words.apply(&mut spec);
+        if let Some(who) = self.merge {
+            spec.merge = who.into();
+        }
         Ok(spec)
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use ovl::meta::Timestamp;
-use ovl::mount::{self, How, Record, RecordedLower, RunDir};
+use ovl::mount::{self, How, Merge, Record, RecordedLower, RunDir};
 use serde::Serialize;
 
 use super::error::Failure;
@@ -46,8 +46,13 @@ struct Row {
     upper: Option<String>,
     workdir: Option<String>,
     read_only: bool,
+    /// `fuse` or `kernel`.
+    merge: Merge,
     options: Vec<String>,
-    pid: u32,
+    /// `null`: the kernel does it all.
+    pid: Option<u32>,
+    /// Its process has died: what was not changed cannot be read.
+    broken: bool,
     started: String,
     log: Option<String>,
 }
@@ -64,8 +69,10 @@ impl From<&Record> for Row {
             upper: path(&record.upper),
             workdir: path(&record.work),
             read_only: record.read_only,
+            merge: record.merge,
             options: record.options.clone(),
-            pid: record.daemon.pid,
+            pid: (!record.daemon.is_nobody()).then_some(record.daemon.pid),
+            broken: record.is_broken(),
             started: rfc3339(Timestamp::new(record.started, 0)),
             log: path(&record.log),
         }
@@ -92,16 +99,34 @@ impl Mounts {
         if self.format == Format::Json {
             return output::json(&rows);
         }
-        let mut table = Table::new(&["ID", "MOUNT POINT", "LOWER", "UPPER", "PID", "MOUNTED"]);
+        let mut table = Table::new(&[
+            "ID",
+            "MOUNT POINT",
+            "LOWER",
+            "UPPER",
+            "MERGE",
+            "PID",
+            "MOUNTED",
+        ]);
         for (row, record) in rows.into_iter().zip(&records) {
             let age = ago(Timestamp::new(record.started, 0), Timestamp::now());
+            let pid = match row.pid {
+                None => "-".to_owned(),
+                Some(pid) if row.broken => format!("{pid} (died)"),
+                Some(pid) => pid.to_string(),
+            };
+            let merge = match row.merge {
+                Merge::Kernel => "kernel",
+                Merge::Fuse | Merge::Auto => "fuse",
+            };
             let upper = row.upper.unwrap_or_else(|| "<read-only>".to_owned());
             table.row(vec![
                 row.id,
                 row.mount_point,
                 row.lowers.join(":"),
                 upper,
-                row.pid.to_string(),
+                merge.to_owned(),
+                pid,
                 age,
             ]);
         }

@@ -6,10 +6,12 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::path::Path;
 
 use crate::store::{Digest, Lease, Store};
 
 use super::archive::{Archive, LayoutDir, Members, TarFile};
+use super::blob::{KeepCompressed, Keeping};
 use super::compress::{self, Compression, Sniffed};
 use super::ingest::{self, Expected, LayerFacts, Publisher};
 use super::limits::Limits;
@@ -32,6 +34,7 @@ pub struct ImportOptions {
     pub platform: Option<Platform>,
     /// Move names that point to other images; without it that is a conflict.
     pub replace_names: bool,
+    pub keep_compressed: KeepCompressed,
     pub limits: Limits,
 }
 
@@ -45,6 +48,8 @@ pub struct ImportedImage {
     pub layers: Vec<Digest>,
     /// Canonical names it was given.
     pub names: Vec<String>,
+    /// Whether an export can give it back with this manifest: every blob that the manifest names can be made again.
+    pub restorable: bool,
 }
 
 /// Imports every image of `source` (or the one it selects).
@@ -70,7 +75,9 @@ pub fn import(
             let file = File::open(path).map_err(Error::io(path))?;
             let meta = file.metadata().map_err(Error::io(path))?;
             if meta.is_dir() {
-                importer.directory(LayoutDir::open(path)?)
+                importer.directory(path)
+            } else if source.transport == Transport::Directory {
+                Err(importer.unlike("it is no directory"))
             } else if meta.is_file() {
                 importer.file(file)
             } else {
@@ -116,22 +123,27 @@ impl Importer<'_> {
         &self.options.limits
     }
 
-    fn directory(&self, dir: LayoutDir) -> Result<Vec<ImportedImage>> {
-        if !matches!(
-            self.source.transport,
-            Transport::Auto | Transport::OciLayout
-        ) {
-            return Err(self.unlike("it is a directory"));
-        }
+    fn directory(&self, path: &Path) -> Result<Vec<ImportedImage>> {
+        let dir = LayoutDir::open(path)?;
+        let layout = dir.has("oci-layout") && dir.has("index.json");
+        let flat = dir.is_skopeo_dir();
         let dialect = match self.source.transport {
-            _ if dir.has("oci-layout") && dir.has("index.json") => Dialect::Oci,
-            Transport::Auto if dir.has("version") && dir.has("manifest.json") => Dialect::FlatDir,
-            _ => {
-                let reason = "a directory must be an OCI layout, with oci-layout and index.json";
+            Transport::Auto | Transport::OciLayout if layout => Dialect::Oci,
+            Transport::Auto | Transport::Directory if flat => Dialect::FlatDir,
+            Transport::Directory | Transport::Rootfs => return self.host_directory(path),
+            Transport::Auto => {
+                return Err(self.unlike(
+                    "it is a directory, but no image layout; dir:PATH imports it as a root file system",
+                ));
+            }
+            Transport::OciLayout => {
                 return Err(Error::MissingManifest {
                     what: self.what.clone(),
-                    reason,
+                    reason: "it has no oci-layout and index.json",
                 });
+            }
+            Transport::DockerArchive | Transport::OciArchive => {
+                return Err(self.unlike("it is a directory"));
             }
         };
         self.random_access(&Archive::Dir(dir), dialect)
@@ -189,7 +201,7 @@ impl Importer<'_> {
             })
         };
         let dialect = match self.source.transport {
-            Transport::Rootfs => None,
+            Transport::Rootfs | Transport::Directory => None,
             Transport::DockerArchive if docker => Some(Dialect::DockerSave),
             Transport::DockerArchive => return missing("it has no manifest.json"),
             Transport::OciArchive | Transport::OciLayout if oci => Some(Dialect::Oci),
@@ -221,6 +233,14 @@ impl Importer<'_> {
             });
         }
         Ok(dialect)
+    }
+
+    fn keeping(&self) -> Keeping<'_> {
+        Keeping {
+            store: self.store,
+            limits: self.limits(),
+            policy: self.options.keep_compressed,
+        }
     }
 
     fn unlike(&self, reason: &str) -> Error {
@@ -258,12 +278,14 @@ impl Importer<'_> {
         std::thread::scope(|scope| {
             let mut publisher = Publisher::new(scope, self.store);
             for image in images {
+                let own = image.manifest.is_some();
                 let mut lowers = Vec::new();
                 for layer in &image.layers {
                     held.extend(self.read_layer(
                         &mut publisher,
                         archive,
                         layer,
+                        own,
                         &lowers,
                         index,
                         of,
@@ -284,6 +306,7 @@ impl Importer<'_> {
         publisher: &mut Publisher<'_, '_>,
         archive: &Archive,
         layer: &PlannedLayer,
+        own_manifest: bool,
         lowers: &[Digest],
         index: usize,
         of: usize,
@@ -294,7 +317,26 @@ impl Importer<'_> {
             .ok_or_else(|| Error::MissingMember { what: name.clone() })?;
         check_size(&name, layer, size)?;
         let bar = Bar::start(self.progress, index, Some(of), &name, Some(size));
+        // Without a manifest that names it, nobody will ask for the blob.
+        let mut keeping = self.keeping();
+        if !own_manifest || layer.blob.is_none() {
+            keeping.policy = KeepCompressed::Never;
+        }
         if let Some(lease) = publisher.hold(&layer.diff_id)? {
+            if let Some(digest) = layer.blob.filter(|blob| *blob != layer.diff_id)
+                && keeping.wants(Some(&digest))?
+                && let Some(info) = self.store.layer(&layer.diff_id)?
+            {
+                let facts = LayerFacts {
+                    diff_id: layer.diff_id,
+                    blob: digest,
+                    blob_size: size,
+                    tar_size: info.tar_size,
+                    entries: info.entries,
+                    newest: None,
+                };
+                keeping.keep(&name, blob, &facts, &|n| bar.bytes(n))?;
+            }
             bar.done(LayerOutcome::Present);
             return Ok(Some(lease));
         }
@@ -303,9 +345,7 @@ impl Importer<'_> {
             blob: layer.blob,
             blob_size: Some(size),
         };
-        let unpublished = ingest::ingest(self.store, &name, blob, expected, self.limits(), &|n| {
-            bar.bytes(n)
-        })?;
+        let unpublished = keeping.ingest(&name, blob, expected, &|n| bar.bytes(n))?;
         let tar_size = unpublished.facts.tar_size;
         publisher.publish(unpublished, lowers)?;
         bar.done(LayerOutcome::New { tar_size });
@@ -370,7 +410,7 @@ impl Importer<'_> {
             });
         }
         let beginning = match self.source.transport {
-            Transport::Rootfs => Beginning::Rootfs,
+            Transport::Rootfs | Transport::Directory => Beginning::Rootfs,
             Transport::Auto => Beginning::of(head, self.limits()),
             Transport::DockerArchive | Transport::OciArchive | Transport::OciLayout => {
                 Beginning::Images
@@ -385,8 +425,11 @@ impl Importer<'_> {
                     limits.zstd_window = limits.zstd_window.min(32 << 20);
                 }
                 let tar = TarReader::new(from, limits.tar());
-                let archive =
-                    StreamArchive::read(self.store, &self.what, tar, &limits, self.progress)?;
+                let keeping = Keeping {
+                    limits: &limits,
+                    ..self.keeping()
+                };
+                let archive = StreamArchive::read(&keeping, &self.what, tar, self.progress)?;
                 match self.dialect(archive.members())? {
                     Some(dialect) => self.streamed(archive, dialect),
                     None => Err(self.unlike("it begins like an archive of images, but is none")),
@@ -465,7 +508,7 @@ impl Importer<'_> {
 
     // --- a root file system
 
-    fn rootfs(&self, tar: impl Read + Send) -> Result<Vec<ImportedImage>> {
+    pub(super) fn rootfs(&self, tar: impl Read + Send) -> Result<Vec<ImportedImage>> {
         if self.source.select.is_some() {
             return Err(
                 self.unlike("the tar of a root file system holds no named images to select from")

@@ -15,6 +15,7 @@ use sha2::{Digest as _, Sha256};
 use crate::meta::{FileKind, Timestamp};
 use crate::store::{self, Digest, LayerWriter, Lease, NewNode, Store};
 
+use super::blob::KeptBlob;
 use super::compress::{self, Compression, Sniffed};
 use super::layer_entry::{self, Action, EntryFault};
 use super::limits::Limits;
@@ -50,6 +51,8 @@ pub struct Unpublished {
     writer: LayerWriter,
     links: ForeignLinks,
     pub facts: LayerFacts,
+    /// The blob it came in, if that is kept.
+    pub kept: KeptBlob,
 }
 
 impl Unpublished {
@@ -64,6 +67,7 @@ impl Unpublished {
             return Err(stop.at(&self.what, &path));
         }
         self.writer.finish(&self.facts.diff_id)?;
+        self.kept.publish(&self.facts)?;
         Ok(self.facts)
     }
 }
@@ -177,6 +181,7 @@ pub fn ingest(
         writer: tree.writer,
         links: tree.links,
         facts,
+        kept: KeptBlob::NOTHING,
     })
 }
 

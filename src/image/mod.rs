@@ -9,11 +9,15 @@
 
 mod acl;
 mod archive;
+mod blob;
+mod check;
 mod commit;
 mod compress;
 mod documents;
 mod error;
 mod export;
+mod export_oci;
+mod host_dir;
 mod import;
 mod ingest;
 mod json;
@@ -36,10 +40,12 @@ pub mod tar;
 mod timestamp;
 mod write_out;
 
+pub use blob::KeepCompressed;
+pub use check::check_documents;
 pub use commit::{CommitOptions, CommittedImage, ConfigChanges, commit};
 pub use compress::Compression;
 pub use error::{Error, Result};
-pub use export::{ExportFormat, ExportImage, ExportOptions, ExportTarget, export};
+pub use export::{ExportFormat, ExportImage, ExportOptions, ExportTarget, ExportedImage, export};
 pub use import::{ImportOptions, ImportedImage, import, import_stream};
 pub use layer_entry::EntryFault;
 pub use layer_tar::{EntryKind, LayerEntry, LayerTarWriter, NodeContent};

@@ -7,11 +7,12 @@
 use std::collections::HashMap;
 use std::io::Read;
 
-use crate::store::{Digest, Lease, Store};
+use crate::store::{Digest, Lease};
 
 use super::archive::{self, Member, Members};
+use super::blob::{KeepCompressed, Keeping};
 use super::compress::{self, Sniffed};
-use super::ingest::{self, Expected, LayerFacts, Publisher, Unpublished};
+use super::ingest::{Expected, LayerFacts, Publisher, Unpublished};
 use super::limits::Limits;
 use super::plan::{Documents, digest_in_name};
 use super::progress::{Bar, ImportProgress, LayerOutcome};
@@ -75,7 +76,7 @@ pub struct StreamArchive {
 
 /// A stream being read.
 struct Reading<'a, 'scope> {
-    store: &'a Store,
+    keeping: &'a Keeping<'a>,
     publisher: Publisher<'scope, 'a>,
     limits: &'a Limits,
     progress: &'a dyn ImportProgress,
@@ -126,8 +127,14 @@ impl Reading<'_, '_> {
                     blob_size: Some(size),
                     ..Expected::default()
                 };
+                // A blob that is kept already need not be looked at again; whether it is the one its name says shows
+                // when the documents ask for it.
+                let mut keeping = *self.keeping;
+                if !keeping.wants(digest_in_name(&name).as_ref())? {
+                    keeping.policy = KeepCompressed::Never;
+                }
                 let report = |n| bar.bytes(n);
-                match ingest::ingest(self.store, &name, body, expected, self.limits, &report) {
+                match keeping.ingest(&name, body, expected, &report) {
                     Ok(layer) => {
                         let tar_size = layer.facts.tar_size;
                         let layer = self.keep(layer)?;
@@ -167,26 +174,25 @@ impl Reading<'_, '_> {
 impl StreamArchive {
     /// Reads the whole stream.
     pub fn read(
-        store: &Store,
+        keeping: &Keeping<'_>,
         what: &str,
         tar: TarReader<PumpReader>,
-        limits: &Limits,
         progress: &dyn ImportProgress,
     ) -> Result<Self> {
         std::thread::scope(|scope| {
-            let publisher = Publisher::new(scope, store);
-            Self::read_with(publisher, store, what, tar, limits, progress)
+            let publisher = Publisher::new(scope, keeping.store);
+            Self::read_with(publisher, keeping, what, tar, progress)
         })
     }
 
     fn read_with<'a>(
         publisher: Publisher<'_, 'a>,
-        store: &'a Store,
+        keeping: &'a Keeping<'a>,
         what: &str,
         mut tar: TarReader<PumpReader>,
-        limits: &'a Limits,
         progress: &'a dyn ImportProgress,
     ) -> Result<Self> {
+        let limits = keeping.limits;
         let located = |source| Error::Tar {
             what: what.to_owned(),
             source,
@@ -198,7 +204,8 @@ impl StreamArchive {
             layers: HashMap::new(),
         };
         let mut reading = Reading {
-            store,
+            keeping,
+
             publisher,
             limits,
             progress,

@@ -77,6 +77,7 @@ impl Options {
         if let Some(writeback) = self.writeback {
             spec.fuse.writeback = writeback;
         }
+        spec.merge = self.merge.unwrap_or(spec.merge);
 
         let flags = &mut spec.flags;
         if let Some(name) = &self.fsname {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::{Error, Result};
 use super::options::{self, Options};
-use super::{Flags, MountSpec, RunDir};
+use super::{Flags, Merge, MountSpec, RunDir};
 use crate::overlay::{self, Aufs};
 use crate::{fuse, store};
 
@@ -133,6 +133,7 @@ impl Call {
             mount_point: self.mount_point.clone(),
             store_root,
             resolve_image: |_: &store::Store, _: &str| Ok(None),
+            merge: Merge::default(),
             run_dir,
             flags: Flags {
                 source: self.source.clone().unwrap_or(default.source),
@@ -192,7 +193,8 @@ fn help(name: &str) -> String {
     xattr_permissions=1|2  keep owner and mode in xattrs
     volatile, fsync=0      let fsync do nothing
     noacl, noxattrs=1, static_nlink, ino32_t, timeout=SECONDS,
-    redirect_dir=on|off|follow|nofollow, metacopy=on, userxattr, fsname=NAME
+    redirect_dir=on|off|follow|nofollow, metacopy=on, userxattr, fsname=NAME,
+    merge=fuse|kernel|auto
                            as in ovl mount --help
     ro, [no]suid, [no]dev, [no]exec, [no]atime, allow_other
                            as in mount(8)

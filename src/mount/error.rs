@@ -55,6 +55,13 @@ pub enum Error {
         seconds: u64,
         holders: Vec<Holder>,
     },
+    #[error(
+        "{path} is unmounted here, but not everywhere{holders}: the upper directory is still in use",
+        path = path.display(), holders = Holders(.holders)
+    )]
+    StillMounted { path: PathBuf, holders: Vec<Holder> },
+    #[error("{path} is mounted in another mount namespace, that of pid {pid}: unmount it there", path = path.display())]
+    Elsewhere { path: PathBuf, pid: u32 },
     #[error("{what} {path}: {source}", path = path.display())]
     Io {
         what: &'static str,
@@ -86,6 +93,8 @@ impl Error {
             | Self::AlreadyMounted { .. }
             | Self::Busy { .. }
             | Self::StillRunning { .. }
+            | Self::StillMounted { .. }
+            | Self::Elsewhere { .. }
             | Self::Overlay(crate::overlay::OpenError::Busy(_)) => 75,
             Self::UpperNotWritable { .. }
             | Self::Io { .. }

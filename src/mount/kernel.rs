@@ -101,7 +101,12 @@ impl Target {
         &self.path
     }
 
-    fn refused(&self, reason: impl Into<String>) -> Error {
+    /// Leads to the directory itself, whatever its name is by now.
+    pub(super) fn link(&self) -> String {
+        format!("/proc/self/fd/{}", self.dir.as_raw_fd())
+    }
+
+    pub(super) fn refused(&self, reason: impl Into<String>) -> Error {
         Error::Kernel {
             path: self.path.clone(),
             reason: reason.into(),
@@ -139,7 +144,7 @@ pub fn mount(target: &Target, flags: &Flags) -> Result<Mounted> {
     }
 }
 
-fn open_device() -> std::result::Result<OwnedFd, Errno> {
+pub(super) fn open_device() -> std::result::Result<OwnedFd, Errno> {
     rustix::fs::open(DEV_FUSE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
 }
 
@@ -178,6 +183,17 @@ fn by_new_api(
     flags: &Flags,
     device: BorrowedFd<'_>,
 ) -> std::result::Result<MountId, Errno> {
+    let mount = unattached(flags, device)?;
+    let id = mountinfo::mount_of(&mount).map_err(|_| Errno::NOSYS)?;
+    attach(&mount, target)?;
+    Ok(id)
+}
+
+/// A mount that lies nowhere yet, which `device` is the other end of.
+pub(super) fn unattached(
+    flags: &Flags,
+    device: BorrowedFd<'_>,
+) -> std::result::Result<OwnedFd, Errno> {
     use rustix::mount as m;
     let context = m::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
     m::fsconfig_set_string(&context, "source", &*flags.source)?;
@@ -193,6 +209,10 @@ fn by_new_api(
         m::fsconfig_set_flag(&context, "ro")?;
     }
     m::fsconfig_create(&context)?;
+    m::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes(flags))
+}
+
+pub(super) fn attributes(flags: &Flags) -> MountAttrFlags {
     let mut attributes = MountAttrFlags::empty();
     for (set, attribute) in [
         (flags.read_only, MountAttrFlags::MOUNT_ATTR_RDONLY),
@@ -203,12 +223,14 @@ fn by_new_api(
     ] {
         attributes.set(attribute, set);
     }
-    let mount = m::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
-    let id = mountinfo::mount_of(&mount).map_err(|_| Errno::NOSYS)?;
+    attributes
+}
+
+/// Puts a mount that lies nowhere on `target`.
+pub(super) fn attach(mount: &OwnedFd, target: &Target) -> std::result::Result<(), Errno> {
     let both_empty =
         MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    m::move_mount(&mount, "", &target.dir, "", both_empty)?;
-    Ok(id)
+    rustix::mount::move_mount(mount, "", &target.dir, "", both_empty)
 }
 
 fn by_mount2(
@@ -225,6 +247,18 @@ fn by_mount2(
             data.push_str(&value);
         }
     }
+    let data = std::ffi::CString::new(data).map_err(|_| Errno::INVAL)?;
+    rustix::mount::mount(
+        &*flags.source,
+        target.link(),
+        OsStr::from_bytes(FSTYPE),
+        mount_flags(flags),
+        &*data,
+    )
+}
+
+/// [`attributes`] for mount(2).
+pub(super) fn mount_flags(flags: &Flags) -> MountFlags {
     let mut mount_flags = MountFlags::empty();
     for (set, flag) in [
         (flags.read_only, MountFlags::RDONLY),
@@ -235,14 +269,7 @@ fn by_mount2(
     ] {
         mount_flags.set(flag, set);
     }
-    let data = std::ffi::CString::new(data).map_err(|_| Errno::INVAL)?;
-    rustix::mount::mount(
-        &*flags.source,
-        format!("/proc/self/fd/{}", target.dir.as_raw_fd()),
-        OsStr::from_bytes(FSTYPE),
-        mount_flags,
-        &*data,
-    )
+    mount_flags
 }
 
 /// The mount that now lies on `target`, where the way taken did not tell its id.
@@ -371,12 +398,9 @@ fn unmount_by_fusermount(path: &Path, lazy: bool) -> io::Result<()> {
 }
 
 /// Lets the kernel read ahead further than the 128 KiB fuser can ask for. Best effort: needs a writable /sys.
-pub fn raise_read_ahead(mount: &MountInfo) {
+pub fn raise_read_ahead(major: u32, minor: u32) {
     const READ_AHEAD_KIB: &str = "1024";
-    let knob = format!(
-        "/sys/class/bdi/{}:{}/read_ahead_kb",
-        mount.major, mount.minor
-    );
+    let knob = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
     if let Err(error) = std::fs::write(&knob, READ_AHEAD_KIB) {
         tracing::debug!(%knob, %error, "read-ahead stays at the kernel's default");
     }

@@ -6,6 +6,7 @@
 //! | `dropin` | the command line of fuse-overlayfs |
 //! | `options`, `apply` | the `-o` words of fuse-overlayfs and mount(8), and what they mean for a mount |
 //! | `kernel` | the mount step itself, and unmounting by mount id |
+//! | `kernel_merge`, `overlayfs` | mounts that the kernel's overlayfs merges |
 //! | `mountinfo`, `process` | naming a mount and a process so that neither is taken for another |
 //! | `serve` | layers, engine, mount, requests, in that order, in one process |
 //! | `daemon`, `signals` | going into the background; being told to end |
@@ -24,8 +25,10 @@ pub mod dropin;
 mod error;
 mod holders;
 mod kernel;
+mod kernel_merge;
 mod mountinfo;
 pub mod options;
+mod overlayfs;
 mod process;
 mod registry;
 mod serve;
@@ -39,6 +42,7 @@ use std::path::{Path, PathBuf};
 pub use error::{Error, Result};
 pub use holders::Holder;
 pub use kernel::Flags;
+pub use kernel_merge::Merge;
 pub use mountinfo::{MountId, MountKey};
 pub use process::Process;
 pub use registry::{EscapedPath, Record, RecordedLower, RunDir};
@@ -72,6 +76,7 @@ pub struct MountSpec {
     /// Where images are; opened only when a lower is one.
     pub store_root: PathBuf,
     pub resolve_image: ResolveImage,
+    pub merge: Merge,
     pub run_dir: RunDir,
     pub flags: Flags,
     pub fuse: fuse::Config,

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,17 @@ impl MountKey {
     /// Where the mount is now; `None` if it is gone, or not in this namespace.
     pub fn find(&self) -> io::Result<Option<MountInfo>> {
         Ok(by_id(self.id)?.filter(|mount| self.means(mount)))
+    }
+
+    /// Waits until the mount is gone from this mount namespace.
+    pub fn wait_gone(&self) -> io::Result<()> {
+        /// The kernel tells of each change; this only bounds the harm if it should not.
+        const LOOK_AGAIN: Duration = Duration::from_secs(60);
+        let table = std::fs::File::open("/proc/self/mountinfo")?;
+        while self.find()?.is_some() {
+            crate::sys::wait_mounts_changed(table.as_fd(), LOOK_AGAIN)?;
+        }
+        Ok(())
     }
 
     pub fn means(&self, mount: &MountInfo) -> bool {
@@ -80,6 +92,20 @@ pub struct MountInfo {
 pub fn all() -> io::Result<Vec<MountInfo>> {
     let text = std::fs::read("/proc/self/mountinfo")?;
     Ok(text.split(|b| *b == b'\n').filter_map(parse).collect())
+}
+
+/// The mount of `key` as a process of another mount namespace sees it; `None` if it is not there.
+pub fn seen_by(pid: u32, key: &MountKey) -> Option<MountInfo> {
+    let text = std::fs::read(format!("/proc/{pid}/mountinfo")).ok()?;
+    text.split(|b| *b == b'\n')
+        .filter_map(parse)
+        .find(|m| (m.id, m.major, m.minor) == (key.id, key.major, key.minor))
+}
+
+/// Name of the mount namespace of a process, as `mnt:[4026531841]`.
+pub fn namespace_of(process: &str) -> Option<String> {
+    let name = std::fs::read_link(format!("/proc/{process}/ns/mnt")).ok()?;
+    name.into_os_string().into_string().ok()
 }
 
 /// The mount with this id; `None` if it is gone, or not in this namespace.
@@ -167,6 +193,7 @@ pub fn mounted_at(path: &Path) -> io::Result<Option<MountInfo>> {
 /// A mount that ovl (or another program by its name) made.
 pub fn is_ours(mount: &MountInfo) -> bool {
     mount.fstype == OsStr::from_bytes(super::kernel::FSTYPE)
+        || (mount.fstype == super::overlayfs::FSTYPE && mount.source == "ovl")
 }
 
 #[cfg(test)]

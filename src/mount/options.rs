@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::error::{Error, Result};
+use super::kernel_merge::Merge;
 use super::spec::split_dirs;
 
 /// A range of ids: `len` ids from `inside` (as the mount shows them) are those from `outside` on disk.
@@ -80,6 +81,7 @@ pub struct Options {
     pub metacopy: Option<bool>,
     pub index: Option<bool>,
     pub userxattr: bool,
+    pub merge: Option<Merge>,
     pub debug: bool,
     pub fsname: Option<OsString>,
     pub read_only: bool,
@@ -299,6 +301,14 @@ impl Parsed {
             }
             b"metacopy" => o.metacopy = Some(truth(value).ok_or_else(|| bad("on or off"))?),
             b"index" => o.index = Some(truth(value).ok_or_else(|| bad("on or off"))?),
+            b"merge" => {
+                o.merge = Some(match value {
+                    b"fuse" => Merge::Fuse,
+                    b"kernel" => Merge::Kernel,
+                    b"auto" => Merge::Auto,
+                    _ => return Err(bad("fuse, kernel or auto")),
+                });
+            }
             b"fsname" => o.fsname = Some(OsString::from_vec(text(value))),
             b"plugins" => {
                 if !value.is_empty() {

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::kernel_merge::Merge;
 use super::mountinfo::{self, MountKey};
 use super::process::Process;
 
@@ -20,7 +21,14 @@ use super::process::Process;
 pub struct Record {
     /// 12 hex digits.
     pub id: String,
+    /// [`Process::nobody`] where the kernel does it all.
     pub daemon: Process,
+    /// Who merges the layers.
+    #[serde(default)]
+    pub merge: Merge,
+    /// The mount namespace it was made in.
+    #[serde(default)]
+    pub namespace: Option<String>,
     pub mount_point: EscapedPath,
     pub mount: MountKey,
     /// Topmost first, as given.
@@ -37,6 +45,37 @@ pub struct Record {
     /// Seconds since 1970.
     pub started: i64,
     pub log: Option<EscapedPath>,
+}
+
+impl Record {
+    /// Is the mount there? A mount that the kernel merges outlives its daemon.
+    pub fn is_live(&self) -> bool {
+        let served = !self.daemon.is_nobody() && self.daemon.is_alive() != Some(false);
+        served || (self.merge == Merge::Kernel && self.is_mounted())
+    }
+
+    /// The mount is there but the process that served its lowers is not: what is not in the upper cannot be read.
+    pub fn is_broken(&self) -> bool {
+        !self.daemon.is_nobody() && self.daemon.is_alive() == Some(false)
+    }
+
+    /// Is it in the mount table, of this mount namespace or the one it was made in?
+    pub fn is_mounted(&self) -> bool {
+        matches!(self.mount.find(), Ok(Some(_))) || self.process_that_sees_it().is_some()
+    }
+
+    /// A process of another mount namespace, the one the mount was made in, if it is there.
+    pub fn process_that_sees_it(&self) -> Option<u32> {
+        let namespace = self.namespace.as_ref()?;
+        if mountinfo::namespace_of("self").as_ref() == Some(namespace) {
+            return None;
+        }
+        let pids = fs::read_dir("/proc").ok()?.flatten();
+        let pid = pids
+            .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+            .find(|pid| mountinfo::namespace_of(&pid.to_string()).as_ref() == Some(namespace))?;
+        mountinfo::seen_by(pid, &self.mount).map(|_| pid)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -204,15 +243,16 @@ impl RunDir {
         Ok(records)
     }
 
-    /// Mounts whose daemon lives, oldest first. Records of dead daemons are deleted on the way.
+    /// Mounts whose daemon lives, and those that the kernel merges, oldest first. Records of others are deleted on the
+    /// way.
     pub fn live(&self) -> io::Result<Vec<Record>> {
         let mut records = self.all()?;
         records.retain(|record| {
-            let dead = record.daemon.is_alive() == Some(false);
-            if dead {
+            let live = record.is_live();
+            if !live {
                 let _ = self.remove(&record.id);
             }
-            !dead
+            live
         });
         Ok(records)
     }
@@ -250,6 +290,8 @@ mod tests {
         Record {
             id: id.into(),
             daemon: Process::current().expect("own process"),
+            merge: Merge::Fuse,
+            namespace: None,
             mount_point: EscapedPath(OsString::from_vec(mount_point.to_vec()).into()),
             mount: MountKey {
                 id: mountinfo::MountId(u64::MAX),

@@ -11,14 +11,15 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::error::{Error, Result};
 use super::kernel::{self, Target};
-use super::mountinfo::MountKey;
+use super::kernel_merge::{self, Merge};
+use super::mountinfo::{self, MountKey};
 use super::process::Process;
 use super::registry::{self, EscapedPath, Record, RecordedLower, RunDir};
 use super::spec::{self, CheckedUpper, Lower};
 use super::{MountSpec, signals};
 use crate::fuse;
 use crate::layer::{DirLayer, Layer, StoredLayer};
-use crate::overlay::{Overlay, Stack, UpperDirs};
+use crate::overlay::{self, Overlay, Stack, UpperDirs};
 use crate::store::{Digest, Lease, Store};
 
 /// How long a mount waits for the daemon before it on the same upper, unmounted already, to finish.
@@ -42,6 +43,7 @@ pub fn serve(
     ready: impl FnOnce(&Record) -> io::Result<()>,
 ) -> Result<()> {
     let here = |e: io::Error| Error::io("preparing the mount on", &spec.mount_point, e);
+    kernel_merge::check(spec)?;
     let signals = signals::block().map_err(here)?;
     raise_limits();
     // The engine gives every object its mode itself.
@@ -57,35 +59,38 @@ pub fn serve(
         Some(dirs) => Some(lock(dirs, &spec.run_dir)?),
         None => None,
     };
-    let stack = Stack {
-        lowers: opened.layers,
-        upper: upper.as_ref().map(|dirs| UpperDirs {
-            upper: dirs.upper.clone(),
-            work: dirs.work.clone(),
-        }),
+    let made = match by_kernel(spec, id, &target, &opened, upper.as_ref())? {
+        Some(made) => made,
+        None => by_engine(spec, &target, &opened, upper.as_ref())?,
     };
-    let engine = Arc::new(Overlay::new(stack, &spec.overlay)?);
-    if let Some(dirs) = upper.as_ref().filter(|dirs| dirs.fresh) {
-        engine
-            .dress_root()
-            .map_err(|e| Error::io("giving the lowers' attributes to", &dirs.upper, e))?;
-    }
-
-    let mut flags = spec.flags.clone();
-    flags.read_only |= engine.is_read_only();
-    let mounted = kernel::mount(&target, &flags)?;
+    let Made {
+        flags,
+        key,
+        mount,
+        merge,
+        engine,
+        counters,
+        serve,
+    } = made;
+    // Here the engine, which locks it for itself, is not on the work directory.
+    let work_lock = match (&upper, merge) {
+        (Some(dirs), Merge::Kernel) => Some(lock_dir(&dirs.work, &spec.run_dir)?),
+        _ => None,
+    };
     // The directory below the mount is nobody's concern any more: an open one would keep its file system busy.
     let mount_point = target.path().to_owned();
     drop(target);
-    let key = MountKey::of(&mounted.info);
-    let mount = Unmounter(key);
-    let session =
-        fuse::Session::start(Arc::clone(&engine), mounted.device, &spec.fuse).map_err(here)?;
-    kernel::raise_read_ahead(&mounted.info);
 
+    let daemon = match &serve {
+        Some(_) => Process::current().map_err(here)?,
+        None => Process::nobody(),
+    };
+    let alone = serve.is_none();
     let record = Record {
         id: id.to_owned(),
-        daemon: Process::current().map_err(here)?,
+        daemon,
+        merge,
+        namespace: mountinfo::namespace_of("self"),
         mount_point: EscapedPath(mount_point.clone()),
         mount: key,
         lowers: opened.recorded,
@@ -96,32 +101,44 @@ pub fn serve(
         engine: spec.overlay.clone(),
         store_root: EscapedPath(spec.store_root.clone()),
         started: crate::meta::Timestamp::now().secs,
-        log: log.map(|path| EscapedPath(path.to_owned())),
+        log: log
+            .filter(|_| !alone)
+            .map(|path| EscapedPath(path.to_owned())),
     };
     if let Err(error) = spec.run_dir.write(&record) {
         // The mount can be used and unmounted all the same.
         tracing::warn!(%error, "the mount is not listed");
     }
+    // A log of the caller's choice is the caller's.
+    let own_log = log.filter(|_| spec.log_file.is_none()).map(Path::to_owned);
+    let Some(serve) = serve else {
+        ready(&record).map_err(here)?;
+        mount.keep();
+        if let Some(log) = own_log {
+            drop_empty_log(&log);
+        }
+        return Ok(());
+    };
     let cleanup = {
-        let (engine, run) = (Arc::clone(&engine), spec.run_dir.clone());
+        let (engine, run) = (engine.clone(), spec.run_dir.clone());
         let id = record.id.clone();
-        // A log of the caller's choice is the caller's.
-        let own_log = log.filter(|_| spec.log_file.is_none()).map(Path::to_owned);
         move || {
             // First: whoever wants the upper next sees from it that this mount is on its way out.
             let _ = run.remove(&id);
-            engine.shutdown();
+            if let Some(engine) = &engine {
+                engine.shutdown();
+            }
             if let Some(log) = own_log {
                 drop_empty_log(&log);
             }
         }
     };
     let counters = {
-        let (engine, counters) = (Arc::clone(&engine), session.counters());
+        let engine = engine.clone();
         move || {
             format!(
                 "# NODES: {}\n# REQUESTS: {}\n# ERRORS: {}\n# PANICS: {}\n",
-                engine.node_count(),
+                engine.as_ref().map_or(0, |engine| engine.node_count()),
                 counters.requests(),
                 counters.errors(),
                 counters.panics()
@@ -132,11 +149,123 @@ pub fn serve(
         .and_then(|()| ready(&record))
         .and_then(|()| {
             mount.keep();
-            session.run()
+            serve()
         });
+    if let (Some(dirs), Merge::Kernel, true) = (&upper, merge, spec.overlay.volatile)
+        && matches!(key.find(), Ok(None))
+    {
+        kernel_merge::end_volatile(&dirs.work);
+    }
     cleanup();
-    drop((lock, opened.lease));
+    drop((lock, work_lock, opened.lease));
     outcome.map_err(|e| Error::io("serving the mount on", &mount_point, e))
+}
+
+/// A mount just made, not yet told of.
+struct Made {
+    flags: kernel::Flags,
+    key: MountKey,
+    mount: Unmounter,
+    merge: Merge,
+    /// What answers requests, if any come.
+    engine: Option<Arc<Overlay>>,
+    counters: Arc<fuse::Counters>,
+    /// Serves it until it is gone. `None`: nobody has to.
+    serve: Option<Box<dyn FnOnce() -> io::Result<()>>>,
+}
+
+/// An engine on the layers, with a new upper's root like that of the lowers.
+fn engine(
+    opened: &Opened,
+    upper: Option<&CheckedUpper>,
+    options: &overlay::Options,
+) -> Result<Overlay> {
+    let stack = Stack {
+        lowers: opened.layers.clone(),
+        upper: upper.map(|dirs| UpperDirs {
+            upper: dirs.upper.clone(),
+            work: dirs.work.clone(),
+        }),
+    };
+    let engine = Overlay::new(stack, options)?;
+    if let Some(dirs) = upper.filter(|dirs| dirs.fresh) {
+        engine
+            .dress_root()
+            .map_err(|e| Error::io("giving the lowers' attributes to", &dirs.upper, e))?;
+    }
+    Ok(engine)
+}
+
+fn by_engine(
+    spec: &MountSpec,
+    target: &Target,
+    opened: &Opened,
+    upper: Option<&CheckedUpper>,
+) -> Result<Made> {
+    let engine = Arc::new(engine(opened, upper, &spec.overlay)?);
+    let mut flags = spec.flags.clone();
+    flags.read_only |= engine.is_read_only();
+    let mounted = kernel::mount(target, &flags)?;
+    let key = MountKey::of(&mounted.info);
+    let mount = Unmounter(key);
+    let session = fuse::Session::start(Arc::clone(&engine), mounted.device, &spec.fuse)
+        .map_err(|e| Error::io("preparing the mount on", &spec.mount_point, e))?;
+    kernel::raise_read_ahead(mounted.info.major, mounted.info.minor);
+    Ok(Made {
+        flags,
+        key,
+        mount,
+        merge: Merge::Fuse,
+        engine: Some(engine),
+        counters: session.counters(),
+        serve: Some(Box::new(|| session.run())),
+    })
+}
+
+/// `None`: the kernel is not to merge, or will not.
+fn by_kernel(
+    spec: &MountSpec,
+    id: &str,
+    target: &Target,
+    opened: &Opened,
+    upper: Option<&CheckedUpper>,
+) -> Result<Option<Made>> {
+    let Some(dirs) = upper.filter(|_| kernel_merge::wanted(spec)) else {
+        return Ok(None);
+    };
+    // Overlayfs puts that mark itself, and refuses where it is already.
+    let unmarked = overlay::Options {
+        volatile: false,
+        ..spec.overlay.clone()
+    };
+    let prepared = engine(opened, upper, &unmarked)?;
+    let mounted = kernel_merge::mount(spec, id, target, &opened.layers, dirs, prepared)?;
+    let Some(mounted) = mounted else {
+        return Ok(None);
+    };
+    let key = MountKey::of(&mounted.info);
+    let mount = Unmounter(key);
+    let (engine, counters) = match &mounted.server {
+        Some(server) => (
+            Some(Arc::clone(&server.engine)),
+            Arc::clone(&server.counters),
+        ),
+        None => (None, Arc::default()),
+    };
+    let serve: Option<Box<dyn FnOnce() -> io::Result<()>>> = match mounted.server {
+        Some(server) => Some(Box::new(|| server.wait())),
+        None if spec.foreground => Some(Box::new(move || key.wait_gone())),
+        None => None,
+    };
+    Ok(Some(Made {
+        flags: spec.flags.clone(),
+        key,
+        mount,
+        merge: Merge::Kernel,
+        engine,
+        counters,
+        serve,
+    }))
 }
 
 /// Takes a mount away again that could not be brought into service.
@@ -257,29 +386,51 @@ fn lock_dir(dir: &Path, run: &RunDir) -> Result<OwnedFd> {
     let deadline = Instant::now() + HANDOVER;
     loop {
         match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(fd),
+            Ok(()) => match user_of(dir, run) {
+                // The kernel's overlayfs takes no lock that we would see.
+                Some(record) if record.merge == Merge::Kernel && record.is_mounted() => {
+                    return Err(in_use(dir, Some(&record)));
+                }
+                _ => return Ok(fd),
+            },
             Err(rustix::io::Errno::WOULDBLOCK) => {}
             Err(e) => return Err(Error::io("locking", dir, e)),
         }
         // The mount before this one may be gone already and its daemon on its way out.
-        let user = run.live().ok().and_then(|records| {
-            records.into_iter().find(|r| {
-                [&r.upper, &r.work]
-                    .into_iter()
-                    .flatten()
-                    .any(|p| p.0 == dir)
-            })
-        });
+        let user = user_of(dir, run);
         let leaving = user
             .as_ref()
             .is_none_or(|r| r.mount.find().is_ok_and(|m| m.is_none()));
         if !leaving || Instant::now() > deadline {
-            return Err(Error::UpperInUse {
-                path: dir.to_owned(),
-                by: user.map(|r| format!("on {}, pid {}", r.mount_point.0.display(), r.daemon.pid)),
-            });
+            return Err(in_use(dir, user.as_ref()));
         }
         std::thread::sleep(Duration::from_millis(3));
+    }
+}
+
+/// The listed mount that has `dir` for its upper or work directory.
+fn user_of(dir: &Path, run: &RunDir) -> Option<Record> {
+    let uses = |record: &Record| {
+        [&record.upper, &record.work]
+            .into_iter()
+            .flatten()
+            .any(|path| path.0 == dir)
+    };
+    run.live().ok()?.into_iter().find(uses)
+}
+
+fn in_use(dir: &Path, by: Option<&Record>) -> Error {
+    let words = |record: &Record| match record.daemon.is_nobody() {
+        true => format!("on {}", record.mount_point.0.display()),
+        false => format!(
+            "on {}, pid {}",
+            record.mount_point.0.display(),
+            record.daemon.pid
+        ),
+    };
+    Error::UpperInUse {
+        path: dir.to_owned(),
+        by: by.map(words),
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
 use super::error::{Error, Result};
 use super::holders;
 use super::kernel;
+use super::kernel_merge::{self, Merge};
 use super::mountinfo::{self, MountInfo, MountKey};
 use super::registry::{Record, RunDir};
 
@@ -52,11 +53,15 @@ pub fn unmount(run: &RunDir, name: &Path, how: How) -> Result<PathBuf> {
     };
     let mount = mountinfo::mounted_at(name)
         .map_err(missing)?
-        .filter(mountinfo::is_ours)
         .ok_or_else(|| Error::NotMounted {
             path: name.to_owned(),
         })?;
     let record = records.iter().find(|r| r.mount.means(&mount));
+    if record.is_none() && !mountinfo::is_ours(&mount) {
+        return Err(Error::NotMounted {
+            path: name.to_owned(),
+        });
+    }
     take_down(run, &mount, record, how)
 }
 
@@ -74,7 +79,8 @@ fn take_down(
     // Pinned before the mount goes, so that the wait is for this process.
     let daemon = record.and_then(|r| r.daemon.open());
     let dead = match record {
-        Some(record) => record.daemon.is_alive() == Some(false),
+        // What the kernel merges can be used, and so be busy, all the same.
+        Some(record) => record.merge != Merge::Kernel && record.is_broken(),
         None => is_dead(&path),
     };
     let key = MountKey::of(mount);
@@ -111,10 +117,39 @@ fn take_down(
                 Err(e) => return Err(Error::io("waiting for the daemon of", &path, e)),
             }
         }
+        (None, Some(record)) if record.merge == Merge::Kernel => {
+            settle(run, mount, record, how)?;
+        }
         (None, Some(record)) => forget(run, record),
         _ => {}
     }
     Ok(path)
+}
+
+/// Waits until an overlay of the kernel's that no process of ours is with has gone everywhere, and forgets it.
+fn settle(run: &RunDir, mount: &MountInfo, record: &Record, how: How) -> Result<()> {
+    let deadline = Instant::now() + how.timeout;
+    let mut users = holders::elsewhere(mount);
+    while !how.lazy && !users.is_empty() {
+        if Instant::now() > deadline {
+            return Err(Error::StillMounted {
+                path: mount.mount_point.clone(),
+                holders: users,
+            });
+        }
+        std::thread::sleep(BUSY_PAUSE);
+        users = holders::elsewhere(mount);
+    }
+    // Of a mount whose daemon was killed nobody knows whether all was well.
+    if let (Some(work), true, true) = (
+        &record.work,
+        record.engine.volatile && record.daemon.is_nobody(),
+        !how.lazy,
+    ) {
+        kernel_merge::end_volatile(&work.0);
+    }
+    forget(run, record);
+    Ok(())
 }
 
 /// A process that somebody is just starting holds copies of its parent's files until exec closes them.
@@ -151,6 +186,9 @@ fn is_dead(path: &Path) -> bool {
 fn from_inside(run: &RunDir, record: &Record, how: How) -> Result<PathBuf> {
     let path = record.mount_point.0.clone();
     let Some(daemon) = record.daemon.open() else {
+        if let Some(pid) = record.process_that_sees_it() {
+            return Err(Error::Elsewhere { path, pid });
+        }
         forget(run, record);
         return Err(Error::NotMounted { path });
     };
@@ -169,7 +207,7 @@ fn from_inside(run: &RunDir, record: &Record, how: How) -> Result<PathBuf> {
 }
 
 fn forget(run: &RunDir, record: &Record) {
-    if record.daemon.is_alive() == Some(false) {
+    if !record.is_live() {
         // The next listing drops it otherwise.
         let _ = run.remove(&record.id);
     }

@@ -381,6 +381,7 @@ impl Overlay {
             if let Make::Node { rdev, .. } = what {
                 attr.rdev = *rdev;
             }
+            inherited.apply(fd)?;
             self.keep(fd, &attr)?;
             return self.stat(fd);
         }

@@ -12,10 +12,11 @@ use rustix::io::Errno;
 
 use super::listing;
 use super::node::{Node, State, Table, UpperObject};
+use super::origin;
 use super::resolve::Found;
 use super::stack::Lowers;
 use super::upper::Upper;
-use super::{Entry, IdMap, NodeId, OpenError, Options, Redirect, Result, Stack, Xattrs};
+use super::{Entry, IdMap, Marks, NodeId, OpenError, Options, Redirect, Result, Stack, Xattrs};
 use crate::layer::host;
 use crate::layer::{LayerFile, Permissions};
 use crate::meta::{Attr, FileKind};
@@ -33,6 +34,7 @@ pub struct Overlay {
     pub(super) ids: IdMap,
     pub(super) permissions: Permissions,
     pub(super) xattrs: Xattrs,
+    pub(super) beneath: Option<Marks>,
     pub(super) table: Arc<Table>,
     pub(super) root: Arc<Node>,
     /// Key of listing positions.
@@ -127,6 +129,7 @@ impl Overlay {
             ids: options.ids.clone(),
             permissions: options.permissions,
             xattrs: options.xattrs,
+            beneath: options.beneath,
             table,
             root,
             hasher: RandomState::new(),
@@ -160,6 +163,24 @@ impl Overlay {
         self.files.clear();
         self.dirs.clear();
         self.table.clear();
+    }
+
+    /// Where the upper's marks are; `None` without an upper.
+    pub fn marks(&self) -> Option<Marks> {
+        self.upper.as_ref().map(Upper::marks)
+    }
+
+    /// The upper holds inodes for several names of a lower file each, not all of which need be in it.
+    pub fn has_index(&self) -> bool {
+        !self.index_names().is_empty()
+    }
+
+    /// Some of these are named in a form that only we read.
+    pub fn has_own_index(&self) -> bool {
+        let own = origin::OWN_INDEX.as_bytes();
+        self.index_names()
+            .iter()
+            .any(|n| n.as_bytes().starts_with(own))
     }
 
     pub fn is_read_only(&self) -> bool {

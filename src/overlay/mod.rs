@@ -151,6 +151,19 @@ pub struct Options {
     /// What `.wh.` names in the upper are.
     pub aufs: Aufs,
     pub xattrs: Xattrs,
+    /// The kernel's overlayfs lies on this mount and keeps its marks so: xattrs of that name are left for it to unescape
+    /// (`overlay.overlay.`), so that none that came with a layer can act as a mark.
+    pub beneath: Option<Marks>,
+}
+
+/// In which xattrs an overlay keeps its marks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Marks {
+    /// `trusted.overlay.*`
+    Trusted,
+    /// `user.overlay.*`
+    User,
 }
 
 /// Which extended attributes the mount has for its users. What it keeps in xattrs itself, and what is copied up, does not

@@ -38,6 +38,9 @@ pub(super) enum Origin {
 pub(super) const KERNEL_MARK: &str = "origin";
 pub(super) const OWN_MARK: &str = "ovl.origin";
 
+/// Before the digits of an index entry in our own form.
+pub(super) const OWN_INDEX: &str = "ovl-";
+
 impl Origin {
     /// Of a lower object.
     pub fn of(lowers: &Lowers, lower: &LowerRef) -> Self {
@@ -77,7 +80,7 @@ impl Origin {
     pub fn index_name(&self) -> OsString {
         let (prefix, value) = match self {
             Self::Kernel(value) => ("", value),
-            Self::Own(value) => ("ovl-", value),
+            Self::Own(value) => (OWN_INDEX, value),
         };
         let mut name = String::with_capacity(prefix.len() + 2 * value.len());
         name.push_str(prefix);

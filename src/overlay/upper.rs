@@ -201,6 +201,14 @@ impl Upper {
         self.index.as_fd()
     }
 
+    pub fn marks(&self) -> super::Marks {
+        if self.prefix == USER_PREFIX {
+            super::Marks::User
+        } else {
+            super::Marks::Trusted
+        }
+    }
+
     /// Full name of an internal xattr.
     pub fn xattr(&self, name: &str) -> OsString {
         format!("{}{name}", self.prefix).into()

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ use super::copyup::Extent;
 use super::engine::Overlay;
 use super::node::Node;
 use super::upper::INTERNAL_PREFIXES;
-use super::{NodeId, Result, XattrSet, Xattrs, acl};
-use crate::layer::host;
+use super::{Marks, NodeId, Result, XattrSet, Xattrs, acl};
+use crate::layer::{Permissions, host};
 
 /// Namespaces that can be nested.
 const NESTABLE: [&str; 2] = [INTERNAL_PREFIXES[0], INTERNAL_PREFIXES[1]];
@@ -53,6 +53,21 @@ fn is_known(name: &OsStr) -> bool {
         .any(|namespace| name.as_bytes().starts_with(namespace.as_bytes()))
 }
 
+impl Marks {
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Trusted => INTERNAL_PREFIXES[0],
+            Self::User => INTERNAL_PREFIXES[1],
+        }
+    }
+
+    /// Does `name` look like a mark? `Some(true)`: like one of an overlay further up, which is no mark here.
+    fn nested(self, name: &OsStr) -> Option<bool> {
+        let rest = name.as_bytes().strip_prefix(self.prefix().as_bytes())?;
+        Some(rest.starts_with(b"overlay."))
+    }
+}
+
 impl Overlay {
     /// EOPNOTSUPP for an xattr that the mount was told not to have.
     fn offered(&self, name: &OsStr) -> Result<()> {
@@ -64,18 +79,34 @@ impl Overlay {
     }
 
     fn stored<'a>(&self, name: &'a OsStr) -> Option<Cow<'a, OsStr>> {
-        stored_name(name).filter(|_| !self.permissions.hides(name))
+        let stored = match self.beneath.and_then(|marks| marks.nested(name)) {
+            Some(nested) => nested.then_some(name.into()),
+            None => stored_name(name),
+        };
+        stored.filter(|_| !self.permissions.hides(name))
+    }
+
+    fn shown<'a>(&self, name: &'a OsStr) -> Option<Cow<'a, OsStr>> {
+        match self.beneath.and_then(|marks| marks.nested(name)) {
+            Some(nested) => nested.then_some(name.into()),
+            None => shown_name(name),
+        }
     }
 
     pub fn getxattr(&self, node: NodeId, name: &OsStr) -> Result<Vec<u8>> {
         let node = self.table.get(node)?;
         self.offered(name)?;
         let stored = self.stored(name).ok_or(Errno::NODATA)?;
-        self.raw_xattr(&node, &stored)?.ok_or(if is_known(name) {
+        let value = self.raw_xattr(&node, &stored)?.ok_or(if is_known(name) {
             Errno::NODATA
         } else {
             Errno::OPNOTSUPP
-        })
+        })?;
+        if name == acl::ACCESS && self.permissions != Permissions::Inode {
+            let perm = self.attr_of(&node)?.perm;
+            return acl::with_mode(value, perm).ok_or(Errno::IO);
+        }
+        Ok(value)
     }
 
     fn raw_xattr(&self, node: &Arc<Node>, name: &OsStr) -> Result<Option<Vec<u8>>> {
@@ -104,7 +135,7 @@ impl Overlay {
         for name in names
             .iter()
             .filter(|n| !self.permissions.hides(n) && self.offered(n).is_ok())
-            .filter_map(|n| shown_name(n))
+            .filter_map(|n| self.shown(n))
         {
             list.extend_from_slice(name.as_bytes());
             list.push(0);
@@ -123,7 +154,28 @@ impl Overlay {
             XattrSet::Replace => XattrFlags::REPLACE,
         };
         self.copy_up(&node, Extent::Metadata)?;
-        host::set_xattr_fd(self.upper_path(&node)?.as_fd(), &stored, value, flags)
+        let fd = self.upper_path(&node)?;
+        if name == acl::ACCESS && self.permissions != Permissions::Inode {
+            return self.set_acl(fd.as_fd(), name, value);
+        }
+        host::set_xattr_fd(fd.as_fd(), &stored, value, flags)
+    }
+
+    /// An ACL is a mode too. Where that is kept in an xattr, what the ACL says of owner, mask and others goes there, and
+    /// is taken from there whenever the ACL is read: on disk these entries are the daemon's, as the inode's mode is.
+    fn set_acl(&self, fd: BorrowedFd<'_>, name: &OsStr, value: &[u8]) -> Result<()> {
+        let (bits, extended) = acl::mode_of(value).ok_or(Errno::INVAL)?;
+        let mut attr = self.stat(fd)?.attr;
+        attr.perm = attr.perm & 0o7000 | bits;
+        if extended {
+            host::set_xattr_fd(fd, name, value, XattrFlags::empty())?;
+        } else {
+            match host::remove_xattr_fd(fd, name) {
+                Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.keep(fd, &attr)
     }
 
     pub fn removexattr(&self, node: NodeId, name: &OsStr) -> Result<()> {

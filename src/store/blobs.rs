@@ -284,9 +284,9 @@ pub(super) fn remove_of_layer(conn: &Connection, layer: i64) -> Result<()> {
     ids.into_iter().try_for_each(|id| remove(conn, id))
 }
 
+/// Forgets a blob; its parts, which may be many, stay for `gc`.
 fn remove(conn: &Connection, id: i64) -> Result<()> {
     for sql in [
-        "DELETE FROM blob_part WHERE blob = ?1",
         "DELETE FROM image_blob WHERE blob = ?1",
         "DELETE FROM blob WHERE id = ?1",
     ] {
@@ -295,9 +295,8 @@ fn remove(conn: &Connection, id: i64) -> Result<()> {
     Ok(())
 }
 
-/// Removes the blobs that no image has and whose layer no living process holds, and parts without a blob. For `gc`, in
-/// its transaction and while no import runs: an import's parts have no blob yet. Gives the bytes of parts removed.
-pub(super) fn sweep(conn: &Connection) -> Result<u64> {
+/// The blobs that no image has and whose layer no living process holds, with the bytes of their parts.
+pub(super) fn unneeded(conn: &Connection) -> Result<Vec<(i64, u64)>> {
     let leased = leases::leased_layers(conn)?;
     let candidates: Vec<(i64, i64, i64)> = conn
         .prepare(
@@ -306,18 +305,33 @@ pub(super) fn sweep(conn: &Connection) -> Result<u64> {
         )?
         .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
         .collect::<rusqlite::Result<_>>()?;
-    let mut freed = 0u64;
-    for (id, layer, stored) in candidates {
-        if !leased.contains(&layer) {
-            remove(conn, id)?;
-            freed = freed.saturating_add(stored.max(0) as u64);
-        }
+    Ok(candidates
+        .into_iter()
+        .filter(|(_, layer, _)| !leased.contains(layer))
+        .map(|(id, _, stored)| (id, stored.max(0) as u64))
+        .collect())
+}
+
+/// Forgets the blobs that nobody needs. For `gc`, in its transaction and while no import runs.
+pub(super) fn sweep(conn: &Connection) -> Result<()> {
+    for (id, _) in unneeded(conn)? {
+        remove(conn, id)?;
     }
-    conn.execute(
-        "DELETE FROM blob_part WHERE blob NOT IN (SELECT id FROM blob)",
-        [],
-    )?;
-    Ok(freed)
+    Ok(())
+}
+
+/// Of each blob of an image, the bytes of its parts and how many images have it.
+pub(super) fn of_image(conn: &Connection, manifest: &Digest) -> Result<Vec<(u64, u64)>> {
+    let rows = conn
+        .prepare_cached(
+            "SELECT b.stored, (SELECT count(*) FROM image_blob AS o WHERE o.blob = b.id) FROM image AS i
+             JOIN image_blob AS ib ON ib.image = i.id JOIN blob AS b ON b.id = ib.blob WHERE i.manifest = ?1",
+        )?
+        .query_map([manifest.as_bytes()], |row| {
+            Ok((row.get::<_, i64>(0)?.max(0) as u64, row.get::<_, i64>(1)?.max(0) as u64))
+        })?
+        .collect::<rusqlite::Result<_>>()?;
+    Ok(rows)
 }
 
 /// Bytes of parts in the store.

@@ -5,6 +5,8 @@
 //! a process), so a store opened before a fork refuses to work after it instead of damaging itself.
 
 use std::ops::Deref;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,9 +18,11 @@ use super::place::Place;
 use super::schema::{self, Found};
 use super::{Error, Result};
 
-/// How long a writer waits for another. Batches hold the lock for well under a second; only publishing a layer of
-/// millions of entries, or a big `gc`, takes longer.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a writer waits for another, unless [`BUSY_VARIABLE`] says otherwise. Batches hold the lock for well under a
+/// second; only publishing a layer of millions of entries, or a repair, takes longer.
+const BUSY_SECONDS: u64 = 60;
+/// Seconds to wait for other writers.
+const BUSY_VARIABLE: &str = "OVL_BUSY_SECONDS";
 /// Idle readers kept; more are opened when more threads read at once, and closed afterwards.
 const IDLE_READERS: usize = 8;
 /// Largest row or value, bytes: well above an 8 MiB config document, well below what could hurt.
@@ -65,9 +69,12 @@ impl Database {
             other => other.in_store(&database.place.root),
         };
         let path = &database.place.database;
-        let mut conn = database
-            .connect(OpenFlags::SQLITE_OPEN_READ_WRITE)
-            .map_err(in_store)?;
+        let access = if database.place.read_only {
+            OpenFlags::SQLITE_OPEN_READ_ONLY
+        } else {
+            OpenFlags::SQLITE_OPEN_READ_WRITE
+        };
+        let mut conn = database.connect(access).map_err(in_store)?;
         match schema::identify(&conn, path).map_err(in_store)? {
             Found::Store => {}
             Found::Older(_) => schema::migrate(&mut conn, path).map_err(in_store)?,
@@ -105,8 +112,15 @@ impl Database {
             ));
         }
         let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
-        let conn = Connection::open_with_flags(&self.place.database, flags)?;
-        conn.busy_timeout(BUSY_TIMEOUT)?;
+        let conn = if self.place.read_only && self.place.log_bytes()? == 0 {
+            // SQLite cannot make the files beside it, and without a log needs none. What it is told is true as long as
+            // nobody writes through another mount of the same file system.
+            let flags = flags | OpenFlags::SQLITE_OPEN_URI;
+            Connection::open_with_flags(immutable_uri(&self.place.database), flags)?
+        } else {
+            Connection::open_with_flags(&self.place.database, flags)?
+        };
+        conn.busy_timeout(busy_timeout())?;
         for (option, value) in [
             (DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true),
             (DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false),
@@ -167,6 +181,7 @@ impl Database {
 
     /// A connection that may write.
     pub(super) fn writer(&self, durability: Durability) -> Result<Connection> {
+        self.place.must_be_writable()?;
         let conn = self.connect(OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         conn.pragma_update(None, "cache_size", -(WRITER_CACHE >> 10))?;
         conn.pragma_update(None, "temp_store", "FILE")?;
@@ -209,22 +224,50 @@ impl Database {
             // Said by us, with the reason.
             Error::Busy(reason) if reason != super::error::BUSY => Error::Busy(reason),
             Error::Busy(_) => {
-                let holders = self
-                    .reader()
-                    .and_then(|reader| super::leases::describe_imports(&reader));
-                let who = match holders {
-                    Ok(list) if !list.is_empty() => format!(" ({})", list.join(", ")),
-                    _ => String::new(),
+                let mut holders = super::holders::of_write_lock(&self.place.beside("-shm"));
+                if holders.is_empty() {
+                    let imports = self
+                        .reader()
+                        .and_then(|reader| super::leases::describe_imports(&reader));
+                    holders = imports.unwrap_or_default();
+                }
+                let who = match holders.as_slice() {
+                    [] => String::new(),
+                    list => format!(" ({})", list.join("; ")),
                 };
                 Error::Busy(format!(
                     "the store at {} was busy for {} s: another process is writing to it{who}; try again",
                     self.place.root.display(),
-                    BUSY_TIMEOUT.as_secs()
+                    busy_timeout().as_secs()
                 ))
             }
             other => other.in_store(&self.place.root),
         }
     }
+}
+
+/// A database that never changes, as <https://www.sqlite.org/uri.html> has it.
+fn immutable_uri(path: &Path) -> String {
+    use std::fmt::Write;
+    let mut uri = String::from("file:");
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => {
+                uri.push(char::from(*byte));
+            }
+            // Writing to a string cannot fail.
+            byte => drop(write!(uri, "%{byte:02X}")),
+        }
+    }
+    uri.push_str("?immutable=1");
+    uri
+}
+
+/// How long a writer waits for another.
+pub(super) fn busy_timeout() -> Duration {
+    let wanted = std::env::var(BUSY_VARIABLE).ok();
+    let seconds = wanted.and_then(|text| text.parse::<u32>().ok());
+    Duration::from_secs(seconds.map_or(BUSY_SECONDS, |seconds| u64::from(seconds.min(86_400))))
 }
 
 pub(super) fn set_durability(conn: &Connection, durability: Durability) -> Result<()> {
@@ -249,11 +292,10 @@ impl Drop for Database {
         }
         drop(readers);
         // Read-only connections leave the log as it is, whatever its size. Not worth failing for: nothing is lost.
-        if self.place.log_bytes().is_ok_and(|bytes| bytes > LOG_KEPT) {
-            let emptied = self.writer(Durability::Ordered).and_then(|conn| {
-                conn.busy_timeout(Duration::ZERO)?;
-                super::space::empty_log(&conn)
-            });
+        if !self.place.read_only && self.place.log_bytes().is_ok_and(|bytes| bytes > LOG_KEPT) {
+            let emptied = self
+                .writer(Durability::Ordered)
+                .and_then(|conn| super::space::empty_log_within(&conn, Duration::ZERO));
             if let Err(error) = emptied {
                 tracing::debug!(
                     "the log of {} could not be emptied: {error}",

@@ -159,7 +159,7 @@ fn layers_of(conn: &Connection, image: i64) -> Result<Vec<Digest>> {
     .collect()
 }
 
-fn record(conn: &Connection, id: i64) -> Result<ImageRecord> {
+pub(super) fn record(conn: &Connection, id: i64) -> Result<ImageRecord> {
     let (manifest, manifest_media_type, config, imported) = conn
         .prepare_cached(
             "SELECT manifest, media_type, config, imported_s, imported_ns FROM image WHERE id = ?1",
@@ -243,7 +243,7 @@ pub(super) fn indexes(conn: &Connection, name: &str) -> Result<Vec<Digest>> {
 }
 
 /// Removes the documents that nothing refers to.
-fn drop_documents(conn: &Connection) -> Result<()> {
+pub(super) fn drop_documents(conn: &Connection) -> Result<()> {
     conn.execute(
         "DELETE FROM document WHERE sha256 NOT IN
          (SELECT manifest FROM image UNION SELECT config FROM image UNION SELECT document FROM name_index)",
@@ -254,7 +254,16 @@ fn drop_documents(conn: &Connection) -> Result<()> {
 
 /// Removes an image, its names, its documents and the layers that nobody else needs.
 pub(super) fn remove(conn: &Connection, manifest: &Digest) -> Result<()> {
-    let id = must_find(conn, manifest)?;
+    forget(conn, must_find(conn, manifest)?)?;
+    drop_documents(conn)?;
+    for layer in layers::unneeded(conn)? {
+        layers::remove(conn, layer)?;
+    }
+    Ok(())
+}
+
+/// Removes the rows of an image, and nothing that others may need as well.
+pub(super) fn forget(conn: &Connection, id: i64) -> Result<()> {
     blobs::unlink(conn, id)?;
     for sql in [
         "DELETE FROM name_index WHERE name IN (SELECT name FROM name WHERE image = ?1)",
@@ -263,10 +272,6 @@ pub(super) fn remove(conn: &Connection, manifest: &Digest) -> Result<()> {
         "DELETE FROM image WHERE id = ?1",
     ] {
         conn.execute(sql, [id])?;
-    }
-    drop_documents(conn)?;
-    for layer in layers::unneeded(conn)? {
-        layers::remove(conn, layer)?;
     }
     Ok(())
 }

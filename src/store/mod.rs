@@ -21,7 +21,9 @@ mod digest;
 mod error;
 mod export;
 mod extents;
+mod fsck;
 mod gc;
+mod holders;
 mod idset;
 mod images;
 mod kind;
@@ -31,6 +33,7 @@ mod pack;
 mod pipeline;
 mod place;
 mod process;
+mod progress;
 mod publish;
 mod reader;
 mod recipe;
@@ -38,7 +41,7 @@ mod schema;
 mod space;
 mod tree;
 mod usage;
-mod varint;
+pub(crate) mod varint;
 mod writer;
 mod xattrs;
 
@@ -46,12 +49,14 @@ pub use blobs::{BlobInfo, BlobParts, BlobWriter, MAX_PART};
 pub use content::{ContentReader, ContentRef};
 pub use digest::{Digest, ParseDigestError};
 pub use error::{Error, Result};
+pub use fsck::{Cure, DocumentCheck, FsckOptions, FsckReport, Problem};
 pub use gc::GcReport;
 pub use images::{ImageRecord, NewImage, Origin};
 pub use layers::LayerInfo;
 pub use leases::Lease;
+pub use progress::Progress;
 pub use reader::{Dirent, Inode, LayerReader, ROOT_INODE};
-pub use usage::Usage;
+pub use usage::{ImageUsage, Usage};
 pub use writer::{ContentToken, LayerWriter, NewNode, NodeMeta};
 
 use std::io::Write;
@@ -274,6 +279,15 @@ impl Store {
         Lease::take(&self.shared.database, layers, purpose)
     }
 
+    // --- soundness
+
+    /// Checks the whole store, and repairs it if asked to; `notify` hears how it gets on. What is found is no error, but
+    /// in the report. [`Error::Busy`] if a repair would take something from an import or a living lease; then, and after
+    /// any other error, nothing was changed.
+    pub fn fsck(&self, options: &FsckOptions<'_>, notify: &dyn Fn(Progress)) -> Result<FsckReport> {
+        fsck::run(&self.shared, options, notify)
+    }
+
     // --- space
 
     /// How much the store holds.
@@ -281,8 +295,26 @@ impl Store {
         usage::measure(&self.shared.database)
     }
 
-    /// Removes what nothing needs and gives the space back to the file system. [`Error::Busy`] while an import runs.
+    /// What each image has of that, newest first.
+    pub fn image_usage(&self) -> Result<Vec<ImageUsage>> {
+        usage::of_images(&self.shared.database)
+    }
+
+    /// What [`Self::gc`] would do (its freed bytes are an estimate), and the imports that would keep it from removing
+    /// chunks, if any.
+    pub fn gc_preview(&self) -> Result<(GcReport, Vec<String>)> {
+        usage::preview(&self.shared.database)
+    }
+
+    /// Removes what nothing needs and gives the space back to the file system, in short transactions that let others
+    /// work. [`Error::Busy`] if an import kept it from removing unused data; all else was done.
     pub fn gc(&self) -> Result<GcReport> {
-        gc::collect(&self.shared.database).map_err(|error| self.shared.database.explain(error))
+        self.gc_telling(&|_| {})
+    }
+
+    /// As [`Self::gc`]; `notify` hears how it gets on.
+    pub fn gc_telling(&self, notify: &dyn Fn(Progress)) -> Result<GcReport> {
+        let database = &self.shared.database;
+        gc::collect(database, notify).map_err(|error| database.explain(error))
     }
 }

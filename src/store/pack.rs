@@ -31,8 +31,8 @@ pub(super) const MAX_RAW: usize = 4 << 20;
 /// Unpacked packs kept per store, bytes.
 const CACHE_BYTES: u64 = 12 << 20;
 
-const CODEC_RAW: i64 = 0;
-const CODEC_ZSTD: i64 = 1;
+pub(super) const CODEC_RAW: i64 = 0;
+pub(super) const CODEC_ZSTD: i64 = 1;
 
 /// A chunk's place within a pack that is being made.
 #[derive(Clone, Copy, Debug)]
@@ -253,7 +253,8 @@ impl Pack {
     }
 }
 
-fn unpack(raw_len: i64, codec: i64, data: &[u8]) -> Option<Vec<u8>> {
+/// The raw bytes of a stored pack; `None` if it cannot be unpacked to exactly `raw_len` bytes.
+pub(super) fn unpack(raw_len: i64, codec: i64, data: &[u8]) -> Option<Vec<u8>> {
     thread_local! {
         static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
     }
@@ -284,7 +285,7 @@ pub(super) struct Location {
 }
 
 impl Location {
-    fn range(&self) -> Range<usize> {
+    pub(super) fn range(&self) -> Range<usize> {
         self.offset as usize..self.offset as usize + self.len as usize
     }
 

@@ -130,7 +130,7 @@ pub(super) enum Sequence {
 }
 
 impl Sequence {
-    const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 6] = [
         Self::Pack,
         Self::Chunk,
         Self::Content,
@@ -139,7 +139,8 @@ impl Sequence {
         Self::Blob,
     ];
 
-    const fn name(self) -> &'static str {
+    /// Also the name of the table whose ids it counts.
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Pack => "pack",
             Self::Chunk => "chunk",

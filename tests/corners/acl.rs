@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::{fs, str};
 
-use super::on_twins;
+use super::{Site, Twins, check_twins, on_twins};
 
 fn setfacl(args: &[&str], path: &Path) {
     let status = Command::new("setfacl").args(args).arg(path).status();
@@ -26,11 +26,19 @@ fn prepare(dir: &Path) {
     );
 }
 
+/// As `on_twins`, and besides where modes are kept in xattrs.
+fn everywhere(check: impl Fn(&Twins)) {
+    on_twins(prepare, &check);
+    println!("xattr_permissions");
+    let words = &["-o", "xattr_permissions=2"];
+    check_twins(Site::new(), words, prepare, &check);
+}
+
 /// What is made under a default list gets it, whatever the umask; subdirectories hand it on; a mode given on creation
 /// is the most that the list may allow.
 #[test]
 fn new_objects_inherit_the_default_list() {
-    on_twins(prepare, |twins| {
+    everywhere(|twins| {
         let said = twins.sh("umask 077
              mkdir dir/sub dir/sub/deep; mkdir -m 750 dir/narrow
              : > dir/sub/file; mkfifo dir/pipe; ln -s old dir/link
@@ -60,7 +68,7 @@ fn new_objects_inherit_the_default_list() {
 /// The group bits of a file with a list are its mask: chmod changes the mask, setfacl the mode.
 #[test]
 fn mode_and_mask_are_one() {
-    on_twins(prepare, |twins| {
+    everywhere(|twins| {
         twins.sh("getfacl -n file dir; stat -c '%a %n' file dir");
         let said = twins.sh("chmod 604 file; getfacl -n file; stat -c %a file");
         assert!(said.contains("mask::---"), "{said}");
@@ -102,7 +110,7 @@ fn copy_up_keeps_the_lists() {
 /// The lists decide: a user named by one may, others may not; the mask takes away again.
 #[test]
 fn the_lists_are_obeyed() {
-    on_twins(prepare, |twins| {
+    everywhere(|twins| {
         let said = twins.sh(
             "as() { setpriv --reuid $1 --regid $1 --clear-groups sh -c \"$2\" >/dev/null 2>&1 && echo $1 may || echo $1 may not; }
              chmod 755 .

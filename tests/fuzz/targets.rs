@@ -15,8 +15,11 @@ use ovl::meta::FileKind;
 use ovl::store::{Digest, LayerReader, ROOT_INODE, Store};
 use sha2::{Digest as _, Sha256};
 
+/// What is fuzzed.
+pub type Target = fn(&[u8]);
+
 /// Every target by name, for the replay.
-pub const ALL: [(&str, fn(&[u8])); 8] = [
+pub const ALL: [(&str, Target); 8] = [
     ("tar", tar),
     ("pax", pax),
     ("compressed", compressed),
@@ -191,13 +194,13 @@ fn scratch() -> tempfile::TempDir {
 }
 
 /// A store that many inputs are imported into, until it is large.
-struct Target {
+struct Imports {
     dir: tempfile::TempDir,
     store: Store,
     imports: u32,
 }
 
-impl Target {
+impl Imports {
     fn new() -> Self {
         let dir = scratch();
         let store = Store::open(&dir.path().join("store")).expect("a new store");
@@ -213,7 +216,7 @@ impl Target {
 const IMPORTS: u32 = 500;
 
 thread_local! {
-    static TARGET: RefCell<Option<Target>> = const { RefCell::new(None) };
+    static TARGET: RefCell<Option<Imports>> = const { RefCell::new(None) };
 }
 
 /// An archive of images, or the tar of a root file system, plain or compressed: imported whole or not at all, and each layer
@@ -226,7 +229,7 @@ pub fn import(data: &[u8]) {
         {
             *slot = None;
         }
-        let target = slot.get_or_insert_with(Target::new);
+        let target = slot.get_or_insert_with(Imports::new);
         target.imports += 1;
         import_into(&target.store, data);
     });

@@ -86,6 +86,7 @@ impl Site {
             mount_point: self.path("mnt"),
             store_root: self.path("store"),
             resolve_image: mount::exact_name,
+            merge: mount::Merge::Fuse,
             run_dir: self.run_dir(),
             flags: Flags::default(),
             fuse,
