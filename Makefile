@@ -33,11 +33,24 @@ bench-with: target/peers/bin/fuse-overlayfs
 target/peers/bin/fuse-overlayfs:
 	$(CARGO) install --locked --root target/peers fuse-overlayfs@2.0.0
 
-torture: images ## The long campaigns: model, crashes, power cuts, failing disks, fsx (about three hours)
+torture: images ## The long campaigns: model, crashes, power cuts, failing disks, fsx, tars (about three hours)
 	MODEL_SEQUENCES=10000 OVL_CRASH_ROUNDS=500 OVL_SQLITE_ROUNDS=100 OVL_MOUNT_CYCLES=2000 OVL_FSX_SEEDS=10 \
-		OVL_FSX_OPERATIONS=100000 OVL_POWER_STATES=0 OVL_FAULTS=0 OVL_KILL_ROUNDS=1000 \
+		OVL_FSX_OPERATIONS=100000 OVL_POWER_STATES=0 OVL_FAULTS=0 OVL_KILL_ROUNDS=1000 OVL_TAR_SEEDS=300 \
 		$(CARGO) test --locked --no-fail-fast --test model --test crash --test sqlite --test posix_suite \
-		--test mount_cycles --test store_power --test store_faults --test store_processes
+		--test mount_cycles --test store_power --test store_faults --test store_processes --test image_generated
+
+TIME ?= 60
+# RUSTC_BOOTSTRAP lets the stable compiler take the flags by which cargo-fuzz has code instrumented.
+fuzz: target/tools/bin/cargo-fuzz ## Fuzz each target for TIME=60 seconds; what it finds is left in target/fuzz
+	@set -e; for target in $$(ls fixtures/fuzz); do \
+		found=$(CURDIR)/target/fuzz/found/$$target; mkdir -p $$found/corpus $$found/failures; \
+		RUSTC_BOOTSTRAP=1 $< fuzz run --fuzz-dir tests/fuzz --target-dir $(CURDIR)/target/fuzz --sanitizer none $$target \
+			$$found/corpus $(CURDIR)/fixtures/fuzz/$$target -- -max_total_time=$(TIME) -max_len=32768 -timeout=30 \
+			-rss_limit_mb=1500 -artifact_prefix=$$found/failures/ -print_final_stats=1; done
+
+target/tools/bin/cargo-fuzz:
+	$(CARGO) install --locked --root target/tools --target-dir target/tools/build cargo-fuzz@0.13.2
+	rm -rf target/tools/build
 
 lint: ## Check the formatting and run clippy
 	$(CARGO) fmt --check
@@ -64,4 +77,4 @@ clean: ## Remove what was built, and the test images
 	$(CARGO) clean
 	rm -rf "$${OVL_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/ovl-test-images}"
 
-.PHONY: help demo test images bench bench-quick bench-with torture lint build install clean
+.PHONY: help demo test images bench bench-quick bench-with torture fuzz lint build install clean

@@ -204,6 +204,20 @@ fn a_damaged_oci_archive_through_a_pipe() {
     );
 }
 
+/// Whether a tar cut to `len` lacks nothing but padding behind the last file it holds: some programs write none there.
+fn in_padding(tar: &[u8], len: usize) -> bool {
+    let limits = ovl::image::parsers::tar_limits(&Default::default());
+    let mut reader = ovl::image::tar::TarReader::new(tar, limits);
+    let mut ignore = |_: &[u8]| Ok::<(), ovl::image::tar::TarError>(());
+    while let Some(entry) = reader.next(&mut ignore).unwrap() {
+        let end = (reader.offset() + entry.stored) as usize;
+        if (end..end.next_multiple_of(512)).contains(&len) {
+            return true;
+        }
+    }
+    false
+}
+
 /// A plain tar has no checksum over its data: what is accepted must be stored as it is.
 #[test]
 fn a_damaged_rootfs_tar_is_refused_or_kept_bit_for_bit() {
@@ -226,7 +240,7 @@ fn a_damaged_rootfs_tar_is_refused_or_kept_bit_for_bit() {
         }
         for len in 0..layer.len() {
             if let Ok(images) = run.import(&layer[..len], pipe) {
-                assert_eq!(len % 512, 0, "cut to {len}");
+                assert!(len % 512 == 0 || in_padding(&layer, len), "cut to {len}");
                 assert!(
                     layer_tar(&run.store, &images[0].layers[0]) == layer[..len],
                     "cut to {len}"

@@ -363,8 +363,18 @@ fn t16_ends_of_archives() {
     }
     let f = Fixture::new();
     let big = RawTar::new().file("x", &[1; 2000]).bytes;
-    for cut in [1, 511, 513, 1000, big.len() - 1] {
+    for cut in [1, 511, 513, 1000, 512 + 1999] {
         f.refused(&big[..cut], "");
+    }
+    // Only the last file's padding is missing: so `umoci insert` ends its layers.
+    for cut in [512 + 2000, big.len() - 1] {
+        let f = Fixture::new();
+        for result in [f.import(&big[..cut]), f.pipe(&big[..cut])] {
+            assert!(result.is_ok(), "{cut}: {result:?}");
+        }
+        let layer = Digest::of(&big[..cut]);
+        assert!(layer_tar(&f.store, &layer) == big[..cut]);
+        assert_eq!(paths(&stored_tree(&f.store, &layer)), ["", "x"]);
     }
 }
 

@@ -29,13 +29,13 @@ impl Cat {
         let files = self.paths.iter().map(|path| view.find(path));
         let files = files.collect::<view::Result<Vec<_>>>()?;
         // A mistake in the last word is said before the first file is written.
-        for file in files
+        let other = files
             .iter()
-            .filter(|file| file.attr.kind != FileKind::Regular)
-        {
+            .find(|file| file.attr.kind != FileKind::Regular);
+        if let Some(other) = other {
             return Err(view::Error::NotRegular {
-                path: file.path.clone(),
-                kind: file.attr.kind,
+                path: other.path.clone(),
+                kind: other.attr.kind,
             }
             .into());
         }

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::store::Digest;
 
-use super::{Error, Result};
+use super::{Error, Result, json};
 
 pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -26,6 +26,14 @@ const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
 pub const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
+/// Annotations of a layer that has a table of contents: zstd:chunked (containers/storage; its older and its newer name), and
+/// eStargz (stargz-snapshotter).
+const CHUNKED_TABLE: [&str; 2] = [
+    "io.containers.zstd-chunked.manifest-checksum",
+    "io.github.containers.zstd-chunked.manifest-checksum",
+];
+const STARGZ_TABLE: [&str; 1] = ["containerd.io/snapshot/stargz/toc.digest"];
+
 /// One image of `docker save`'s manifest.json.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -39,7 +47,7 @@ pub struct SavedImage {
 
 pub fn parse_saved_images(bytes: &[u8]) -> Result<Vec<SavedImage>> {
     let images: Vec<SavedImage> =
-        serde_json::from_slice(bytes).map_err(|error| Error::document("manifest.json", error))?;
+        json::parse(bytes).map_err(|error| Error::document("manifest.json", error))?;
     if images.is_empty() {
         return Err(Error::document("manifest.json", "it lists no image"));
     }
@@ -119,8 +127,7 @@ impl Document {
     /// could be taken for both kinds, or is of another kind than claimed, is refused (CVE-2021-41190).
     pub fn parse(name: &str, bytes: &[u8], claimed: &str) -> Result<Self> {
         let bad = |reason: &str| Err(Error::document(name, reason));
-        let raw: RawDocument =
-            serde_json::from_slice(bytes).map_err(|error| Error::document(name, error))?;
+        let raw: RawDocument = json::parse(bytes).map_err(|error| Error::document(name, error))?;
         if raw.schema_version != 2 {
             return bad(
                 "schemaVersion is not 2; Docker schema 1 images must be converted first (skopeo copy)",
@@ -178,6 +185,15 @@ pub fn check_image_types(name: &str, config: &Descriptor, layers: &[Descriptor])
         return Err(Error::document(name, reason));
     }
     for layer in layers {
+        // We read layers whole and believe no table of contents; of those who do, one would see this file tree and one that.
+        let has = |keys: &[&str]| keys.iter().any(|key| layer.annotation(key).is_some());
+        if has(&CHUNKED_TABLE) && has(&STARGZ_TABLE) {
+            let reason = format!(
+                "layer {} has two tables of contents, zstd:chunked and eStargz, which need not agree",
+                layer.digest
+            );
+            return Err(Error::document(name, reason));
+        }
         let kind = layer.media_type.as_str();
         let kind = kind
             .replace(".nondistributable.", ".")
@@ -221,7 +237,7 @@ impl ConfigView {
             diff_ids: Option<Vec<String>>,
         }
         let bad = |reason: String| Error::document(name, reason);
-        let raw: Raw = serde_json::from_slice(bytes).map_err(|error| bad(error.to_string()))?;
+        let raw: Raw = json::parse(bytes).map_err(|error| bad(error.to_string()))?;
         if raw.rootfs.r#type != "layers" {
             return Err(bad(format!(
                 "rootfs type {:?} is not \"layers\"",

@@ -20,11 +20,14 @@ mod export_oci;
 mod host_dir;
 mod import;
 mod ingest;
+mod json;
 mod layer_entry;
 mod layer_tar;
 mod limits;
 mod links;
 mod output;
+#[doc(hidden)]
+pub mod parsers;
 mod plan;
 mod platform;
 mod progress;

@@ -113,6 +113,9 @@ fn produce(
                 }
             }
         }
+        if seq <= after {
+            return Err(damaged(diff_id, "its parts are out of order"));
+        }
         after = seq;
     }
     Ok(())

@@ -160,6 +160,11 @@ impl View {
         })?;
         let layer = &self.layers[source.layer];
         let content = layer.open_content(layer.inode(source.key.ino)?.content)?;
+        if content.size() != file.attr.size {
+            let (is, says) = (content.size(), file.attr.size);
+            let reason = format!("/{}: {is} bytes, not {says}", file.path.display());
+            return Err(store::Error::Corrupt(reason).into());
+        }
         let mut buffer = vec![0; 256 << 10];
         let mut at = 0;
         loop {

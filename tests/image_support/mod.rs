@@ -381,3 +381,40 @@ impl OciBlobs {
             .end()
     }
 }
+
+/// How a run of `ovl` went.
+pub struct Peak {
+    pub code: i32,
+    pub stderr: String,
+    /// Largest resident size the process ever had, MiB.
+    pub megabytes: u64,
+}
+
+/// Runs `ovl` in `dir` on the store at `root`, and measures its memory.
+pub fn peak_memory(root: &Path, dir: &Path, args: &[&str]) -> Peak {
+    // Linux tells a parent of the largest of its children (getrusage(2)), so each run has a parent of its own.
+    const PARENT: &str = "import resource, subprocess, sys\n\
+        run = subprocess.run(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)\n\
+        print(run.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)";
+    let output = Command::new("python3")
+        .args(["-c", PARENT, env!("CARGO_BIN_EXE_ovl")])
+        .args(args)
+        .current_dir(dir)
+        .env("OVL_ROOT", root)
+        .output()
+        .unwrap_or_else(|e| panic!("this test needs python3: {e}"));
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    let numbers = String::from_utf8_lossy(&output.stdout).into_owned();
+    let numbers: Vec<i64> = numbers
+        .split_whitespace()
+        .map(|n| n.parse().unwrap())
+        .collect();
+    let [code, kilobytes] = numbers[..] else {
+        panic!("python3 failed: {stderr}");
+    };
+    Peak {
+        code: code as i32,
+        stderr,
+        megabytes: kilobytes as u64 >> 10,
+    }
+}

@@ -113,7 +113,7 @@ impl<R: BufRead> TarReader<R> {
     }
 
     /// The next entry, or `None` at the end of the archive (two zero blocks, one and the end of the stream, or just the
-    /// end of the stream).
+    /// end of the stream, the last file's padding missing or not).
     ///
     /// # Errors
     /// The first malformation ends it; the reader must not be used after that.
@@ -208,20 +208,36 @@ impl<R: BufRead> TarReader<R> {
         &mut self,
         tap: &mut impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        let len = self.body_left + self.padding;
+        let (len, padding) = (self.body_left, self.padding);
         (self.body_left, self.padding) = (0, 0);
-        self.pass(len, tap)
+        self.pass(len, tap)?;
+        // `umoci insert` ends a layer right behind the last file's data, without padding, and Go's reader lets it.
+        self.ended |= !self.pass_some(padding, tap)?;
+        Ok(())
     }
 
     fn pass<E: From<TarError>>(
         &mut self,
-        mut len: u64,
+        len: u64,
         sink: &mut impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
+        if self.pass_some(len, sink)? {
+            Ok(())
+        } else {
+            Err(self.fault(Fault::Truncated).into())
+        }
+    }
+
+    /// Hands on `len` bytes, or `false` and what there is of them.
+    fn pass_some<E: From<TarError>>(
+        &mut self,
+        mut len: u64,
+        sink: &mut impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<bool, E> {
         while len > 0 {
             let bytes = fill(&mut self.input).map_err(TarError::Read)?;
             if bytes.is_empty() {
-                return Err(self.fault(Fault::Truncated).into());
+                return Ok(false);
             }
             let take = bytes.len().min(usize::try_from(len).unwrap_or(usize::MAX));
             sink(&bytes[..take])?;
@@ -229,7 +245,7 @@ impl<R: BufRead> TarReader<R> {
             self.offset += take as u64;
             len -= take as u64;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// The next block, or `None` at the end of the stream.

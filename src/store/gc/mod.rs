@@ -184,6 +184,11 @@ impl Collector<'_> {
     }
 }
 
+/// A crafted table may hold its rows in any order: who goes on after the last one would go round in circles.
+fn out_of_order() -> Error {
+    Error::Corrupt("rows are out of order".to_owned())
+}
+
 /// Runs through a table by its first column, the id, a page at a time. `sql` selects the id and two more integers of
 /// rows after `?1`, at most `?2` of them.
 pub(super) fn each_row(
@@ -202,6 +207,9 @@ pub(super) fn each_row(
         let Some((last, ..)) = page.last() else {
             return Ok(());
         };
+        if *last <= after {
+            return Err(out_of_order());
+        }
         after = *last;
         for (id, first, second) in page {
             visit(id, first, second)?;

@@ -227,6 +227,9 @@ fn unused(
             return Ok((found, None));
         }
         for id in ids {
+            if id <= after {
+                return Err(super::out_of_order());
+            }
             if !used(id) {
                 found.push(id);
             }
