@@ -2,6 +2,8 @@ PREFIX ?= /usr/local
 CARGO ?= cargo
 OVL = target/debug/ovl
 INSTALL = $(DESTDIR)$(PREFIX)
+# Where mount(8) looks for its helpers (/sbin is this); of no use there to an installation for one user.
+SBIN ?= $(if $(filter /usr /usr/local,$(PREFIX)),/usr/sbin,$(PREFIX)/sbin)
 
 help: ## Print this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
@@ -31,9 +33,11 @@ bench-with: target/peers/bin/fuse-overlayfs
 target/peers/bin/fuse-overlayfs:
 	$(CARGO) install --locked --root target/peers fuse-overlayfs@2.0.0
 
-torture: images ## The long campaigns: model, crashes, fsx (about two hours)
-	MODEL_SEQUENCES=10000 OVL_CRASH_ROUNDS=500 OVL_SQLITE_ROUNDS=100 OVL_FSX_SEEDS=10 OVL_FSX_OPERATIONS=100000 \
-		$(CARGO) test --locked --no-fail-fast --test model --test crash --test sqlite --test posix_suite
+torture: images ## The long campaigns: model, crashes, power cuts, failing disks, fsx (about three hours)
+	MODEL_SEQUENCES=10000 OVL_CRASH_ROUNDS=500 OVL_SQLITE_ROUNDS=100 OVL_MOUNT_CYCLES=2000 OVL_FSX_SEEDS=10 \
+		OVL_FSX_OPERATIONS=100000 OVL_POWER_STATES=0 OVL_FAULTS=0 OVL_KILL_ROUNDS=1000 \
+		$(CARGO) test --locked --no-fail-fast --test model --test crash --test sqlite --test posix_suite \
+		--test mount_cycles --test store_power --test store_faults --test store_processes
 
 lint: ## Check the formatting and run clippy
 	$(CARGO) fmt --check
@@ -43,8 +47,12 @@ build: ## Build target/release/ovl
 	@fixtures/setup.sh build
 	$(CARGO) build --locked --release
 
-install: build ## Install the program, man pages and completions under PREFIX=/usr/local (and DESTDIR=)
+install: build ## Install the program, its other names, man pages and completions under PREFIX=/usr/local (and DESTDIR=)
 	install -D -s -t $(INSTALL)/bin target/release/ovl
+	ln -sf ovl $(INSTALL)/bin/fuse-overlayfs
+	ln -sf ovl $(INSTALL)/bin/ovl-fuse
+	install -d $(DESTDIR)$(SBIN)
+	ln -sf $(PREFIX)/bin/ovl $(DESTDIR)$(SBIN)/mount.fuse.ovl
 	install -d $(INSTALL)/share/man/man1 $(INSTALL)/share/bash-completion/completions \
 		$(INSTALL)/share/zsh/site-functions $(INSTALL)/share/fish/vendor_completions.d
 	target/release/ovl man $(INSTALL)/share/man/man1

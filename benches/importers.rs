@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 
 use crate::arena::Arena;
 use crate::command::{Cost, command, cost, disk_usage, output, run};
+use crate::containerd::{Containerd, ctr};
 use crate::corpus::test_images;
 use crate::results::ImportCosts;
 use crate::stats::Random;
@@ -19,7 +20,35 @@ struct Importer {
     title: &'static str,
     /// The command for version 1 or 2.
     import: fn(&Images, &Path, u8) -> Command,
+    /// The command that writes version 1 to an archive, where there is one.
+    export: Option<fn(&Path, &Path) -> Command>,
+    /// The command that removes version 1 and gives its space back, where there is one.
+    remove: Option<fn(&Path) -> Command>,
+    /// Whether containerd must run meanwhile.
+    daemon: bool,
     version: &'static [&'static str],
+}
+
+fn own(store: &Path) -> Command {
+    let mut ovl = command(OVL, ["--root"]);
+    ovl.arg(store);
+    ovl
+}
+
+fn containers_storage(store: &Path, version: u8) -> String {
+    format!(
+        "containers-storage:[overlay@{0}/root+{0}/run]localhost/five:{version}",
+        store.display()
+    )
+}
+
+fn podman(store: &Path) -> Command {
+    let mut podman = command("podman", ["--storage-driver", "overlay", "--root"]);
+    podman
+        .arg(store.join("root"))
+        .arg("--runroot")
+        .arg(store.join("run"));
+    podman
 }
 
 const IMPORTERS: &[Importer] = &[
@@ -28,48 +57,94 @@ const IMPORTERS: &[Importer] = &[
         title: "ovl import",
         version: &[OVL, "--version"],
         import: |images, store, version| {
-            let mut ovl = command(OVL, ["--progress", "none", "--root"]);
-            ovl.arg(store)
-                .args(["import", "--replace", "--tag"])
+            let mut ovl = own(store);
+            ovl.args(["--progress", "none", "import", "--replace", "--tag"])
                 .arg(format!("five:{version}"));
             ovl.arg(images.archive(version));
             ovl
         },
+        export: Some(|store, to| {
+            let mut ovl = own(store);
+            ovl.args(["--progress", "none", "export", "five:1"])
+                .arg(format!("docker-archive:{}", to.display()));
+            ovl
+        }),
+        remove: Some(|store| {
+            let mut both = command(
+                "sh",
+                [
+                    "-c",
+                    "\"$0\" --root \"$1\" rmi five:1 && \"$0\" --root \"$1\" gc",
+                ],
+            );
+            both.arg(OVL).arg(store);
+            both
+        }),
+        daemon: false,
     },
     Importer {
         id: "skopeo",
         title: "skopeo copy",
         version: &["skopeo", "--version"],
         import: |images, store, version| {
-            let to = format!(
-                "containers-storage:[overlay@{0}/root+{0}/run]localhost/five:{version}",
-                store.display()
-            );
             let mut skopeo = command("skopeo", ["--insecure-policy", "copy", "-q"]);
             skopeo
                 .arg(format!(
                     "docker-archive:{}",
                     images.archive(version).display()
                 ))
-                .arg(to);
+                .arg(containers_storage(store, version));
             skopeo
         },
+        export: Some(|store, to| {
+            let mut skopeo = command("skopeo", ["--insecure-policy", "copy", "-q"]);
+            skopeo
+                .arg(containers_storage(store, 1))
+                .arg(format!("docker-archive:{}:five:1", to.display()));
+            skopeo
+        }),
+        remove: None,
+        daemon: false,
     },
     Importer {
         id: "podman",
         title: "podman load",
         version: &["podman", "--version"],
         import: |images, store, version| {
-            let mut podman = command("podman", ["--storage-driver", "overlay", "--root"]);
-            podman
-                .arg(store.join("root"))
-                .arg("--runroot")
-                .arg(store.join("run"));
+            let mut podman = podman(store);
             podman
                 .args(["load", "-q", "-i"])
                 .arg(images.archive(version));
             podman
         },
+        export: Some(|store, to| {
+            let mut podman = podman(store);
+            podman.args(["save", "-q", "-o"]).arg(to).arg("five:1");
+            podman
+        }),
+        remove: Some(|store| {
+            let mut podman = podman(store);
+            podman.args(["rmi", "five:1"]);
+            podman
+        }),
+        daemon: false,
+    },
+    Importer {
+        id: "ctr",
+        title: "ctr image import",
+        version: &["containerd", "--version"],
+        import: |images, store, version| {
+            let mut ctr = ctr(store, ["image", "import"]);
+            ctr.arg(images.archive(version));
+            ctr
+        },
+        export: Some(|store, to| {
+            let mut ctr = ctr(store, ["image", "export"]);
+            ctr.arg(to).arg("localhost/five:1");
+            ctr
+        }),
+        remove: Some(|store| ctr(store, ["image", "rm", "--sync", "localhost/five:1"])),
+        daemon: true,
     },
     Importer {
         id: "umoci",
@@ -82,6 +157,9 @@ const IMPORTERS: &[Importer] = &[
                 .arg(store.join(format!("bundle{version}")));
             umoci
         },
+        export: None,
+        remove: None,
+        daemon: false,
     },
 ];
 
@@ -189,8 +267,9 @@ fn blank(importer: &Importer) -> Result<ImportCosts> {
             .lines()
             .next()
             .unwrap_or_default()
-            .rsplit(' ')
-            .next()
+            .split(' ')
+            // The first word that is a number; containerd says more behind it.
+            .find(|word| word.starts_with(|c: char| c.is_ascii_digit()))
             .unwrap_or_default()
             .to_owned(),
         ..ImportCosts::default()
@@ -207,37 +286,62 @@ fn once(
     let store = arena.path().join("importer");
     fs::create_dir_all(&store)?;
     let note = arena.path().join("time");
+    let archive = arena.path().join("exported");
     crate::drivers::warm(&images.archive(1))?;
     arena.settle()?;
-    let imported = import(importer, images, &store, &note, 1);
-    let result = imported.and_then(|spent| {
-        costs.seconds.push(spent.seconds);
-        costs.cpu.push(spent.cpu);
-        costs.memory = costs.memory.max(spent.memory);
+    let mut run = || -> Result<()> {
+        let daemon = importer
+            .daemon
+            .then(|| Containerd::start(&store))
+            .transpose()?;
+        let used = |command: Command| spent(command, images, &note, daemon.as_ref());
+        let first = used((importer.import)(images, &store, 1))?;
+        costs.seconds.push(first.seconds);
+        costs.cpu.push(first.cpu);
+        costs.memory = costs.memory.max(first.memory);
+        arena.settle()?;
         if with_disk {
-            arena.settle()?;
             costs.disk_one = Some(disk_usage(&store)?);
-            costs.second_seconds = Some(import(importer, images, &store, &note, 2)?.seconds);
+        }
+        if let Some(export) = importer.export {
+            let exported = used(export(&store, &archive))?;
+            costs.export_seconds.push(exported.seconds);
+            costs.export_cpu.push(exported.cpu);
+            fs::remove_file(&archive)?;
+            arena.settle()?;
+        }
+        if with_disk {
+            costs.second_seconds = Some(used((importer.import)(images, &store, 2))?.seconds);
             arena.settle()?;
             costs.disk_both = Some(disk_usage(&store)?);
         }
+        if let Some(remove) = importer.remove {
+            costs.remove_seconds.push(used(remove(&store))?.seconds);
+        }
         Ok(())
-    });
+    };
+    let result = run();
     clear(&store)?;
     result
 }
 
-fn import(
-    importer: &Importer,
+/// Runs `command`; what a daemon did for it counts, too.
+fn spent(
+    mut command: Command,
     images: &Images,
-    store: &Path,
     note: &Path,
-    version: u8,
+    daemon: Option<&Containerd>,
 ) -> Result<Cost> {
-    let mut command = (importer.import)(images, store, version);
     // Not this machine's.
     command.env("CONTAINERS_STORAGE_CONF", &images.settings);
-    cost(&command, note)
+    let before = daemon.map(Containerd::usage).transpose()?;
+    let mut cost = cost(&command, note)?;
+    if let (Some(daemon), Some(before)) = (daemon, before) {
+        let after = daemon.usage()?;
+        cost.cpu += after.cpu - before.cpu;
+        cost.memory = cost.memory.max(after.resident);
+    }
+    Ok(cost)
 }
 
 /// Removes a store, and what its program may have left mounted in it.

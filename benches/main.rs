@@ -2,6 +2,7 @@
 //!
 //!   make bench, make bench-quick
 //!   cargo bench --bench ovl -- --mode tiny --only find,tar     # while working on a row
+//!   cargo bench --bench ovl -- --mode quick --only import --out docs     # the store's figures anew, the others kept
 //!
 //! | file | holds |
 //! |---|---|
@@ -9,13 +10,14 @@
 //! | `arena`, `corpus` | the file system it happens on, and the trees |
 //! | `systems`, `daemon` | what is compared, mounted and unmounted |
 //! | `rows`, `drivers`, `fio` | what is done and measured |
-//! | `memory`, `importers` | rows of another shape: walks, mounts, the store |
+//! | `memory`, `importers`, `containerd` | rows of another shape: walks, mounts, the store |
 //! | `results`, `targets`, `report` | figures kept, judged, printed |
 //!
 //! Needs root. It runs in a mount namespace of its own, so nothing it mounts outlives it.
 
 mod arena;
 mod command;
+mod containerd;
 mod corpus;
 mod daemon;
 mod drivers;
@@ -107,7 +109,14 @@ fn main() -> Result<()> {
             .exec())
         .context("unshare");
     }
-    let results = measure(&words)?;
+    let results = match words.only_the_store() {
+        true => measure_store(&words)?,
+        false => measure(&words)?,
+    };
+    let results = match kept(&words)? {
+        Some(kept) if words.only_the_store() => kept.with_store_of(results),
+        _ => results,
+    };
     publish(&results, words.out.as_deref(), true)
 }
 
@@ -118,6 +127,10 @@ impl Words {
                 .only
                 .iter()
                 .any(|start| key.starts_with(start.as_str()))
+    }
+
+    fn only_the_store(&self) -> bool {
+        self.only == ["import"]
     }
 
     fn sizes(&self) -> Sizes {
@@ -186,17 +199,13 @@ fn measure(words: &Words) -> Result<Results> {
             archive_bytes: 0,
         },
     };
+    let results = blank(words, date)?;
     let name = |system: &System| SystemName {
         id: system.id.to_owned(),
         title: system.title.to_owned(),
         version: system.version.clone(),
     };
     Ok(Results {
-        mode: words.mode,
-        date,
-        commit: machine::commit(),
-        machine: machine::machine()?,
-        sizes,
         systems: systems.iter().map(name).collect(),
         rows,
         walks,
@@ -206,6 +215,44 @@ fn measure(words: &Words) -> Result<Results> {
         archive_bytes: store.archive_bytes,
         failures,
         minutes: started.elapsed().as_secs_f64() / 60.0,
+        ..results
+    })
+}
+
+/// The rows of the store alone.
+fn measure_store(words: &Words) -> Result<Results> {
+    let started = Instant::now();
+    let results = blank(words, machine::date()?)?;
+    let arena = Arena::new(results.sizes.disk, results.sizes.inodes)?;
+    let mut random = Random::new(std::process::id().into());
+    let store = importers::measure(&arena, results.sizes.store_repetitions, &mut random)?;
+    Ok(Results {
+        imports: store.costs,
+        unique_layer_bytes: store.unique_layer_bytes,
+        archive_bytes: store.archive_bytes,
+        minutes: started.elapsed().as_secs_f64() / 60.0,
+        ..results
+    })
+}
+
+/// Results of nothing yet.
+fn blank(words: &Words, date: String) -> Result<Results> {
+    Ok(Results {
+        mode: words.mode,
+        date,
+        commit: machine::commit(),
+        machine: machine::machine()?,
+        sizes: words.sizes(),
+        systems: Vec::new(),
+        rows: Vec::new(),
+        walks: BTreeMap::new(),
+        mounts: Vec::new(),
+        imports: Vec::new(),
+        unique_layer_bytes: 0,
+        archive_bytes: 0,
+        failures: Vec::new(),
+        minutes: 0.0,
+        store_run: None,
     })
 }
 
@@ -298,6 +345,23 @@ fn one(
     row.run(&mut case)?;
     case.session.close()?;
     Ok(case.found)
+}
+
+/// The results of this mode that lie where the new ones are to go.
+fn kept(words: &Words) -> Result<Option<Results>> {
+    let Some(out) = &words.out else {
+        return Ok(None);
+    };
+    let path = out
+        .join("benchmarks")
+        .join(format!("{}.json", words.mode.name()));
+    match fs::read_to_string(&path) {
+        Ok(text) => Ok(Some(
+            serde_json::from_str(&text).with_context(|| path.display().to_string())?,
+        )),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| path.display().to_string()),
+    }
 }
 
 /// Writes the page, and keeps the results it is made from if they are `new`.

@@ -257,13 +257,23 @@ fn store(results: &Results) -> String {
     let mut text = format!(
         "## Store\n\nThe five-layer test image as a docker archive of {} MB, cached, into an empty store each time; medians of {} \
         repetitions. Disk is what du counts. Both versions together have {} MB of different layer bytes. umoci reads no archive: \
-        it is given an OCI layout with gzip layers, made beforehand, and unpacks it. ovl has its store synced when it returns; \
-        the others leave that to the kernel.\n\n\
+        it is given an OCI layout with gzip layers, made beforehand, and unpacks it; containerd runs as a daemon, whose time and memory \
+        count. ovl has its store synced when it returns; the others leave that to the kernel. {}\n\n\
         | program | seconds | least | most | processor, s | peak MiB | second version, s | disk, MB | disk both, MB | of unique |\n\
         |---|---|---|---|---|---|---|---|---|---|\n",
         mega(results.archive_bytes),
-        results.sizes.store_repetitions,
-        mega(results.unique_layer_bytes)
+        results
+            .store_run
+            .as_ref()
+            .map_or(results.sizes.store_repetitions, |run| run.repetitions),
+        mega(results.unique_layer_bytes),
+        results
+            .store_run
+            .as_ref()
+            .map_or(String::new(), |run| format!(
+                "Measured in a run of its own: commit {}, {} UTC.",
+                run.commit, run.date
+            )),
     );
     for import in &results.imports {
         let seconds = |value| or_dash(value, |seconds: f64| format!("{seconds:.2}"));
@@ -289,6 +299,36 @@ fn store(results: &Results) -> String {
         if let Some(failure) = &import.failure {
             let _ = writeln!(text, "\n{} failed: {failure}\n", import.title);
         }
+    }
+    text.push('\n');
+    text + &exports(results)
+}
+
+fn exports(results: &Results) -> String {
+    let mut text = String::from(
+        "The way back: the first version written to an archive (a docker archive; by ctr an OCI one), and then removed with its space \
+        given back (`ovl rmi && ovl gc`, `podman rmi`, `ctr image rm --sync`). ovl proves every chunk and every layer against its \
+        digest on the way out, and has the archive synced.\n\n\
+        | program | export, s | least | most | processor, s | removal, s | least | most |\n|---|---|---|---|---|---|---|---|\n",
+    );
+    for import in &results.imports {
+        if import.export_seconds.is_empty() && import.remove_seconds.is_empty() {
+            continue;
+        }
+        let seconds = |value| or_dash(value, |seconds: f64| format!("{seconds:.2}"));
+        let three = |list: &[f64]| {
+            let least = list.iter().copied().reduce(f64::min);
+            let most = list.iter().copied().reduce(f64::max);
+            [median(list), least, most].map(seconds)
+        };
+        let [export, export_least, export_most] = three(&import.export_seconds);
+        let [remove, remove_least, remove_most] = three(&import.remove_seconds);
+        let _ = writeln!(
+            text,
+            "| {} | {export} | {export_least} | {export_most} | {} | {remove} | {remove_least} | {remove_most} |",
+            import.id,
+            seconds(median(&import.export_cpu)),
+        );
     }
     text.push('\n');
     text

@@ -27,6 +27,32 @@ pub struct Results {
     /// Rows that did not work on a system.
     pub failures: Vec<String>,
     pub minutes: f64,
+    /// The store's figures, where they were measured in a run of their own.
+    #[serde(default)]
+    pub store_run: Option<StoreRun>,
+}
+
+/// When and of what the store's figures are.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StoreRun {
+    pub date: String,
+    pub commit: String,
+    pub repetitions: usize,
+}
+
+impl Results {
+    /// These results with the store's figures of `newer`.
+    pub fn with_store_of(mut self, newer: Self) -> Self {
+        self.store_run = Some(StoreRun {
+            date: newer.date,
+            commit: newer.commit,
+            repetitions: newer.sizes.store_repetitions,
+        });
+        self.imports = newer.imports;
+        self.unique_layer_bytes = newer.unique_layer_bytes;
+        self.archive_bytes = newer.archive_bytes;
+        self
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -115,6 +141,13 @@ pub struct ImportCosts {
     pub memory: u64,
     /// The second version on top of the first.
     pub second_seconds: Option<f64>,
+    #[serde(default)]
+    pub export_seconds: Vec<f64>,
+    #[serde(default)]
+    pub export_cpu: Vec<f64>,
+    /// Removing the first version: in the first repetition the second one is there, in the others it is the only one.
+    #[serde(default)]
+    pub remove_seconds: Vec<f64>,
     pub disk_one: Option<u64>,
     pub disk_both: Option<u64>,
     pub failure: Option<String>,

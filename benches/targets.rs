@@ -225,7 +225,7 @@ fn store(results: &Results, verdicts: &mut Vec<Verdict>) {
     let Some(ours) = results.imports.iter().find(|import| import.id == OURS) else {
         return;
     };
-    let peers = ["skopeo", "podman", "umoci"]
+    let peers = ["skopeo", "podman", "ctr", "umoci"]
         .iter()
         .filter_map(|id| Some((median(id)?, *id)));
     if let (Some(own), Some((fastest, id))) =
@@ -238,6 +238,28 @@ fn store(results: &Results, verdicts: &mut Vec<Verdict>) {
             "2x faster than the fastest peer",
             format!("{times:.2}x ({id})"),
             times >= 2.0,
+        ));
+    }
+    let skopeo = results.imports.iter().find(|import| import.id == "skopeo");
+    if let (Some(own), Some(theirs)) = (
+        crate::stats::median(&ours.export_seconds),
+        skopeo.and_then(|skopeo| crate::stats::median(&skopeo.export_seconds)),
+    ) {
+        verdicts.push(verdict(
+            "export",
+            "export",
+            "no slower than skopeo",
+            format!("{:.2}x the time of skopeo", own / theirs),
+            own <= theirs,
+        ));
+    }
+    if let Some(slowest) = ours.remove_seconds.iter().copied().reduce(f64::max) {
+        verdicts.push(verdict(
+            "remove",
+            "rmi && gc of one version",
+            "< 2 s",
+            format!("{slowest:.2} s"),
+            slowest < 2.0,
         ));
     }
     let mib = ours.memory as f64 / MIB;

@@ -9,8 +9,10 @@
 //! | [`image`] | OCI and Docker formats, import, export, commit; uses `store` |
 //! | [`layer`] | what a layer is: host directories and stored layers; uses `store` |
 //! | [`overlay`] | the merge engine, no FUSE in it; uses `layer` |
+//! | [`view`] | looking into images: paths, listings, differences; uses `overlay` |
 //! | [`fuse`] | kernel requests to engine calls and back (the only room that names `fuser`) |
 //! | [`mount`] | mount(2), daemon, registry of live mounts; uses everything above |
+//! | [`run`] | containers: a bundle over a mount, driven through runc or crun; uses `mount` and `store` |
 //!
 //! `docs/architecture.md` has the picture.
 
@@ -20,5 +22,7 @@ pub mod layer;
 pub mod meta;
 pub mod mount;
 pub mod overlay;
+pub mod run;
 pub mod store;
 pub mod sys;
+pub mod view;

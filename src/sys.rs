@@ -69,6 +69,32 @@ pub fn fs_uuid(fd: BorrowedFd<'_>) -> Option<[u8; 16]> {
     (rc == 0 && raw.len == 16).then_some(raw.uuid)
 }
 
+/// `struct fsxattr` (linux/fs.h): inode flags in XFS's form, extent sizes, project id. We only hand it on.
+pub type FsXattr = [u8; 28];
+
+/// `FS_IOC_FSGETXATTR` of an object open for reading; ENOTTY or EOPNOTSUPP where the file system has no such thing.
+pub fn fsxattr(fd: BorrowedFd<'_>) -> Result<FsXattr, Errno> {
+    /// `_IOR('X', 31, struct fsxattr)`
+    const FS_IOC_FSGETXATTR: libc::Ioctl = 0x801c_581f_u32 as libc::Ioctl;
+    let mut raw = [0; _];
+    // SAFETY: the ioctl writes one struct fsxattr, 28 bytes without padding.
+    match unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FSGETXATTR, &raw mut raw) } {
+        0 => Ok(raw),
+        _ => Err(last_errno()),
+    }
+}
+
+/// `FS_IOC_FSSETXATTR` of an object open for reading.
+pub fn set_fsxattr(fd: BorrowedFd<'_>, value: &FsXattr) -> Result<(), Errno> {
+    /// `_IOW('X', 32, struct fsxattr)`
+    const FS_IOC_FSSETXATTR: libc::Ioctl = 0x401c_5820_u32 as libc::Ioctl;
+    // SAFETY: the ioctl reads one struct fsxattr, 28 bytes without padding.
+    match unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FSSETXATTR, &raw const *value) } {
+        0 => Ok(()),
+        _ => Err(last_errno()),
+    }
+}
+
 fn last_errno() -> Errno {
     Errno::from_raw_os_error(
         std::io::Error::last_os_error()
@@ -131,6 +157,37 @@ pub fn close_inherited(keep: &[BorrowedFd<'_>]) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Has every descriptor above 2 closed when this process runs another program, also those it was itself started with.
+pub fn close_on_exec() -> Result<(), Errno> {
+    // SAFETY: the call changes a flag of descriptors and closes none.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            3,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    if rc == 0 { Ok(()) } else { Err(last_errno()) }
+}
+
+/// Gives this thread a mount namespace of its own, a copy of the one it is in.
+pub fn unshare_mounts() -> Result<(), Errno> {
+    unshare(libc::CLONE_NEWNS)
+}
+
+/// Gives this process, which must have one thread, a user namespace of its own, without mappings yet, and in it a mount
+/// namespace.
+pub fn unshare_user_and_mounts() -> Result<(), Errno> {
+    unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS)
+}
+
+fn unshare(flags: libc::c_int) -> Result<(), Errno> {
+    // SAFETY: descriptors and memory stay shared; only namespaces are replaced.
+    let rc = unsafe { libc::unshare(flags) };
+    if rc == 0 { Ok(()) } else { Err(last_errno()) }
+}
+
 /// Blocks `signals` in this thread, and those it starts later, and gives a descriptor to read them from
 /// ([`read_signal`]).
 pub fn signal_fd(signals: &[libc::c_int]) -> Result<OwnedFd, Errno> {
@@ -153,15 +210,36 @@ pub fn signal_fd(signals: &[libc::c_int]) -> Result<OwnedFd, Errno> {
     }
 }
 
+/// A signal as it came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReceivedSignal {
+    pub number: libc::c_int,
+    /// From the kernel (a key on the terminal, which goes to all processes in its foreground), not from a process.
+    pub by_kernel: bool,
+}
+
 /// Waits for a signal on a descriptor of [`signal_fd`].
 pub fn read_signal(fd: BorrowedFd<'_>) -> Result<libc::c_int, Errno> {
+    Ok(read_signal_info(fd)?.number)
+}
+
+/// The same, and where it comes from.
+pub fn read_signal_info(fd: BorrowedFd<'_>) -> Result<ReceivedSignal, Errno> {
     let mut info = [0_u8; size_of::<libc::signalfd_siginfo>()];
     loop {
         match rustix::io::read(fd, &mut info) {
             Err(Errno::INTR) => {}
             Err(errno) => return Err(errno),
-            // `ssi_signo` is the first field, a u32.
-            Ok(_) => return Ok(i32::from_ne_bytes([info[0], info[1], info[2], info[3]])),
+            // The first fields are `ssi_signo`, `ssi_errno` and `ssi_code`, of four bytes each.
+            Ok(_) => {
+                let field = |at: usize| {
+                    i32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]])
+                };
+                return Ok(ReceivedSignal {
+                    number: field(0),
+                    by_kernel: field(8) == libc::SI_KERNEL,
+                });
+            }
         }
     }
 }

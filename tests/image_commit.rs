@@ -342,7 +342,7 @@ fn changes_stack_on_a_parent_and_load_elsewhere() {
     };
     let form = ExportOptions {
         format: ExportFormat::OciArchive,
-        compression: Compression::Gzip,
+        compression: Some(Compression::Gzip),
     };
     export(&store, &[image], form, ExportTarget::Path(&out)).unwrap();
     let (podman_root, run_root) = (dir.path().join("podman"), dir.path().join("run"));

@@ -81,7 +81,7 @@ fn others_load_what_we_export() {
         let out = dir.path().join(format!("out-{i}"));
         let options = ExportOptions {
             format,
-            compression,
+            compression: Some(compression),
         };
         export(
             &store,
@@ -170,7 +170,7 @@ fn documents_follow_the_specification() {
         let out = dir.path().join(format!("layout-{compression:?}"));
         let options = ExportOptions {
             format: ExportFormat::OciDir,
-            compression,
+            compression: Some(compression),
         };
         export(
             &store,
@@ -209,7 +209,7 @@ fn exports_are_deterministic_and_stream_the_same_bytes() {
         for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
             let options = ExportOptions {
                 format,
-                compression,
+                compression: Some(compression),
             };
             let mut streamed = Vec::new();
             export(
@@ -242,7 +242,7 @@ fn several_images_share_their_layers() {
     let (store, manifest) = prepared(dir.path());
     let options = ExportOptions {
         format: ExportFormat::DockerArchive,
-        compression: Compression::None,
+        compression: Some(Compression::None),
     };
     let mut one = Vec::new();
     export(
@@ -315,7 +315,7 @@ fn failures_leave_nothing_behind() {
     ] {
         let options = ExportOptions {
             format,
-            compression: Compression::None,
+            compression: Some(Compression::None),
         };
         let path = out.join("x");
         let error = export(
@@ -353,7 +353,7 @@ fn failures_leave_nothing_behind() {
     fs::write(out.join("y"), "").unwrap();
     let options = ExportOptions {
         format: ExportFormat::OciDir,
-        compression: Compression::None,
+        compression: Some(Compression::None),
     };
     for existing in [out.clone(), out.join("y")] {
         let error = export(

@@ -418,7 +418,11 @@ fn a_file_cut_short_is_an_error() {
         match Store::open_existing(&place.root) {
             Ok(None) => assert_eq!(keep, 0, "an empty file is a store not made yet"),
             Ok(Some(store)) => {
-                read_all(&store, &info).expect_err(&format!("{keep} of {} bytes", whole.len()));
+                let read = read_all(&store, &info);
+                // SQLite takes what is missing of a last page for zeros, which it may be.
+                if whole[keep..].iter().any(|byte| *byte != 0) {
+                    read.expect_err(&format!("{keep} of {} bytes", whole.len()));
+                }
             }
             Err(error) => assert!(
                 matches!(error, Error::NotAStore { .. }),

@@ -14,14 +14,14 @@ use super::live::Live;
 use super::tag::new_name;
 use super::{Context, change, output};
 
-/// Make an image of a mount
+/// Make an image of a mount or a container
 ///
 /// What was changed becomes a layer on top of the mounted image. A mount with directories below, or several images, becomes an
 /// image of one layer with everything in it. The mount stays as it is. Prints the new image's ID. With SOURCE_DATE_EPOCH set,
 /// the same changes give the same image.
 #[derive(Args)]
 pub struct Commit {
-    /// A mount point, or an ID from `ovl mounts`
+    /// A mount point, an ID from `ovl mounts`, or a container
     #[arg(value_name = "MOUNTPOINT")]
     mount: PathBuf,
     /// Name of the new image
@@ -44,7 +44,7 @@ pub struct Commit {
 impl Commit {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let options = self.options()?;
-        let live = Live::open(&self.mount)?;
+        let live = Live::open(context, &self.mount)?;
         let store = context.store()?;
         let parent = parent(&live, &store)?;
         let image = ovl::image::commit(

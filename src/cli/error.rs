@@ -13,7 +13,7 @@
 use std::fmt;
 use std::io;
 
-use ovl::{image, mount, store};
+use ovl::{image, mount, run, store, view};
 
 /// An error with the exit code it stands for, made by the command line itself.
 #[derive(Debug)]
@@ -23,6 +23,15 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// For commands that have exit codes of their own.
+    pub fn with_code(code: u8, text: impl Into<String>) -> anyhow::Error {
+        Self {
+            code,
+            text: text.into(),
+        }
+        .into()
+    }
+
     pub fn usage(text: impl Into<String>) -> anyhow::Error {
         Self {
             code: 2,
@@ -34,6 +43,14 @@ impl Failure {
     pub fn conflict(text: impl Into<String>) -> anyhow::Error {
         Self {
             code: 3,
+            text: text.into(),
+        }
+        .into()
+    }
+
+    pub fn damage(text: impl Into<String>) -> anyhow::Error {
+        Self {
+            code: 5,
             text: text.into(),
         }
         .into()
@@ -93,6 +110,12 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         });
     }
     if let Some(error) = cause.downcast_ref::<mount::Error>() {
+        return Some(error.exit_code());
+    }
+    if let Some(error) = cause.downcast_ref::<view::Error>() {
+        return Some(error.exit_code());
+    }
+    if let Some(error) = cause.downcast_ref::<run::Error>() {
         return Some(error.exit_code());
     }
     if cause.is::<image::ReferenceError>() {

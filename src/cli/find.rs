@@ -1,11 +1,13 @@
 //! From the words a person uses for an image to its record, and from a record to its configuration document.
 
+use std::ffi::OsStr;
 use std::str::FromStr;
 
 use anyhow::Context as _;
-use ovl::image::Reference;
+use ovl::image::{Platform, Reference, image_for};
 use ovl::meta::Timestamp;
 use ovl::store::{self, Digest, ImageRecord, Store};
+use ovl::view::View;
 use serde_json::Value;
 
 use super::Context;
@@ -21,6 +23,14 @@ pub struct Found {
 }
 
 impl Context {
+    /// The merged tree of the image that a word names. `image:` before it is taken as elsewhere.
+    pub fn view(&self, word: &OsStr, purpose: &str) -> anyhow::Result<View> {
+        let words = image_words(word)?;
+        let found = self.find(words)?;
+        let view = View::open(&found.store, &found.record.layers, purpose);
+        view.with_context(|| format!("image {words}"))
+    }
+
     /// Finds an image by name, by `NAME@DIGEST`, or by (the beginning of) its ID or its manifest's digest. A name wins over
     /// an ID that looks like it.
     pub fn find(&self, words: &str) -> anyhow::Result<Found> {
@@ -40,6 +50,26 @@ impl Context {
             "no image {words} in {}; see: ovl images",
             self.root.display()
         )))
+    }
+}
+
+/// The reference in a word of the command line, without the `image:` that settles doubt.
+fn image_words(word: &OsStr) -> anyhow::Result<&str> {
+    let words = word
+        .to_str()
+        .ok_or_else(|| Failure::usage(format!("not an image name: {}", word.display())))?;
+    Ok(words.strip_prefix("image:").unwrap_or(words))
+}
+
+impl Context {
+    /// Finds an image for a platform; gives the digest of its manifest.
+    pub fn find_for(&self, words: &str, platform: &Platform) -> anyhow::Result<String> {
+        let found = self.find(words)?;
+        let manifest = match found.name.filter(|name| name.digest().is_none()) {
+            Some(name) => image_for(&found.store, &name.to_string(), platform)?.manifest,
+            None => found.record.manifest,
+        };
+        Ok(manifest.to_string())
     }
 }
 

@@ -35,10 +35,13 @@ pub struct History {
 struct Step {
     created: String,
     created_by: String,
+    author: String,
     comment: String,
-    /// The layer this step made; `None` for one that only changed the configuration.
+    /// Diff ID of the layer this step made; `None` for one that only changed the configuration.
     layer: Option<String>,
+    /// Bytes of the layer's files, and of its tar.
     size: u64,
+    tar_size: u64,
 }
 
 /// Characters of a command that a table shows.
@@ -84,19 +87,18 @@ fn steps(found: &Found) -> anyhow::Result<Vec<Step>> {
     let mut steps = Vec::new();
     let mut step = |entry: &Value, layer: Option<&ovl::store::Digest>| -> anyhow::Result<()> {
         let text = |key: &str| entry[key].as_str().unwrap_or_default().to_owned();
-        let size = layer
+        let info = layer
             .map(|digest| store.layer(digest))
             .transpose()?
-            .flatten()
-            .map_or(0, |info| info.files_size);
-        let layer = layer.map(ToString::to_string);
-        let (created, created_by, comment) = (text("created"), text("created_by"), text("comment"));
+            .flatten();
         steps.push(Step {
-            created,
-            created_by,
-            comment,
-            layer,
-            size,
+            created: text("created"),
+            created_by: text("created_by"),
+            author: text("author"),
+            comment: text("comment"),
+            layer: layer.map(ToString::to_string),
+            size: info.as_ref().map_or(0, |info| info.files_size),
+            tar_size: info.as_ref().map_or(0, |info| info.tar_size),
         });
         Ok(())
     };

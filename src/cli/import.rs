@@ -3,8 +3,8 @@
 use std::ffi::OsString;
 use std::time::Instant;
 
-use clap::Args;
-use ovl::image::{ImportOptions, Platform, Reference, Source};
+use clap::{Args, ValueEnum};
+use ovl::image::{ImportOptions, KeepCompressed, Platform, Reference, Source};
 
 use super::Context;
 use super::find::familiar;
@@ -17,7 +17,8 @@ use super::tag::new_name;
 /// SOURCE is a docker-archive (`docker save`, `podman save`), an oci-archive, an OCI layout or the tar of a root file
 /// system, plain or compressed with gzip or zstd, found out by its content; `-` reads standard input. `docker-archive:PATH`,
 /// `oci-archive:PATH`, `oci:PATH` and `rootfs:PATH` say what it must be, and the first three may end in `:NAME` to take one
-/// image of several. Prints the ID of each image.
+/// image of several. `dir:PATH` takes a directory of this machine as a root file system, or the image that `skopeo copy`
+/// wrote there. Prints the ID of each image.
 #[derive(Args)]
 pub struct Import {
     #[arg(value_name = "SOURCE")]
@@ -28,14 +29,38 @@ pub struct Import {
     /// Take the image for this machine from an archive of several
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     platform: Option<String>,
+    /// Take the images of all platforms; names point to the one of --platform, or of this machine
+    #[arg(long)]
+    all_platforms: bool,
     /// Move names that point to other images
     #[arg(long)]
     replace: bool,
+    /// Keep what gives back layers as they came, compressed, and so the image with its own manifest: auto (where it costs
+    /// little), always or never
+    #[arg(long, value_enum, default_value_t = Keep::Auto, value_name = "WHEN", hide_possible_values = true)]
+    keep_compressed: Keep,
     /// Say nothing on stderr but errors
     #[arg(short, long)]
     quiet: bool,
     #[command(flatten)]
     limits: super::limits::LimitArgs,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Keep {
+    Auto,
+    Always,
+    Never,
+}
+
+impl From<Keep> for KeepCompressed {
+    fn from(keep: Keep) -> Self {
+        match keep {
+            Keep::Auto => Self::Auto,
+            Keep::Always => Self::Always,
+            Keep::Never => Self::Never,
+        }
+    }
 }
 
 impl Import {
@@ -68,6 +93,11 @@ impl Import {
                 size(bytes)
             );
         }
+        if !self.quiet && images.iter().any(|image| !image.restorable) {
+            eprintln!(
+                "its compressed layers were not kept: exported in OCI form, it gets a new manifest (see --keep-compressed)"
+            );
+        }
         output::stdout(|out| {
             images
                 .iter()
@@ -87,7 +117,9 @@ impl Import {
                 .as_deref()
                 .map(str::parse::<Platform>)
                 .transpose()?,
+            all_platforms: self.all_platforms,
             replace_names: self.replace,
+            keep_compressed: self.keep_compressed.into(),
             limits: self.limits.limits(),
         })
     }

@@ -1,4 +1,4 @@
-//! A second engine over a live mount's layers, to look at what the mount changed.
+//! A second engine over a mount's layers, to look at what the mount, or the container it is or was of, changed.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,22 +7,47 @@ use anyhow::Context as _;
 use ovl::layer::{DirLayer, Layer, StoredLayer};
 use ovl::mount::{Record, RecordedLower};
 use ovl::overlay::{Options, Overlay, Stack, UpperDirs};
+use ovl::run::{self, Container, Containers, State};
 use ovl::store::{Digest, Store};
 
 use super::error::Failure;
-use super::mounts;
+use super::{Context, mounts};
 
-/// A live mount opened for looking.
+/// A mount's layers opened for looking.
 pub struct Live {
     pub record: Record,
     pub engine: Overlay,
 }
 
 impl Live {
-    /// Opens the mount that `name` means (a mount point or an ID). What programs wrote there is in its upper afterwards.
-    pub fn open(name: &Path) -> anyhow::Result<Self> {
-        let record = mounts::find(name)?;
+    /// Opens the mount that `name` means (a mount point or an ID), or what a container of that name has or had mounted. What
+    /// programs wrote there is in its upper afterwards.
+    pub fn open(context: &Context, name: &Path) -> anyhow::Result<Self> {
+        let record = match (mounts::find(name), name.to_str()) {
+            (Err(no_mount), Some(words)) => {
+                let containers = Containers::new(&context.root, &mounts::run_dir()?);
+                let container = containers.find(words)?.ok_or_else(|| {
+                    no_mount.context(format!("{words} is neither a mount nor a container"))
+                })?;
+                return Self::of_container(container);
+            }
+            (found, _) => found?,
+        };
         flush(&record.mount_point.0)?;
+        Self::over(record, name)
+    }
+
+    fn of_container(container: Container) -> anyhow::Result<Self> {
+        run::enter_for(&container)?;
+        let never = || Failure::conflict(format!("container {} never started", container.name));
+        let record = container.mount.clone().ok_or_else(never)?;
+        if container.state() == State::Running {
+            flush(&record.mount_point.0)?;
+        }
+        Self::over(record, Path::new(&container.name))
+    }
+
+    fn over(record: Record, name: &Path) -> anyhow::Result<Self> {
         let lowers = lowers(&record)?;
         let (Some(upper), Some(work)) = (&record.upper, &record.work) else {
             return Err(Failure::usage(format!(
@@ -41,6 +66,21 @@ impl Live {
         };
         let engine = Overlay::new(Stack { lowers, upper }, &options)?;
         Ok(Self { record, engine })
+    }
+}
+
+impl Live {
+    /// An engine over the mount's lowers alone: what was there before. `None` if there is nothing below the upper.
+    pub fn before(&self) -> anyhow::Result<Option<Overlay>> {
+        let lowers = lowers(&self.record)?;
+        if lowers.is_empty() {
+            return Ok(None);
+        }
+        let stack = Stack {
+            lowers,
+            upper: None,
+        };
+        Ok(Some(Overlay::new(stack, &self.record.engine)?))
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! stdout carries data ([`output`]), stderr words: one `ovl: …` line for an error ([`error`]), progress ([`progress`]).
 
+mod cat;
 mod change;
 mod commit;
 mod completion;
@@ -10,8 +11,10 @@ mod diff;
 mod dropin;
 mod entries;
 mod error;
+mod exec;
 mod export;
 mod find;
+mod fsck;
 mod gc;
 mod history;
 mod images;
@@ -24,8 +27,12 @@ mod mount;
 mod mounts;
 mod output;
 mod progress;
+mod ps;
+mod rm;
+mod run;
 mod tag;
 mod time;
+mod tree;
 mod version;
 
 use std::ffi::OsString;
@@ -95,6 +102,8 @@ enum Verb {
     Images(images::Images),
     Inspect(inspect::Inspect),
     History(history::History),
+    Tree(tree::Tree),
+    Cat(cat::Cat),
     Tag(tag::Tag),
     Untag(tag::Untag),
     Rmi(tag::Rmi),
@@ -103,7 +112,12 @@ enum Verb {
     Mounts(mounts::Mounts),
     Diff(diff::Diff),
     Commit(commit::Commit),
+    Run(run::Run),
+    Exec(exec::Exec),
+    Ps(ps::Ps),
+    Rm(rm::Rm),
     Gc(gc::Gc),
+    Fsck(fsck::Fsck),
     Df(df::Df),
     Info(info::Info),
     Completion(completion::Completion),
@@ -120,6 +134,8 @@ impl Verb {
             Self::Images(verb) => verb.run(context),
             Self::Inspect(verb) => verb.run(context),
             Self::History(verb) => verb.run(context),
+            Self::Tree(verb) => verb.run(context),
+            Self::Cat(verb) => verb.run(context),
             Self::Tag(verb) => verb.run(context),
             Self::Untag(verb) => verb.run(context),
             Self::Rmi(verb) => verb.run(context),
@@ -128,7 +144,12 @@ impl Verb {
             Self::Mounts(verb) => verb.run(),
             Self::Diff(verb) => verb.run(context),
             Self::Commit(verb) => verb.run(context),
+            Self::Run(verb) => verb.run(context),
+            Self::Exec(verb) => verb.run(context),
+            Self::Ps(verb) => verb.run(context),
+            Self::Rm(verb) => verb.run(context),
             Self::Gc(verb) => verb.run(context),
+            Self::Fsck(verb) => verb.run(context),
             Self::Df(verb) => verb.run(context),
             Self::Info(verb) => verb.run(context),
             Self::Completion(verb) => verb.run(),
@@ -218,12 +239,14 @@ fn usage(error: &clap::Error) -> ExitCode {
         eprintln!("{}", error.render());
         return ExitCode::from(2);
     }
+    let verb = verb();
     eprintln!(
-        "ovl: {}; see: ovl{} --help",
+        "ovl: {}; see: ovl{verb} --help",
         usage_words(&error.render().to_string()),
-        verb()
     );
-    ExitCode::from(2)
+    // Codes below 125 are the container's.
+    let of_container = matches!(verb.as_str(), " run" | " exec");
+    ExitCode::from(if of_container { 125 } else { 2 })
 }
 
 /// What is wrong, from clap's paragraphs: its first one and its tips, in one line.

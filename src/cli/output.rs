@@ -1,6 +1,8 @@
 //! What goes to stdout: tables in Docker's shape, JSON, sizes. Nothing else in the program writes there.
 
-use std::io::{self, Write};
+use std::ffi::OsStr;
+use std::io::{self, IsTerminal, Write};
+use std::os::unix::ffi::OsStrExt;
 
 use clap::ValueEnum;
 use ovl::store::Digest;
@@ -26,6 +28,15 @@ pub fn stdout(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> anyhow::R
         .map_err(stdout_error)
 }
 
+/// The same for what writes and reads: its own errors stay what they are, those of stdout it names with
+/// [`stdout_error`].
+pub fn raw(write: impl FnOnce(&mut dyn Write) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let written = write(&mut out);
+    let flushed = out.flush().map_err(stdout_error);
+    written.and(flushed)
+}
+
 pub fn line(text: &str) -> anyhow::Result<()> {
     stdout(|out| writeln!(out, "{text}"))
 }
@@ -35,6 +46,79 @@ pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
         serde_json::to_writer_pretty(&mut *out, value)?;
         writeln!(out)
     })
+}
+
+/// A list written item by item, for lists that may be long: `fill` gets what takes the next item. If it fails before the
+/// first, nothing is written.
+pub fn json_list<T: Serialize>(
+    fill: impl FnOnce(&mut dyn FnMut(&T) -> anyhow::Result<()>) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    raw(|out| {
+        let mut between = "[\n";
+        fill(&mut |item| {
+            write!(out, "{between}").map_err(stdout_error)?;
+            between = ",\n";
+            serde_json::to_writer(&mut *out, item).map_err(|error| stdout_error(error.into()))
+        })?;
+        let end = if between == "[\n" { "[]" } else { "\n]" };
+        writeln!(out, "{end}").map_err(stdout_error)
+    })
+}
+
+/// A path from the root of an image or a mount as text; bytes that are none become `\xNN`, and `\` is doubled then.
+pub fn path(path: &OsStr) -> String {
+    format!("/{}", name(path))
+}
+
+/// A name as text, likewise.
+pub fn name(name: &OsStr) -> String {
+    match name.to_str() {
+        Some(text) => text.to_owned(),
+        None => name.as_bytes().escape_ascii().to_string(),
+    }
+}
+
+/// How words are set apart on a terminal (ECMA-48, SGR).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Colour {
+    Plain,
+    Red,
+    Green,
+    Yellow,
+    Blue,
+    Magenta,
+    Cyan,
+}
+
+/// Puts colours on words, if they are wanted.
+#[derive(Clone, Copy)]
+pub struct Paint {
+    on: bool,
+}
+
+impl Paint {
+    /// Colours for a terminal on stdout, unless `NO_COLOR` is set or the terminal has none.
+    pub fn stdout() -> Self {
+        let no = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+        Self {
+            on: !no && !dumb && io::stdout().is_terminal(),
+        }
+    }
+
+    pub fn put(self, colour: Colour, word: &str) -> String {
+        let code = match colour {
+            Colour::Plain => return word.to_owned(),
+            _ if !self.on => return word.to_owned(),
+            Colour::Red => 31,
+            Colour::Green => 32,
+            Colour::Yellow => 33,
+            Colour::Blue => 34,
+            Colour::Magenta => 35,
+            Colour::Cyan => 36,
+        };
+        format!("\x1b[{code}m{word}\x1b[0m")
+    }
 }
 
 /// Rows under headings, columns three blanks apart, as Docker prints them.
@@ -124,6 +208,17 @@ pub fn id(digest: &Digest, whole: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn colours_are_put_only_where_wanted() {
+        for (on, colour, want) in [
+            (true, Colour::Red, "\x1b[31mx\x1b[0m"),
+            (true, Colour::Plain, "x"),
+            (false, Colour::Red, "x"),
+        ] {
+            assert_eq!(Paint { on }.put(colour, "x"), want);
+        }
+    }
 
     #[test]
     fn sizes_have_at_most_three_digits() {

@@ -1,4 +1,5 @@
-//! Progress of an import on stderr: a bar for each layer on a terminal, or lines for logs and programs.
+//! Progress on stderr: bars on a terminal, or lines for logs and programs. Of an import, a bar for each layer; of a check
+//! or a collection, one for the step it is at.
 
 use std::collections::HashMap;
 use std::io::{IsTerminal, Write};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use ovl::image::{ImportProgress, LayerOutcome};
+use ovl::store;
 use serde_json::json;
 
 use super::error::escape;
@@ -38,6 +40,17 @@ enum Show {
     Nothing,
 }
 
+impl Show {
+    fn new(mode: Mode) -> Self {
+        match mode {
+            Mode::Auto if std::io::stderr().is_terminal() => Self::Bars(MultiProgress::new()),
+            Mode::Auto | Mode::None => Self::Nothing,
+            Mode::Plain => Self::Plain,
+            Mode::Json => Self::Json,
+        }
+    }
+}
+
 #[derive(Default)]
 struct State {
     layers: HashMap<usize, Layer>,
@@ -61,14 +74,8 @@ const JSON_EVERY: Duration = Duration::from_millis(200);
 
 impl Progress {
     pub fn new(mode: Mode) -> Self {
-        let show = match mode {
-            Mode::Auto if std::io::stderr().is_terminal() => Show::Bars(MultiProgress::new()),
-            Mode::Auto | Mode::None => Show::Nothing,
-            Mode::Plain => Show::Plain,
-            Mode::Json => Show::Json,
-        };
         Self {
-            show,
+            show: Show::new(mode),
             state: Mutex::default(),
         }
     }
@@ -160,6 +167,100 @@ impl ImportProgress for Progress {
     }
 }
 
+/// Shows a job of several steps, one at a time: a bar on a terminal, or lines for logs and programs.
+pub struct Steps {
+    show: Show,
+    step: Mutex<Option<Step>>,
+}
+
+struct Step {
+    name: &'static str,
+    total: u64,
+    done: u64,
+    bytes: bool,
+    started: Instant,
+    told: Instant,
+    bar: Option<ProgressBar>,
+}
+
+impl Steps {
+    pub fn new(mode: Mode) -> Self {
+        Self {
+            show: Show::new(mode),
+            step: Mutex::default(),
+        }
+    }
+
+    pub fn tell(&self, progress: store::Progress) {
+        match progress {
+            store::Progress::Phase { name, total, bytes } => self.begin(name, total, bytes),
+            store::Progress::Advance(units) => self.advance(units),
+        }
+    }
+
+    fn begin(&self, name: &'static str, total: u64, bytes: bool) {
+        self.end();
+        let bar = match &self.show {
+            Show::Bars(all) => {
+                let bar = if bytes {
+                    bar(Some(total))
+                } else {
+                    counter(total)
+                };
+                Some(all.add(bar.with_message(name)))
+            }
+            Show::Plain | Show::Json | Show::Nothing => None,
+        };
+        let now = Instant::now();
+        *self.lock() = Some(Step {
+            name,
+            total,
+            done: 0,
+            bytes,
+            started: now,
+            told: now,
+            bar,
+        });
+    }
+
+    fn advance(&self, units: u64) {
+        let mut step = self.lock();
+        let Some(step) = step.as_mut() else { return };
+        step.done += units;
+        if let Some(bar) = &step.bar {
+            bar.set_position(step.done);
+        } else if matches!(self.show, Show::Json) && step.told.elapsed() >= JSON_EVERY {
+            step.told = Instant::now();
+            tell(&json!({ "step": step.name, "done": step.done, "total": step.total }).to_string());
+        }
+    }
+
+    /// The last step is done.
+    pub fn end(&self) {
+        let Some(step) = self.lock().take() else {
+            return;
+        };
+        if let Some(bar) = step.bar {
+            bar.finish_and_clear();
+        }
+        let seconds = step.started.elapsed().as_secs_f64();
+        match self.show {
+            Show::Plain => {
+                let done = if step.bytes { size(step.done) } else { step.done.to_string() };
+                tell(&format!("{}: {done}, {seconds:.1} s", step.name));
+            }
+            Show::Json => tell(
+                &json!({ "step": step.name, "done": step.done, "total": step.total, "seconds": seconds }).to_string(),
+            ),
+            Show::Bars(_) | Show::Nothing => {}
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Step>> {
+        self.step.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// A layer's name without what all have in common: its digest's first digits, or its file's name.
 fn short(name: &str) -> &str {
     let name = name.rsplit([' ', '/', ':']).next().unwrap_or(name);
@@ -175,6 +276,11 @@ fn bar(total: Option<u64>) -> ProgressBar {
         Some(total) => ProgressBar::new(total).with_style(style(KNOWN).progress_chars("#> ")),
         None => ProgressBar::new_spinner().with_style(style(UNKNOWN)),
     }
+}
+
+fn counter(total: u64) -> ProgressBar {
+    const COUNTED: &str = "{msg:20!} {bar:30} {pos:>10} of {len:<10} {eta:>4}";
+    ProgressBar::new(total).with_style(style(COUNTED).progress_chars("#> "))
 }
 
 fn style(template: &str) -> ProgressStyle {

@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 use clap::Args;
 use ovl::image::Reference;
+use ovl::store::ImageRecord;
 
 use super::Context;
 use super::error::Failure;
@@ -86,7 +87,7 @@ impl Rmi {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         for words in &self.images {
             match context.find(words) {
-                Ok(found) => self.remove(words, &found)?,
+                Ok(found) => self.remove(context, words, &found)?,
                 Err(error) if self.force && super::error::exit_code(&error) == 4 => {}
                 Err(error) => return Err(error),
             }
@@ -94,7 +95,7 @@ impl Rmi {
         Ok(())
     }
 
-    fn remove(&self, words: &str, found: &Found) -> anyhow::Result<()> {
+    fn remove(&self, context: &Context, words: &str, found: &Found) -> anyhow::Result<()> {
         let Found {
             store,
             record,
@@ -117,6 +118,7 @@ impl Rmi {
         {
             store.remove_name(&name.to_string())?;
         } else {
+            self.check_unused(context, words, record)?;
             store.remove_image(&record.manifest)?;
         }
         for name in &going {
@@ -126,5 +128,20 @@ impl Rmi {
             output::line(&format!("Deleted: {}", record.config))?;
         }
         Ok(())
+    }
+
+    /// What a container changed means nothing without its image.
+    fn check_unused(
+        &self,
+        context: &Context,
+        words: &str,
+        record: &ImageRecord,
+    ) -> anyhow::Result<()> {
+        match ovl::run::user_of(&context.root, &record.config)? {
+            Some(user) if !self.force => Err(Failure::conflict(format!(
+                "{words} is the image of container {user}: remove that first (ovl rm {user}), or use --force"
+            ))),
+            _ => Ok(()),
+        }
     }
 }

@@ -23,7 +23,7 @@ use super::convert::{
     attr_out, bare_attr, errno_out, kind_out, rdev_in, rename_flags_in, set_time_in, time_in,
 };
 use super::init::{Negotiated, negotiate};
-use super::{Config, Counters, seek};
+use super::{Config, Counters, ioctl, seek};
 use crate::meta::FileKind;
 use crate::overlay::{Caller, Entry, NodeId, Overlay, Result, SetAttr, XattrSet};
 
@@ -584,17 +584,7 @@ impl fuser::Filesystem for Transport {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        // lsattr and chattr. The numbers tell a long, the data is an int (linux/fs.h).
-        const GET_FLAGS: u32 = 0x8008_6601;
-        const SET_FLAGS: u32 = 0x4008_6602;
-        let answer = self.call("ioctl", |e| match (cmd, in_data.first_chunk()) {
-            (GET_FLAGS, _) => e.flags(node(ino)).map(|flags| flags.to_ne_bytes().to_vec()),
-            (SET_FLAGS, Some(flags)) => e
-                .set_flags(node(ino), u32::from_ne_bytes(*flags))
-                .map(|()| Vec::new()),
-            (SET_FLAGS, None) => Err(rustix::io::Errno::INVAL),
-            _ => Err(rustix::io::Errno::NOTTY),
-        });
+        let answer = self.call("ioctl", |e| ioctl::answer(e, node(ino), cmd, in_data));
         let data = ok_or_reply!(answer, reply);
         reply.ioctl(0, &data);
     }
@@ -623,8 +613,12 @@ impl fuser::Filesystem for Transport {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let (Ok(offset), Ok(whence)) = (u64::try_from(offset), u32::try_from(whence)) else {
+        let Ok(whence) = u32::try_from(whence) else {
             return reply.error(fuser::Errno::EINVAL);
+        };
+        let Ok(offset) = u64::try_from(offset) else {
+            // What every file system of Linux says of a place before the beginning.
+            return reply.error(fuser::Errno::ENXIO);
         };
         let request = seek::Request {
             node: node(ino),

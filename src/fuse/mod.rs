@@ -16,6 +16,7 @@
 mod convert;
 mod handlers;
 mod init;
+mod ioctl;
 mod seek;
 
 use std::io;

@@ -302,6 +302,15 @@ impl LayoutDir {
         matches!(self.open_file(name.as_bytes()), Ok(Some(_)))
     }
 
+    /// Whether it is what `skopeo copy` writes to its `dir:`: one image, blobs by the digits of their digests.
+    pub fn is_skopeo_dir(&self) -> bool {
+        let mut head = [0; 27];
+        let version = self.open_file(b"version").ok().flatten();
+        version.is_some_and(|(mut file, _)| file.read_exact(&mut head).is_ok())
+            && head == *b"Directory Transport Version"
+            && self.has("manifest.json")
+    }
+
     fn open_file(&self, path: &[u8]) -> Result<Option<(File, u64)>> {
         let name = || format!("{}/{}", self.what, path.escape_ascii());
         // Never blocks on a FIFO, follows no symlink, stays beneath.

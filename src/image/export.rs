@@ -1,13 +1,15 @@
 //! Export: images from the store as archives that other tools load.
 //!
-//! The store keeps layers as tars, not as the compressed blobs they may have come in. So:
 //! - `docker-archive` carries the configuration verbatim (the image ID stays); it has no OCI manifest.
 //! - OCI forms carry the image's manifest verbatim, so that its digest stays, if every blob it names can be given as it
-//!   was: layers wanted uncompressed, and plain in the manifest too. Otherwise the manifest is made anew from the
-//!   same configuration with descriptors of the blobs written here; its digest changes, the image ID does not.
+//!   was: plain, or made again from what the import kept. Otherwise, or if another compression is asked for, the
+//!   manifest is made anew from the same configuration with descriptors of the blobs written here; its digest changes, the
+//!   image ID does not.
 //!
-//! Every layer is proven against its diff ID while it is written; a failure leaves no output.
+//! Every layer is proven against its diff ID, every blob against its digest while it is written; a failure leaves no
+//! output.
 
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -18,9 +20,6 @@ use sha2::{Digest as _, Sha256};
 use crate::store::{self, Digest, ImageRecord, Store};
 
 use super::compress::{Compression, Encoder};
-use super::documents::{
-    self, CONTAINERD_NAME, Document, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, REF_NAME,
-};
 use super::layer_tar::LayerTarWriter;
 use super::output::{OutputDir, OutputFile};
 use super::reference::Reference;
@@ -39,8 +38,18 @@ pub enum ExportFormat {
 #[derive(Clone, Copy, Debug)]
 pub struct ExportOptions {
     pub format: ExportFormat,
-    /// Of each layer within the archive. (podman and skopeo do not read a docker-archive compressed as a whole.)
-    pub compression: Compression,
+    /// Of each layer within the archive. (podman and skopeo do not read a docker-archive compressed as a whole.) `None`: as
+    /// they came, where that can be made again, else plain.
+    pub compression: Option<Compression>,
+}
+
+/// What was written of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportedImage {
+    /// Digest of its manifest, or of the index it is in, where the format has them.
+    pub manifest: Option<Digest>,
+    /// Why that is not the manifest it was imported with.
+    pub new_because: Option<String>,
 }
 
 /// An image to export, and the names it shall have there (possibly none).
@@ -68,15 +77,15 @@ pub fn export(
     images: &[ExportImage],
     options: ExportOptions,
     target: ExportTarget<'_>,
-) -> Result<()> {
+) -> Result<Vec<ExportedImage>> {
     let exporter = Exporter::new(store, images, options)?;
     match (options.format, target) {
         (ExportFormat::OciDir, ExportTarget::Path(path)) => {
             let mut dir = OutputDir::create(path)?;
-            exporter.oci(&mut DirSink {
+            let exported = exporter.oci(&mut DirSink {
                 root: dir.path().to_owned(),
             })?;
-            dir.publish()
+            dir.publish().map(|()| exported)
         }
         (ExportFormat::OciDir, ExportTarget::Stream(_)) => Err(Error::Usage(
             "an OCI layout directory cannot be written to standard output".to_owned(),
@@ -84,16 +93,16 @@ pub fn export(
         (_, ExportTarget::Stream(out)) => exporter.archive(out),
         (_, ExportTarget::Path(path)) => {
             let mut file = OutputFile::create(path)?;
-            exporter.archive(file.writer())?;
-            file.publish()
+            let exported = exporter.archive(file.writer())?;
+            file.publish().map(|()| exported)
         }
     }
 }
 
-struct Exporter<'a> {
-    store: &'a Store,
-    images: Vec<(ImageRecord, &'a [Reference])>,
-    options: ExportOptions,
+pub(super) struct Exporter<'a> {
+    pub(super) store: &'a Store,
+    pub(super) images: Vec<(ImageRecord, &'a [Reference])>,
+    pub(super) options: ExportOptions,
     /// Keeps the layers until the export is over.
     _lease: store::Lease,
 }
@@ -120,12 +129,12 @@ impl<'a> Exporter<'a> {
         })
     }
 
-    fn document(&self, digest: &Digest) -> Result<Vec<u8>> {
+    pub(super) fn document(&self, digest: &Digest) -> Result<Vec<u8>> {
         let found = self.store.document(digest)?;
         Ok(found.ok_or_else(|| store::Error::Corrupt(format!("document {digest} is missing")))?)
     }
 
-    fn tar_size(&self, diff_id: &Digest) -> Result<u64> {
+    pub(super) fn tar_size(&self, diff_id: &Digest) -> Result<u64> {
         let layer = self.store.layer(diff_id)?;
         Ok(layer
             .ok_or_else(|| store::Error::NotFound(format!("layer {diff_id} is not in the store")))?
@@ -133,20 +142,21 @@ impl<'a> Exporter<'a> {
     }
 
     /// One of the two archive formats to a stream.
-    fn archive(&self, out: &mut dyn Write) -> Result<()> {
+    fn archive(&self, out: &mut dyn Write) -> Result<Vec<ExportedImage>> {
         let mut out = BufWriter::with_capacity(256 << 10, out);
         let mut sink = TarSink {
             tar: LayerTarWriter::new(&mut out),
         };
-        if self.options.format == ExportFormat::OciArchive {
-            self.oci(&mut sink)?;
+        let exported = if self.options.format == ExportFormat::OciArchive {
+            self.oci(&mut sink)?
         } else {
-            self.docker(&mut sink)?;
-        }
-        sink.tar.finish().map_err(Error::Output)
+            self.docker(&mut sink)?
+        };
+        sink.tar.finish().map_err(Error::Output)?;
+        Ok(exported)
     }
 
-    fn docker(&self, sink: &mut dyn Sink) -> Result<()> {
+    fn docker(&self, sink: &mut dyn Sink) -> Result<Vec<ExportedImage>> {
         let mut written = Written::default();
         let mut manifest = Vec::new();
         for (record, names) in &self.images {
@@ -168,83 +178,23 @@ impl<'a> Exporter<'a> {
         sink.bytes(
             "manifest.json",
             Value::from(manifest).to_string().as_bytes(),
-        )
-    }
-
-    fn oci(&self, sink: &mut dyn Sink) -> Result<()> {
-        sink.bytes("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
-        let mut written = Written::default();
-        let mut blobs = std::collections::HashMap::new();
-        let mut entries = Vec::new();
-        for (record, names) in &self.images {
-            let mut layers = Vec::new();
-            for diff_id in &record.layers {
-                let descriptor = match blobs.get(diff_id) {
-                    Some(descriptor) => Value::clone(descriptor),
-                    None => self.oci_layer(sink, diff_id)?,
-                };
-                blobs.insert(*diff_id, descriptor.clone());
-                layers.push(descriptor);
-            }
-            let (manifest, media_type) = self.oci_manifest(record, &layers)?;
-            for blob in [&self.document(&record.config)?, &manifest] {
-                let path = format!("blobs/sha256/{}", Digest::of(blob).hex());
-                if written.first_time(&path) {
-                    sink.bytes(&path, blob)?;
-                }
-            }
-            let entry =
-                documents::descriptor(&media_type, &Digest::of(&manifest), manifest.len() as u64);
-            if names.is_empty() {
-                entries.push(entry.clone());
-            }
-            for name in *names {
-                let mut entry = entry.clone();
-                entry["annotations"] =
-                    json!({ REF_NAME: name.to_string(), CONTAINERD_NAME: name.to_string() });
-                entries.push(entry);
-            }
-        }
-        let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries });
-        sink.bytes("index.json", index.to_string().as_bytes())
-    }
-
-    /// The image's own manifest where it is true of the blobs written here, else a new one.
-    fn oci_manifest(&self, record: &ImageRecord, layers: &[Value]) -> Result<(Vec<u8>, String)> {
-        let own = self.document(&record.manifest)?;
-        let name = record.manifest.to_string();
-        let parsed = Document::parse(&name, &own, &record.manifest_media_type)?;
-        if let Document::Manifest {
-            layers: descriptors,
-            ..
-        } = &parsed
-        {
-            let own_digests = descriptors.iter().map(|d| Value::from(d.digest.as_str()));
-            if own_digests.eq(layers.iter().map(|layer| layer["digest"].clone())) {
-                return Ok((own, record.manifest_media_type.clone()));
-            }
-        }
-        let mut manifest: Value = serde_json::from_slice(&documents::manifest(
-            &self.document(&record.config)?,
-            layers,
-        ))
-        .map_err(|error| Error::document(&name, error))?;
-        let own: Value =
-            serde_json::from_slice(&own).map_err(|error| Error::document(&name, error))?;
-        if let Some(annotations) = own.get("annotations") {
-            manifest["annotations"] = annotations.clone();
-        }
-        Ok((manifest.to_string().into_bytes(), OCI_MANIFEST.to_owned()))
+        )?;
+        let nothing = ExportedImage {
+            manifest: None,
+            new_because: None,
+        };
+        Ok(vec![nothing; self.images.len()])
     }
 
     /// Writes a layer at the path that `path` makes of its blob's digest, and gives that digest and the blob's size.
-    fn layer(
+    pub(super) fn layer(
         &self,
         sink: &mut dyn Sink,
         diff_id: &Digest,
         path: impl Fn(&Digest) -> String,
     ) -> Result<(Digest, u64)> {
-        if self.options.compression == Compression::None {
+        let compression = self.options.compression.unwrap_or_default();
+        if compression == Compression::None {
             let size = self.tar_size(diff_id)?;
             sink.stream(&path(diff_id), size, &mut |out| {
                 self.store.write_layer_tar(diff_id, out)?;
@@ -259,7 +209,7 @@ impl<'a> Exporter<'a> {
             hasher: Sha256::new(),
             size: 0,
         };
-        let mut encoder = Encoder::new(out, self.options.compression).map_err(Error::io(&dir))?;
+        let mut encoder = Encoder::new(out, compression).map_err(Error::io(&dir))?;
         self.store.write_layer_tar(diff_id, &mut encoder)?;
         let Hashing { out, hasher, size } = encoder.finish().map_err(Error::io(&dir))?;
         let mut spool = out
@@ -273,22 +223,6 @@ impl<'a> Exporter<'a> {
         })?;
         Ok((digest, size))
     }
-
-    /// Writes a layer's blob and gives its descriptor.
-    fn oci_layer(&self, sink: &mut dyn Sink, diff_id: &Digest) -> Result<Value> {
-        let (digest, size) =
-            self.layer(sink, diff_id, |blob| format!("blobs/sha256/{}", blob.hex()))?;
-        let suffix = match self.options.compression {
-            Compression::None => "",
-            Compression::Gzip => "+gzip",
-            Compression::Zstd => "+zstd",
-        };
-        Ok(documents::descriptor(
-            &format!("{OCI_LAYER}{suffix}"),
-            &digest,
-            size,
-        ))
-    }
 }
 
 /// What `RepoTags` can hold: a name with a tag, without digest.
@@ -298,11 +232,23 @@ fn tagged(name: &Reference) -> Option<String> {
 
 /// Members already written: images share layers.
 #[derive(Default)]
-struct Written(std::collections::HashSet<String>);
+pub(super) struct Written {
+    paths: HashSet<String>,
+    /// Layers compressed here, and what became of them.
+    layers: HashMap<Digest, (Digest, u64)>,
+}
 
 impl Written {
-    fn first_time(&mut self, path: &str) -> bool {
-        self.0.insert(path.to_owned())
+    pub(super) fn first_time(&mut self, path: &str) -> bool {
+        self.paths.insert(path.to_owned())
+    }
+
+    pub(super) fn layer(&self, diff_id: &Digest) -> Option<(Digest, u64)> {
+        self.layers.get(diff_id).copied()
+    }
+
+    pub(super) fn keep_layer(&mut self, diff_id: &Digest, blob: (Digest, u64)) {
+        self.layers.insert(*diff_id, blob);
     }
 }
 
@@ -325,10 +271,10 @@ impl<W: Write> Write for Hashing<W> {
     }
 }
 
-type Producer<'p> = &'p mut dyn FnMut(&mut dyn Write) -> Result<()>;
+pub(super) type Producer<'p> = &'p mut dyn FnMut(&mut dyn Write) -> Result<()>;
 
 /// Takes the members of an archive.
-trait Sink {
+pub(super) trait Sink {
     fn stream(&mut self, path: &str, size: u64, write: Producer<'_>) -> Result<()>;
 
     fn bytes(&mut self, path: &str, bytes: &[u8]) -> Result<()> {

@@ -6,12 +6,14 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::path::Path;
 
 use crate::store::{Digest, Lease, Store};
 
 use super::archive::{Archive, LayoutDir, Members, TarFile};
+use super::blob::{KeepCompressed, Keeping};
 use super::compress::{self, Compression, Sniffed};
-use super::ingest::{self, Expected, LayerFacts};
+use super::ingest::{self, Expected, LayerFacts, Publisher};
 use super::limits::Limits;
 use super::plan::{Dialect, Documents, PlannedImage, PlannedLayer, Wish, plan};
 use super::platform::Platform;
@@ -30,8 +32,11 @@ pub struct ImportOptions {
     pub tags: Vec<Reference>,
     /// `None`: this machine's, or the only one there is.
     pub platform: Option<Platform>,
+    /// Take the images of all platforms that an index lists. Names point to the one of `platform`.
+    pub all_platforms: bool,
     /// Move names that point to other images; without it that is a conflict.
     pub replace_names: bool,
+    pub keep_compressed: KeepCompressed,
     pub limits: Limits,
 }
 
@@ -45,6 +50,8 @@ pub struct ImportedImage {
     pub layers: Vec<Digest>,
     /// Canonical names it was given.
     pub names: Vec<String>,
+    /// Whether an export can give it back with this manifest: every blob that the manifest names can be made again.
+    pub restorable: bool,
 }
 
 /// Imports every image of `source` (or the one it selects).
@@ -70,7 +77,9 @@ pub fn import(
             let file = File::open(path).map_err(Error::io(path))?;
             let meta = file.metadata().map_err(Error::io(path))?;
             if meta.is_dir() {
-                importer.directory(LayoutDir::open(path)?)
+                importer.directory(path)
+            } else if source.transport == Transport::Directory {
+                Err(importer.unlike("it is no directory"))
             } else if meta.is_file() {
                 importer.file(file)
             } else {
@@ -116,22 +125,28 @@ impl Importer<'_> {
         &self.options.limits
     }
 
-    fn directory(&self, dir: LayoutDir) -> Result<Vec<ImportedImage>> {
-        if !matches!(
-            self.source.transport,
-            Transport::Auto | Transport::OciLayout
-        ) {
-            return Err(self.unlike("it is a directory"));
-        }
+    fn directory(&self, path: &Path) -> Result<Vec<ImportedImage>> {
+        let dir = LayoutDir::open(path)?;
+        let layout = dir.has("oci-layout") && dir.has("index.json");
+        let flat = dir.is_skopeo_dir();
         let dialect = match self.source.transport {
-            _ if dir.has("oci-layout") && dir.has("index.json") => Dialect::Oci,
-            Transport::Auto if dir.has("version") && dir.has("manifest.json") => Dialect::FlatDir,
-            _ => {
-                let reason = "a directory must be an OCI layout, with oci-layout and index.json";
+            Transport::Auto | Transport::OciLayout if layout => Dialect::Oci,
+            Transport::Auto | Transport::Directory if flat => Dialect::FlatDir,
+            Transport::Directory | Transport::Rootfs => return self.host_directory(path),
+            Transport::Auto => {
                 return Err(Error::MissingManifest {
                     what: self.what.clone(),
-                    reason,
+                    reason: "it is a directory, but no OCI layout; dir:PATH imports it as a root file system",
                 });
+            }
+            Transport::OciLayout => {
+                return Err(Error::MissingManifest {
+                    what: self.what.clone(),
+                    reason: "it has no oci-layout and index.json",
+                });
+            }
+            Transport::DockerArchive | Transport::OciArchive => {
+                return Err(self.unlike("it is a directory"));
             }
         };
         self.random_access(&Archive::Dir(dir), dialect)
@@ -189,7 +204,7 @@ impl Importer<'_> {
             })
         };
         let dialect = match self.source.transport {
-            Transport::Rootfs => None,
+            Transport::Rootfs | Transport::Directory => None,
             Transport::DockerArchive if docker => Some(Dialect::DockerSave),
             Transport::DockerArchive => return missing("it has no manifest.json"),
             Transport::OciArchive | Transport::OciLayout if oci => Some(Dialect::Oci),
@@ -223,6 +238,14 @@ impl Importer<'_> {
         Ok(dialect)
     }
 
+    fn keeping(&self) -> Keeping<'_> {
+        Keeping {
+            store: self.store,
+            limits: self.limits(),
+            policy: self.options.keep_compressed,
+        }
+    }
+
     fn unlike(&self, reason: &str) -> Error {
         Error::UnknownFormat {
             what: self.what.clone(),
@@ -234,6 +257,7 @@ impl Importer<'_> {
         Wish {
             select: self.source.select.as_deref(),
             platform: self.options.platform.as_ref(),
+            all_platforms: self.options.all_platforms,
             limits: self.limits(),
         }
     }
@@ -255,25 +279,39 @@ impl Importer<'_> {
         let mut ready = Vec::new();
         // What was there before stays there until the images need it.
         let mut held = Vec::new();
-        for image in images {
-            let mut lowers = Vec::new();
-            for layer in &image.layers {
-                held.extend(self.read_layer(archive, layer, &lowers, index, of)?);
-                lowers.push(layer.diff_id);
-                index += 1;
+        std::thread::scope(|scope| {
+            let mut publisher = Publisher::new(scope, self.store);
+            for image in images {
+                let own = image.manifest.is_some();
+                let mut lowers = Vec::new();
+                for layer in &image.layers {
+                    held.extend(self.read_layer(
+                        &mut publisher,
+                        archive,
+                        layer,
+                        own,
+                        &lowers,
+                        (index, of),
+                    )?);
+                    lowers.push(layer.diff_id);
+                    index += 1;
+                }
+                publisher.finish()?;
+                ready.push(self.ready(image)?);
             }
-            ready.push(self.ready(image)?);
-        }
+            Ok::<_, Error>(())
+        })?;
         self.record(ready)
     }
 
     fn read_layer(
         &self,
+        publisher: &mut Publisher<'_, '_>,
         archive: &Archive,
         layer: &PlannedLayer,
+        own_manifest: bool,
         lowers: &[Digest],
-        index: usize,
-        of: usize,
+        (index, of): (usize, usize),
     ) -> Result<Option<Lease>> {
         let name = format!("layer {}", layer.path.escape_ascii());
         let (blob, size) = archive
@@ -281,7 +319,26 @@ impl Importer<'_> {
             .ok_or_else(|| Error::MissingMember { what: name.clone() })?;
         check_size(&name, layer, size)?;
         let bar = Bar::start(self.progress, index, Some(of), &name, Some(size));
-        if let Some(lease) = ingest::hold(self.store, &layer.diff_id)? {
+        // Without a manifest that names it, nobody will ask for the blob.
+        let mut keeping = self.keeping();
+        if !own_manifest || layer.blob.is_none() {
+            keeping.policy = KeepCompressed::Never;
+        }
+        if let Some(lease) = publisher.hold(&layer.diff_id)? {
+            if let Some(digest) = layer.blob.filter(|blob| *blob != layer.diff_id)
+                && keeping.wants(Some(&digest))?
+                && let Some(info) = self.store.layer(&layer.diff_id)?
+            {
+                let facts = LayerFacts {
+                    diff_id: layer.diff_id,
+                    blob: digest,
+                    blob_size: size,
+                    tar_size: info.tar_size,
+                    entries: info.entries,
+                    newest: None,
+                };
+                keeping.keep(&name, blob, &facts, &|n| bar.bytes(n))?;
+            }
             bar.done(LayerOutcome::Present);
             return Ok(Some(lease));
         }
@@ -290,13 +347,10 @@ impl Importer<'_> {
             blob: layer.blob,
             blob_size: Some(size),
         };
-        let unpublished = ingest::ingest(self.store, &name, blob, expected, self.limits(), &|n| {
-            bar.bytes(n)
-        })?;
-        let facts = unpublished.publish(self.store, lowers)?;
-        bar.done(LayerOutcome::New {
-            tar_size: facts.tar_size,
-        });
+        let unpublished = keeping.ingest(&name, blob, expected, &|n| bar.bytes(n))?;
+        let tar_size = unpublished.facts.tar_size;
+        publisher.publish(unpublished, lowers)?;
+        bar.done(LayerOutcome::New { tar_size });
         Ok(None)
     }
 
@@ -358,7 +412,7 @@ impl Importer<'_> {
             });
         }
         let beginning = match self.source.transport {
-            Transport::Rootfs => Beginning::Rootfs,
+            Transport::Rootfs | Transport::Directory => Beginning::Rootfs,
             Transport::Auto => Beginning::of(head, self.limits()),
             Transport::DockerArchive | Transport::OciArchive | Transport::OciLayout => {
                 Beginning::Images
@@ -373,8 +427,11 @@ impl Importer<'_> {
                     limits.zstd_window = limits.zstd_window.min(32 << 20);
                 }
                 let tar = TarReader::new(from, limits.tar());
-                let archive =
-                    StreamArchive::read(self.store, &self.what, tar, &limits, self.progress)?;
+                let keeping = Keeping {
+                    limits: &limits,
+                    ..self.keeping()
+                };
+                let archive = StreamArchive::read(&keeping, &self.what, tar, self.progress)?;
                 match self.dialect(archive.members())? {
                     Some(dialect) => self.streamed(archive, dialect),
                     None => Err(self.unlike("it begins like an archive of images, but is none")),
@@ -453,7 +510,7 @@ impl Importer<'_> {
 
     // --- a root file system
 
-    fn rootfs(&self, tar: impl Read + Send) -> Result<Vec<ImportedImage>> {
+    pub(super) fn rootfs(&self, tar: impl Read + Send) -> Result<Vec<ImportedImage>> {
         if self.source.select.is_some() {
             return Err(
                 self.unlike("the tar of a root file system holds no named images to select from")
@@ -487,6 +544,8 @@ impl Importer<'_> {
                 blob_size: None,
             }],
             names: Vec::new(),
+            indexes: Vec::new(),
+            another_platform: false,
         };
         let mut images = self.name(vec![image])?;
         let present = self.store.layer(&diff_id)?.is_some();

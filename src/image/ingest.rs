@@ -8,12 +8,14 @@
 
 use std::ffi::OsString;
 use std::io::{self, BufReader, Read};
+use std::thread::{Scope, ScopedJoinHandle};
 
 use sha2::{Digest as _, Sha256};
 
 use crate::meta::{FileKind, Timestamp};
 use crate::store::{self, Digest, LayerWriter, Lease, NewNode, Store};
 
+use super::blob::KeptBlob;
 use super::compress::{self, Compression, Sniffed};
 use super::layer_entry::{self, Action, EntryFault};
 use super::limits::Limits;
@@ -49,6 +51,8 @@ pub struct Unpublished {
     writer: LayerWriter,
     links: ForeignLinks,
     pub facts: LayerFacts,
+    /// The blob it came in, if that is kept.
+    pub kept: KeptBlob,
 }
 
 impl Unpublished {
@@ -63,7 +67,59 @@ impl Unpublished {
             return Err(stop.at(&self.what, &path));
         }
         self.writer.finish(&self.facts.diff_id)?;
+        self.kept.publish(&self.facts)?;
         Ok(self.facts)
+    }
+}
+
+/// Finishes layers, one after the other, while the next is being read.
+///
+/// Bottom first: a layer's turn comes when the one before it is in the store, as its hard links may need it.
+pub struct Publisher<'scope, 'env> {
+    scope: &'scope Scope<'scope, 'env>,
+    store: &'env Store,
+    pending: Option<(Digest, ScopedJoinHandle<'scope, Result<LayerFacts>>)>,
+}
+
+impl<'scope, 'env> Publisher<'scope, 'env> {
+    pub fn new(scope: &'scope Scope<'scope, 'env>, store: &'env Store) -> Self {
+        Self {
+            scope,
+            store,
+            pending: None,
+        }
+    }
+
+    /// Publishes `layer` over `lowers` (bottom first) in the background.
+    ///
+    /// # Errors
+    /// Those of the layer before.
+    pub fn publish(&mut self, layer: Unpublished, lowers: &[Digest]) -> Result<()> {
+        self.finish()?;
+        let (store, lowers) = (self.store, lowers.to_vec());
+        let diff_id = layer.facts.diff_id;
+        let thread = self.scope.spawn(move || layer.publish(store, &lowers));
+        self.pending = Some((diff_id, thread));
+        Ok(())
+    }
+
+    /// Holds a layer that is in the store, or is about to be, against `gc`; `None` if it is not there.
+    pub fn hold(&mut self, diff_id: &Digest) -> Result<Option<Lease>> {
+        if matches!(&self.pending, Some((pending, _)) if pending == diff_id) {
+            self.finish()?;
+        }
+        hold(self.store, diff_id)
+    }
+
+    /// Waits for what is under way.
+    pub fn finish(&mut self) -> Result<()> {
+        match self.pending.take() {
+            Some((_, thread)) => thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                .map(drop),
+            None => Ok(()),
+        }
     }
 }
 
@@ -125,6 +181,7 @@ pub fn ingest(
         writer: tree.writer,
         links: tree.links,
         facts,
+        kept: KeptBlob::NOTHING,
     })
 }
 
@@ -191,8 +248,14 @@ fn feed(
     let mut tar = Sha256::new();
     let mut tar_size = 0u64;
     let result = (|| {
-        let input = BufReader::with_capacity(PIECE, &mut counted);
-        let mut input = compress::decoder(input, compression, limits)?;
+        let mut input: Box<dyn Read + Send + '_> = match compression {
+            // Pieces are as large as any buffer in between would be.
+            Compression::None => Box::new(&mut counted),
+            _ => {
+                let input = BufReader::with_capacity(PIECE, &mut counted);
+                compress::decoder(input, compression, limits)?
+            }
+        };
         loop {
             let more = to.fill_from(&mut input, &mut |piece| {
                 tar_size += piece.len() as u64;

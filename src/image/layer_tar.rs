@@ -49,6 +49,24 @@ pub enum NodeContent<'a> {
     Target(&'a OsStr),
     /// Data of a regular file: exactly `attr.size` bytes, holes as zeros.
     Data(&'a mut dyn Read),
+    /// Data of a regular file with holes: offset and length of each stretch of data, in order and apart, within
+    /// `attr.size`; the reader gives them one after the other.
+    Sparse(&'a mut dyn Read, &'a [(u64, u64)]),
+}
+
+/// Takes the entries of a tree or of a layer's changes, one by one.
+pub trait EntrySink {
+    /// Writes one entry.
+    ///
+    /// # Errors
+    /// Those of the output and of the data's reader.
+    fn append(&mut self, entry: LayerEntry<'_>) -> io::Result<()>;
+}
+
+impl EntrySink for LayerTarWriter<'_> {
+    fn append(&mut self, entry: LayerEntry<'_>) -> io::Result<()> {
+        Self::append(self, entry)
+    }
 }
 
 /// Writes entries to `out`.
@@ -172,12 +190,40 @@ impl<'o> LayerTarWriter<'o> {
                 self.header(&header)?;
                 return self.data(data, attr.size);
             }
+            (FileKind::Regular, NodeContent::Sparse(data, extents)) => {
+                return self.sparse(header, attr.size, data, extents);
+            }
             (FileKind::Regular, _) if attr.size > 0 => {
                 return Err(misuse("a file without its data"));
             }
             _ => {}
         }
         self.header(&header)
+    }
+
+    /// A file with holes, as GNU tar's PAX format 1.0 has it: the map of its data stands before the data.
+    fn sparse(
+        &mut self,
+        mut header: Fields<'_>,
+        size: u64,
+        data: &mut dyn Read,
+        extents: &[(u64, u64)],
+    ) -> io::Result<()> {
+        let end = extents.last().map_or(0, |(offset, len)| offset + len);
+        // A hole at the end shows as a stretch of nothing.
+        let last = (end < size).then_some((size, 0));
+        let mut map = format!("{}\n", extents.len() + usize::from(last.is_some())).into_bytes();
+        for (offset, len) in extents.iter().chain(last.iter()) {
+            map.extend_from_slice(format!("{offset}\n{len}\n").as_bytes());
+        }
+        map.resize(map.len().next_multiple_of(BLOCK), 0);
+        let stored: u64 = extents.iter().map(|(_, len)| len).sum();
+        header.size = map.len() as u64 + stored;
+        let name = std::mem::replace(&mut header.name, b"GNUSparseFile.0/file".to_vec());
+        header.sparse = Some((name, size));
+        self.header(&header)?;
+        self.out.write_all(&map)?;
+        self.data(data, stored)
     }
 
     fn data(&mut self, data: &mut dyn Read, size: u64) -> io::Result<()> {
@@ -274,6 +320,8 @@ struct Fields<'a> {
     size: u64,
     mtime: Timestamp,
     device: (u32, u32),
+    /// Name and size of a file whose body begins with a map.
+    sparse: Option<(Vec<u8>, u64)>,
     xattrs: Vec<(&'a [u8], &'a [u8])>,
 }
 
@@ -300,6 +348,7 @@ impl<'a> Fields<'a> {
             size: 0,
             mtime: Timestamp::new(0, 0),
             device: (0, 0),
+            sparse: None,
             xattrs: Vec::new(),
         }
     }
@@ -307,6 +356,13 @@ impl<'a> Fields<'a> {
     /// What ustar cannot say, in a fixed order.
     fn pax_records(&self) -> Vec<u8> {
         let mut records = Vec::new();
+        if let Some((name, size)) = &self.sparse {
+            record(&mut records, b"GNU.sparse.major", b"1");
+            record(&mut records, b"GNU.sparse.minor", b"0");
+            record(&mut records, b"GNU.sparse.name", name);
+            let size = size.to_string();
+            record(&mut records, b"GNU.sparse.realsize", size.as_bytes());
+        }
         if self.ustar_name().is_none() {
             record(&mut records, b"path", &self.name);
         }

@@ -5,14 +5,20 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use super::write_out::WriteOut;
 use super::{Error, Result};
 
 /// A file to be. What is no regular file (a pipe, a terminal) is written to as it is.
 pub struct OutputFile {
-    file: File,
+    file: Output,
     path: PathBuf,
     /// Temporary name, removed unless published.
     temporary: Option<PathBuf>,
+}
+
+enum Output {
+    AsItIs(File),
+    Temporary(WriteOut),
 }
 
 impl OutputFile {
@@ -29,7 +35,7 @@ impl OutputFile {
                     .open(path)
                     .map_err(Error::io(path))?;
                 return Ok(Self {
-                    file,
+                    file: Output::AsItIs(file),
                     path: path.to_owned(),
                     temporary: None,
                 });
@@ -40,22 +46,25 @@ impl OutputFile {
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let (temporary, file) = beside(&path, |temporary| File::create_new(temporary))?;
         Ok(Self {
-            file,
+            file: Output::Temporary(WriteOut::new(file)),
             path,
             temporary: Some(temporary),
         })
     }
 
     pub fn writer(&mut self) -> &mut dyn Write {
-        &mut self.file
+        match &mut self.file {
+            Output::AsItIs(file) => file,
+            Output::Temporary(file) => file,
+        }
     }
 
     /// Makes it appear, safely on the disk.
     pub fn publish(mut self) -> Result<()> {
-        let Some(temporary) = &self.temporary else {
+        let (Some(temporary), Output::Temporary(file)) = (&self.temporary, &mut self.file) else {
             return Ok(());
         };
-        self.file.sync_all().map_err(Error::io(temporary))?;
+        file.sync().map_err(Error::io(temporary))?;
         fs::rename(temporary, &self.path).map_err(Error::io(&self.path))?;
         self.temporary = None;
         sync_parent(&self.path)

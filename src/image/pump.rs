@@ -11,18 +11,37 @@ pub const PIECE: usize = 256 << 10;
 /// Pieces waiting at most.
 const DEPTH: usize = 4;
 
+/// A buffer that is never cleared or grown, only filled anew: the bytes up to `len` are the piece.
+struct Piece {
+    buffer: Box<[u8]>,
+    len: usize,
+}
+
+impl Piece {
+    fn new(capacity: usize) -> Self {
+        Self {
+            buffer: vec![0; capacity].into(),
+            len: 0,
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.buffer[..self.len]
+    }
+}
+
 /// The producer's end.
 pub struct PumpWriter {
-    full: SyncSender<Vec<u8>>,
-    empty: Receiver<Vec<u8>>,
-    piece: Vec<u8>,
+    full: SyncSender<Piece>,
+    empty: Receiver<Piece>,
+    piece: Piece,
 }
 
 /// The consumer's end.
 pub struct PumpReader {
-    full: Receiver<Vec<u8>>,
-    empty: Sender<Vec<u8>>,
-    piece: Vec<u8>,
+    full: Receiver<Piece>,
+    empty: Sender<Piece>,
+    piece: Piece,
     at: usize,
     ended: bool,
 }
@@ -34,12 +53,12 @@ pub fn pump() -> (PumpWriter, PumpReader) {
     let writer = PumpWriter {
         full: full_in,
         empty: empty_out,
-        piece: Vec::with_capacity(PIECE),
+        piece: Piece::new(PIECE),
     };
     let reader = PumpReader {
         full: full_out,
         empty: empty_in,
-        piece: Vec::new(),
+        piece: Piece::new(0),
         at: 0,
         ended: false,
     };
@@ -54,42 +73,34 @@ impl PumpWriter {
         input: &mut dyn Read,
         tap: &mut dyn FnMut(&[u8]) -> io::Result<()>,
     ) -> io::Result<bool> {
-        self.piece.resize(PIECE, 0);
-        let mut filled = 0;
-        let result = loop {
-            match input.read(&mut self.piece[filled..]) {
-                Ok(0) => break Ok(()),
-                Ok(n) => filled += n,
+        let piece = &mut self.piece;
+        while piece.len < PIECE {
+            match input.read(&mut piece.buffer[piece.len..]) {
+                Ok(0) => break,
+                Ok(n) => piece.len += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => break Err(e),
+                Err(e) => return Err(e),
             }
-            if filled == PIECE {
-                break Ok(());
-            }
-        };
-        self.piece.truncate(filled);
-        result?;
-        tap(&self.piece)?;
+        }
+        let full = piece.len == PIECE;
+        tap(piece.bytes())?;
         self.send()?;
-        Ok(filled == PIECE)
+        Ok(full)
     }
 
     /// Announces the end.
     pub fn finish(mut self) -> io::Result<()> {
         self.send()?;
         // An empty piece is the end mark.
-        self.full.send(Vec::new()).map_err(|_| reader_gone())
+        self.full.send(Piece::new(0)).map_err(|_| reader_gone())
     }
 
     fn send(&mut self) -> io::Result<()> {
-        if self.piece.is_empty() {
+        if self.piece.len == 0 {
             return Ok(());
         }
-        let mut next = self
-            .empty
-            .try_recv()
-            .unwrap_or_else(|_| Vec::with_capacity(PIECE));
-        next.clear();
+        let mut next = self.empty.try_recv().unwrap_or_else(|_| Piece::new(PIECE));
+        next.len = 0;
         let piece = std::mem::replace(&mut self.piece, next);
         self.full.send(piece).map_err(|_| reader_gone())
     }
@@ -122,9 +133,11 @@ fn writer_gone() -> io::Error {
 
 impl Write for PumpWriter {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let take = buf.len().min(PIECE - self.piece.len());
-        self.piece.extend_from_slice(&buf[..take]);
-        if self.piece.len() == PIECE {
+        let start = self.piece.len;
+        let take = buf.len().min(PIECE - start);
+        self.piece.buffer[start..start + take].copy_from_slice(&buf[..take]);
+        self.piece.len += take;
+        if self.piece.len == PIECE {
             self.send()?;
         }
         Ok(take)
@@ -137,15 +150,17 @@ impl Write for PumpWriter {
 
 impl BufRead for PumpReader {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        if self.at == self.piece.len() && !self.ended {
+        if self.at == self.piece.len && !self.ended {
             let next = self.full.recv().map_err(|_| writer_gone())?;
-            self.ended = next.is_empty();
+            self.ended = next.len == 0;
             let old = std::mem::replace(&mut self.piece, next);
             self.at = 0;
-            // A producer that has ended needs no buffers.
-            let _ = self.empty.send(old);
+            if !old.buffer.is_empty() {
+                // A producer that has ended needs no buffers.
+                let _ = self.empty.send(old);
+            }
         }
-        Ok(&self.piece[self.at..])
+        Ok(&self.piece.bytes()[self.at..])
     }
 
     fn consume(&mut self, len: usize) {

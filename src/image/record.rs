@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::meta::Timestamp;
-use crate::store::{Digest, NewImage, Store};
+use crate::store::{Digest, NewImage, Origin, Store};
 
 use super::documents::{self, OCI_LAYER, OCI_MANIFEST};
 use super::import::{ImportedImage, Importer};
@@ -20,6 +20,9 @@ pub(super) struct Ready {
     media_type: String,
     config: Vec<u8>,
     layers: Vec<Digest>,
+    /// Digests of the blobs that an own manifest names, in the order of the layers.
+    blobs: Vec<Digest>,
+    indexes: Vec<Vec<u8>>,
     names: Vec<String>,
 }
 
@@ -28,10 +31,12 @@ impl Importer<'_> {
     pub(super) fn name(&self, mut images: Vec<PlannedImage>) -> Result<Vec<PlannedImage>> {
         let tags = &self.options.tags;
         if !tags.is_empty() {
-            let [image] = images.as_mut_slice() else {
+            let count = images.iter().filter(|i| !i.another_platform).count();
+            let mut named = images.iter_mut().filter(|i| !i.another_platform);
+            let (Some(image), 1) = (named.next(), count) else {
                 return Err(Error::SeveralImages {
                     what: self.what.clone(),
-                    count: images.len(),
+                    count,
                 });
             };
             image.names = tags.iter().map(Reference::to_string).collect();
@@ -75,8 +80,12 @@ impl Importer<'_> {
 
     pub(super) fn ready(&self, image: PlannedImage) -> Result<Ready> {
         let layers: Vec<Digest> = image.layers.iter().map(|layer| layer.diff_id).collect();
+        let mut blobs = Vec::new();
         let (manifest, media_type) = match image.manifest {
-            Some(own) => own,
+            Some(own) => {
+                blobs = image.layers.iter().filter_map(|layer| layer.blob).collect();
+                own
+            }
             None => {
                 match self.present_manifest(&image.names, &Digest::of(&image.config), &layers)? {
                     Some(present) => present,
@@ -92,6 +101,8 @@ impl Importer<'_> {
             media_type,
             config: image.config,
             layers,
+            blobs,
+            indexes: image.indexes,
             names: image.names,
         })
     }
@@ -127,18 +138,28 @@ impl Importer<'_> {
             for name in &image.names {
                 self.check_name(name, &Digest::of(&image.config))?;
             }
-            self.store.put_image(&NewImage {
+            let new = NewImage {
                 manifest: &image.manifest,
                 manifest_media_type: &image.media_type,
                 config: &image.config,
                 layers: &image.layers,
                 names: &image.names,
-            })?;
+            };
+            let origin = Origin {
+                blobs: &image.blobs,
+                indexes: &image.indexes,
+            };
+            self.store.put_image_from(&new, &origin)?;
+            let mut restorable = true;
+            for (blob, diff_id) in image.blobs.iter().zip(&image.layers) {
+                restorable &= blob == diff_id || self.store.blob(blob)?.is_some();
+            }
             imported.push(ImportedImage {
                 manifest: Digest::of(&image.manifest),
                 config: Digest::of(&image.config),
                 layers: image.layers,
                 names: image.names,
+                restorable,
             });
         }
         Ok(imported)

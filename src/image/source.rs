@@ -1,4 +1,5 @@
-//! Where images come from: `docker-archive:PATH`, `oci-archive:PATH`, `oci:PATH`, `rootfs:PATH`, a bare path, or `-`.
+//! Where images come from: `docker-archive:PATH`, `oci-archive:PATH`, `oci:PATH`, `rootfs:PATH`, `dir:PATH`, a bare path, or
+//! `-`.
 //!
 //! A transport only narrows what the content may be; the content itself is always looked at, names and suffixes never.
 //! `docker-archive:`, `oci-archive:` and `oci:` take a `:NAME` after the path (skopeo's way) to choose one image.
@@ -17,8 +18,10 @@ pub enum Transport {
     DockerArchive,
     OciArchive,
     OciLayout,
-    /// The tar of a root file system, even if it looks like an archive of images.
+    /// The tar of a root file system, or a directory that is one, even if it looks like an archive of images.
     Rootfs,
+    /// A directory of the host as a root file system; if `skopeo copy` wrote an image there, that image.
+    Directory,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +52,7 @@ impl Source {
             (b"oci-archive:", Transport::OciArchive, true),
             (b"oci:", Transport::OciLayout, true),
             (b"rootfs:", Transport::Rootfs, false),
+            (b"dir:", Transport::Directory, false),
         ] {
             if let Some(rest) = bytes.strip_prefix(prefix) {
                 let (path, select) = if selectable {
@@ -59,19 +63,11 @@ impl Source {
                 return Self::new(transport, path, select);
             }
         }
-        for prefix in ["docker://", "docker-daemon:", "containers-storage:", "dir:"] {
+        for prefix in ["docker://", "docker-daemon:", "containers-storage:"] {
             if bytes.starts_with(prefix.as_bytes()) {
-                let what = text.to_string_lossy().into_owned();
-                let reason = match prefix {
-                    "dir:" => {
-                        "a host directory needs no import: mount it as it is, or pipe it in with: tar -C DIR -c . | ovl import -"
-                    }
-                    _ => {
-                        "this transport is not read; save the image to an archive first (skopeo copy, docker save)"
-                    }
-                };
+                let reason = "this transport is not read; save the image to an archive first (skopeo copy, docker save)";
                 return Err(Error::Unsupported {
-                    what,
+                    what: text.to_string_lossy().into_owned(),
                     reason: reason.to_owned(),
                 });
             }
@@ -86,7 +82,9 @@ impl Source {
                     "the path of the image archive is empty".to_owned(),
                 ));
             }
-            b"-" if transport != Transport::OciLayout => Location::Stdin,
+            b"-" if !matches!(transport, Transport::OciLayout | Transport::Directory) => {
+                Location::Stdin
+            }
             path => Location::Path(OsString::from_vec(path.to_vec()).into()),
         };
         Ok(Self {
@@ -151,6 +149,7 @@ mod tests {
                 None,
             ),
             ("rootfs:a:b", Transport::Rootfs, path("a:b"), None),
+            ("dir:/x:y", Transport::Directory, path("/x:y"), None),
             ("we:ird", Transport::Auto, path("we:ird"), None),
         ] {
             let source = parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));
@@ -164,7 +163,7 @@ mod tests {
                 "{text}"
             );
         }
-        for text in ["", "oci:", "dir:/x", "docker://alpine"] {
+        for text in ["", "oci:", "dir:", "docker://alpine"] {
             assert!(parse(text).is_err(), "{text}");
         }
     }

@@ -7,11 +7,12 @@
 use std::collections::HashMap;
 use std::io::Read;
 
-use crate::store::{Digest, Lease, Store};
+use crate::store::{Digest, Lease};
 
 use super::archive::{self, Member, Members};
+use super::blob::{KeepCompressed, Keeping};
 use super::compress::{self, Sniffed};
-use super::ingest::{self, Expected, LayerFacts, Unpublished};
+use super::ingest::{Expected, LayerFacts, Publisher, Unpublished};
 use super::limits::Limits;
 use super::plan::{Documents, digest_in_name};
 use super::progress::{Bar, ImportProgress, LayerOutcome};
@@ -57,7 +58,7 @@ impl Beginning {
 pub enum StreamLayer {
     /// Its name says that the store has it; held against `gc`.
     Present(Digest, Lease),
-    /// Read and already in the store.
+    /// Read and in the store, at the latest when the stream has ended.
     Published(LayerFacts),
     /// Read, but it cannot be finished before the layers below it are known.
     Unpublished(Box<Unpublished>),
@@ -74,8 +75,9 @@ pub struct StreamArchive {
 }
 
 /// A stream being read.
-struct Reading<'a> {
-    store: &'a Store,
+struct Reading<'a, 'scope> {
+    keeping: &'a Keeping<'a>,
+    publisher: Publisher<'scope, 'a>,
     limits: &'a Limits,
     progress: &'a dyn ImportProgress,
     archive: StreamArchive,
@@ -87,7 +89,7 @@ struct Reading<'a> {
     unpublished: usize,
 }
 
-impl Reading<'_> {
+impl Reading<'_, '_> {
     fn document(&mut self, path: Vec<u8>, size: u64, mut body: impl Read) -> Result<()> {
         let document = if size <= self.limits.config.max(self.limits.manifest) {
             self.kept += size;
@@ -112,7 +114,7 @@ impl Reading<'_> {
         let bar = Bar::start(self.progress, self.index, None, &name, Some(size));
         self.index += 1;
         let held = match digest_in_name(&name) {
-            Some(diff_id) => ingest::hold(self.store, &diff_id)?.map(|lease| (diff_id, lease)),
+            Some(diff_id) => self.publisher.hold(&diff_id)?.map(|lease| (diff_id, lease)),
             None => None,
         };
         let layer = match held {
@@ -125,8 +127,14 @@ impl Reading<'_> {
                     blob_size: Some(size),
                     ..Expected::default()
                 };
+                // A blob that is kept already need not be looked at again; whether it is the one its name says shows
+                // when the documents ask for it.
+                let mut keeping = *self.keeping;
+                if !keeping.wants(digest_in_name(&name).as_ref())? {
+                    keeping.policy = KeepCompressed::Never;
+                }
                 let report = |n| bar.bytes(n);
-                match ingest::ingest(self.store, &name, body, expected, self.limits, &report) {
+                match keeping.ingest(&name, body, expected, &report) {
                     Ok(layer) => {
                         let tar_size = layer.facts.tar_size;
                         let layer = self.keep(layer)?;
@@ -145,7 +153,9 @@ impl Reading<'_> {
 
     fn keep(&mut self, layer: Unpublished) -> Result<StreamLayer> {
         if !layer.needs_lowers() {
-            return Ok(StreamLayer::Published(layer.publish(self.store, &[])?));
+            let facts = layer.facts;
+            self.publisher.publish(layer, &[])?;
+            return Ok(StreamLayer::Published(facts));
         }
         self.unpublished += 1;
         if self.unpublished > MAX_UNPUBLISHED {
@@ -164,12 +174,25 @@ impl Reading<'_> {
 impl StreamArchive {
     /// Reads the whole stream.
     pub fn read(
-        store: &Store,
+        keeping: &Keeping<'_>,
         what: &str,
-        mut tar: TarReader<PumpReader>,
-        limits: &Limits,
+        tar: TarReader<PumpReader>,
         progress: &dyn ImportProgress,
     ) -> Result<Self> {
+        std::thread::scope(|scope| {
+            let publisher = Publisher::new(scope, keeping.store);
+            Self::read_with(publisher, keeping, what, tar, progress)
+        })
+    }
+
+    fn read_with<'a>(
+        publisher: Publisher<'_, 'a>,
+        keeping: &'a Keeping<'a>,
+        what: &str,
+        mut tar: TarReader<PumpReader>,
+        progress: &'a dyn ImportProgress,
+    ) -> Result<Self> {
+        let limits = keeping.limits;
         let located = |source| Error::Tar {
             what: what.to_owned(),
             source,
@@ -181,7 +204,9 @@ impl StreamArchive {
             layers: HashMap::new(),
         };
         let mut reading = Reading {
-            store,
+            keeping,
+
+            publisher,
             limits,
             progress,
             archive,
@@ -222,6 +247,7 @@ impl StreamArchive {
             }
         }
         tar.trailer(&mut |_| Ok(())).map_err(located)?;
+        reading.publisher.finish()?;
         Ok(reading.archive)
     }
 

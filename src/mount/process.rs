@@ -22,7 +22,11 @@ pub struct Process {
 
 impl Process {
     pub fn current() -> io::Result<Self> {
-        let pid = std::process::id();
+        Self::of(std::process::id())
+    }
+
+    /// The process that has `pid` now.
+    pub fn of(pid: u32) -> io::Result<Self> {
         Ok(Self {
             pid,
             start: start_of(pid)?,
@@ -71,7 +75,11 @@ impl ProcessHandle {
 
     /// Asks the process to end (SIGTERM).
     pub fn terminate(&self) -> io::Result<()> {
-        Ok(pidfd_send_signal(&self.0, Signal::TERM)?)
+        self.send(Signal::TERM)
+    }
+
+    pub fn send(&self, signal: Signal) -> io::Result<()> {
+        Ok(pidfd_send_signal(&self.0, signal)?)
     }
 }
 

@@ -1,6 +1,6 @@
-//! Default ACLs of the directory a new object is made in.
+//! POSIX ACLs: what a new object inherits from its directory, and how an ACL and a mode that is kept elsewhere go together.
 //!
-//! The value of `system.posix_acl_default` is a `u32` version (2), then entries of `u16` tag, `u16` permissions, `u32`
+//! The value of `system.posix_acl_access` and `system.posix_acl_default` is a `u32` version (2), then entries of `u16` tag, `u16` permissions, `u32`
 //! id, all little-endian (linux/posix_acl_xattr.h). How a default ACL and a mode make the new object's ACL is in
 //! POSIX.1e draft 17, section 23.1.2 "Object creation and default ACLs".
 
@@ -14,7 +14,7 @@ use super::Result;
 use crate::layer::host;
 use crate::meta::FileKind;
 
-const ACCESS: &str = "system.posix_acl_access";
+pub(super) const ACCESS: &str = "system.posix_acl_access";
 const DEFAULT: &str = "system.posix_acl_default";
 const VERSION: u32 = 2;
 const HEAD: usize = 4;
@@ -35,6 +35,10 @@ pub(super) struct Inherited {
 }
 
 impl Inherited {
+    pub const fn has_acl(&self) -> bool {
+        self.access.is_some() || self.default.is_some()
+    }
+
     /// Sets the ACLs; `true` if there were any.
     pub fn apply(&self, fd: BorrowedFd<'_>) -> Result<bool> {
         for (name, acl) in [(ACCESS, &self.access), (DEFAULT, &self.default)] {
@@ -42,7 +46,7 @@ impl Inherited {
                 host::set_xattr_fd(fd, OsStr::new(name), acl, XattrFlags::empty())?;
             }
         }
-        Ok(self.access.is_some() || self.default.is_some())
+        Ok(self.has_acl())
     }
 }
 
@@ -78,29 +82,63 @@ pub(super) fn is_acl(name: &OsStr) -> bool {
     name == ACCESS || name == DEFAULT
 }
 
-fn from_default(default: &[u8], kind: FileKind, mode: u32) -> Option<Inherited> {
-    let u16_at = |b: &[u8], at: usize| u16::from_le_bytes([b[at], b[at + 1]]);
-    if default.len() < HEAD || u32::from_le_bytes(default[..HEAD].try_into().ok()?) != VERSION {
-        return None;
-    }
-    let mut access = default.to_vec();
-    let (entries, rest) = access[HEAD..].as_chunks_mut::<ENTRY>();
-    if !rest.is_empty() {
-        return None;
-    }
-    let has_mask = entries.iter().any(|e| u16_at(e, 0) == MASK);
-    let extended = entries
+fn u16_at(entry: &[u8; ENTRY], at: usize) -> u16 {
+    u16::from_le_bytes([entry[at], entry[at + 1]])
+}
+
+/// The entries of a value; `None` if it is none.
+fn entries_mut(acl: &mut [u8]) -> Option<&mut [[u8; ENTRY]]> {
+    let (head, entries) = acl.split_first_chunk_mut::<HEAD>()?;
+    let (entries, rest) = entries.as_chunks_mut::<ENTRY>();
+    (u32::from_le_bytes(*head) == VERSION && rest.is_empty()).then_some(entries)
+}
+
+/// Do the entries say more than a mode does?
+fn is_extended(entries: &[[u8; ENTRY]]) -> bool {
+    entries
         .iter()
-        .any(|e| ![USER_OBJ, GROUP_OBJ, OTHER].contains(&u16_at(e, 0)));
-    let mut perm = mode & 0o7000;
-    for entry in entries {
+        .any(|e| ![USER_OBJ, GROUP_OBJ, OTHER].contains(&u16_at(e, 0)))
+}
+
+/// Those entries that a mode shows, each with where its three bits are in the mode: the mask, if there is one, stands for
+/// the owning group.
+fn classes(entries: &mut [[u8; ENTRY]]) -> impl Iterator<Item = (&mut [u8; ENTRY], u32)> {
+    let has_mask = entries.iter().any(|e| u16_at(e, 0) == MASK);
+    entries.iter_mut().filter_map(move |entry| {
         let shift = match u16_at(entry, 0) {
             USER_OBJ => 6,
             MASK => 3,
             GROUP_OBJ if !has_mask => 3,
             OTHER => 0,
-            _ => continue,
+            _ => return None,
         };
+        Some((entry, shift))
+    })
+}
+
+/// The low nine bits of the mode that goes with an ACL, and whether the ACL says more than they do.
+pub(super) fn mode_of(acl: &[u8]) -> Option<(u32, bool)> {
+    let mut acl = acl.to_vec();
+    let entries = entries_mut(&mut acl)?;
+    let extended = is_extended(entries);
+    let bits = classes(entries).map(|(e, shift)| u32::from(u16_at(e, 2) & 7) << shift);
+    Some((bits.fold(0, |all, bit| all | bit), extended))
+}
+
+/// The ACL as a chmod to `perm` leaves it.
+pub(super) fn with_mode(mut acl: Vec<u8>, perm: u32) -> Option<Vec<u8>> {
+    for (entry, shift) in classes(entries_mut(&mut acl)?) {
+        entry[2..4].copy_from_slice(&((perm >> shift & 7) as u16).to_le_bytes());
+    }
+    Some(acl)
+}
+
+fn from_default(default: &[u8], kind: FileKind, mode: u32) -> Option<Inherited> {
+    let mut access = default.to_vec();
+    let entries = entries_mut(&mut access)?;
+    let extended = is_extended(entries);
+    let mut perm = mode & 0o7000;
+    for (entry, shift) in classes(entries) {
         let kept = u16_at(entry, 2) & (mode >> shift & 7) as u16;
         entry[2..4].copy_from_slice(&kept.to_le_bytes());
         perm |= u32::from(kept) << shift;
@@ -151,6 +189,26 @@ mod tests {
         ]);
         assert_eq!(got.access, Some(want));
         assert_eq!(got.default, Some(named));
+    }
+
+    #[test]
+    fn mode_and_acl_go_together() {
+        let none = u32::MAX;
+        let named = |mask, other| {
+            acl(&[
+                (USER_OBJ, 6, none),
+                (2, 7, 1000),
+                (GROUP_OBJ, 5, none),
+                (MASK, mask, none),
+                (OTHER, other, none),
+            ])
+        };
+        assert_eq!(mode_of(&named(4, 1)), Some((0o641, true)));
+        assert_eq!(with_mode(named(4, 1), 0o4627), Some(named(2, 7)));
+        let minimal = acl(&[(USER_OBJ, 7, none), (GROUP_OBJ, 5, none), (OTHER, 0, none)]);
+        assert_eq!(mode_of(&minimal), Some((0o750, false)));
+        assert_eq!(mode_of(b"\x02\0\0"), None);
+        assert_eq!(with_mode(vec![1, 0, 0, 0], 0o644), None);
     }
 
     #[test]

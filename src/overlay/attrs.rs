@@ -13,6 +13,7 @@ use super::node::Node;
 use super::{Caller, FsStat, NodeId, Result, SetAttr, SetTime};
 use crate::layer::host;
 use crate::meta::{Attr, FileKind, Timestamp};
+use crate::sys::{self, FsXattr};
 
 /// Mark on an indexed inode: how its link count in the mount differs from the real one, as the kernel keeps it:
 /// `U+N` from the upper inode's, `L+N` from the lower's.
@@ -166,6 +167,24 @@ impl Overlay {
         self.copy_up(&node, Extent::Metadata)?;
         let fd = self.flagged(&node)?.ok_or(Errno::NOTTY)?;
         rustix::fs::ioctl_setflags(fd, rustix::fs::IFlags::from_bits_retain(flags))
+    }
+
+    /// What `FS_IOC_FSGETXATTR` says. The kernel asks for it before it lets anybody set inode flags.
+    pub fn fsxattr(&self, node: NodeId) -> Result<FsXattr> {
+        let node = self.table.get(node)?;
+        match self.flagged(&node)? {
+            Some(fd) => sys::fsxattr(fd.as_fd()),
+            None => Ok(FsXattr::default()),
+        }
+    }
+
+    /// `FS_IOC_FSSETXATTR`, as far as the upper's file system can.
+    pub fn set_fsxattr(&self, node: NodeId, value: &FsXattr) -> Result<()> {
+        let node = self.table.get(node)?;
+        self.writable()?;
+        self.copy_up(&node, Extent::Metadata)?;
+        let fd = self.flagged(&node)?.ok_or(Errno::NOTTY)?;
+        sys::set_fsxattr(fd.as_fd(), value)
     }
 
     /// A descriptor of the object that carries a node's inode flags.

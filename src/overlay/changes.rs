@@ -29,7 +29,7 @@ pub enum ChangeKind {
 #[derive(Clone, Debug)]
 pub struct Change {
     pub kind: ChangeKind,
-    /// From the mount's root, without a leading slash.
+    /// From the mount's root, without a leading slash; empty for the root itself.
     pub path: OsString,
     /// What is there now (`None` for `Deleted`), usable with the engine's other calls while the sink runs.
     pub entry: Option<Entry>,
@@ -56,7 +56,8 @@ impl Overlay {
         };
         let base = self.lowers.roots()?;
         let walked = if self.upper.is_some() {
-            walk.tree(&self.root, base)
+            walk.root(&self.root, &base)
+                .and_then(|()| walk.tree(&self.root, base))
         } else {
             Ok(())
         };
@@ -98,6 +99,23 @@ struct Level {
 }
 
 impl Walk<'_> {
+    /// The root itself, if its owner, mode or xattrs changed. That something in it changed is not told of it.
+    fn root(&mut self, root: &Arc<Node>, base: &[LowerRef]) -> Result<()> {
+        let mut attr = self.overlay.attr_of(root)?;
+        let now = attr.mtime;
+        if !base.is_empty() {
+            let below = self.overlay.lowers.spokesman(base)?;
+            let layer = self.overlay.lowers.layer(below.layer);
+            attr.mtime = layer.attr(&below.node)?.mtime;
+        }
+        if self.attributes_changed(root, &attr, base)? {
+            attr.mtime = now;
+            let path = OsString::new();
+            self.push(ChangeKind::Changed, path, root, attr, false);
+        }
+        Ok(())
+    }
+
     /// A loop, since paths can be thousands of names deep.
     fn tree(&mut self, root: &Arc<Node>, base: Vec<LowerRef>) -> Result<()> {
         let names = self.names(root, &base)?.into_iter();
@@ -251,13 +269,15 @@ impl Walk<'_> {
         }
         let lower = self.overlay.lowers.spokesman(base)?;
         let layer = self.overlay.lowers.layer(lower.layer);
-        if differ(attr, &layer.attr(&lower.node)?) {
+        let mut below = layer.attr(&lower.node)?;
+        self.overlay.ids.show(&mut below);
+        if differ(attr, &below) {
             return Ok(true);
         }
         let mut names: Vec<_> = layer.xattr_names(&lower.node)?;
         names.retain(|n| !super::upper::is_internal_xattr(n));
         let mut now: Vec<_> = host::xattr_names_fd(self.overlay.upper_path(node)?.as_fd())?;
-        now.retain(|n| !super::upper::is_internal_xattr(n));
+        now.retain(|n| !super::upper::is_internal_xattr(n) && !self.overlay.permissions.hides(n));
         names.sort();
         now.sort();
         if names != now {

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, XattrFlags};
+use rustix::fs::{AtFlags, FileType, IFlags, Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::Result;
@@ -208,12 +208,35 @@ impl Overlay {
             super::create::mark_device(fd)?;
         }
         self.dress(fd, lower, attr)?;
+        self.copy_flags(lower, &copy)?;
         if let Some(data) = data
             && !upper.unsynced
         {
             rustix::fs::fsync(data)?;
         }
         Ok(copy)
+    }
+
+    /// The inode flags that say how an object is used go with it, as far as the upper's file system has them. Those that
+    /// forbid changes do not: the copy is about to be changed.
+    fn copy_flags(&self, lower: &LowerRef, copy: &Copy<'_>) -> Result<()> {
+        if !matches!(lower.node.kind, FileKind::Regular | FileKind::Directory) {
+            return Ok(());
+        }
+        let Some(from) = self.lowers.layer(lower.layer).open_flags(&lower.node)? else {
+            return Ok(());
+        };
+        let kept = IFlags::NOATIME | IFlags::NODUMP | IFlags::SYNC | IFlags::DIRSYNC;
+        let flags = rustix::fs::ioctl_getflags(from).map_or(IFlags::empty(), |all| all & kept);
+        if !flags.is_empty() {
+            let to = host::reopen(copy.fd.as_fd(), OFlags::RDONLY)?;
+            let own = rustix::fs::ioctl_getflags(&to).unwrap_or(IFlags::empty());
+            match rustix::fs::ioctl_setflags(&to, own | flags) {
+                Ok(()) | Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::PERM) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
     }
 
     /// Gives a new object of the upper what a lower's has: owner, xattrs, permissions, times.
@@ -256,8 +279,17 @@ impl Overlay {
             return Ok(());
         }
         let lower = self.lowers.spokesman(&lowers)?;
-        let attr = self.lowers.layer(lower.layer).attr(&lower.node)?;
-        self.dress(self.writable()?.root().as_fd(), lower, &attr)
+        let mut attr = self.lowers.layer(lower.layer).attr(&lower.node)?;
+        let root = self.writable()?.root().as_fd();
+        match self.dress(root, lower, &attr) {
+            // An ordinary user cannot give the directory away, and so keeps it.
+            Err(Errno::PERM) => {
+                let own = host::stat_fd(root)?.attr;
+                (attr.uid, attr.gid) = (own.uid, own.gid);
+                self.dress(root, lower, &attr)
+            }
+            other => other,
+        }
     }
 
     /// Where a file copied up without its data says that is: its path in the lowers, from the root. `None`: the data

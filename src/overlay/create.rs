@@ -180,10 +180,9 @@ impl Overlay {
             ..caller
         };
         let birth = birth(caller, &above, what.kind(), inherited.perm);
-        // A character device 0:0 is a whiteout until it is marked, so it must not be seen before.
-        let hidden = self.is_device_zero(what);
-        let stat = if hidden || matches!(was, UpperName::Whiteout) {
-            self.make_over_whiteout(fd.as_fd(), name, what, &birth, &inherited)?
+        let over_whiteout = matches!(was, UpperName::Whiteout);
+        let stat = if over_whiteout || !self.is_born_whole(what, &birth, &inherited, &above) {
+            self.make_in_work(fd.as_fd(), name, over_whiteout, what, &birth, &inherited)?
         } else {
             what.make(fd.as_fd(), name, self.kind_on_disk(what.kind()), birth.perm)?;
             match host::open_at(fd.as_fd(), name, OFlags::PATH | OFlags::NOFOLLOW)
@@ -199,12 +198,41 @@ impl Overlay {
         self.welcome(&dir, name, stat)
     }
 
-    /// Made in the workdir and put in place in one step: over the whiteout of a deleted name, or because it is not
-    /// complete before it carries its mark.
-    fn make_over_whiteout(
+    /// Does the file system give a new object its owner, mode and ACLs by itself? What takes further steps must not be
+    /// seen before they are done, nor found so after a crash: least of all a character device 0:0, which is a whiteout
+    /// until it is marked.
+    fn is_born_whole(
+        &self,
+        what: &Make<'_>,
+        birth: &Birth,
+        inherited: &Inherited,
+        above: &Attr,
+    ) -> bool {
+        let group_goes_down = above.perm & libc::S_ISGID != 0;
+        let gid = if group_goes_down {
+            above.gid
+        } else {
+            rustix::process::getegid().as_raw()
+        };
+        let set_ids = if group_goes_down && what.kind().is_dir() {
+            libc::S_ISGID
+        } else {
+            0
+        };
+        self.permissions == Permissions::Inode
+            && !self.is_device_zero(what)
+            && !inherited.has_acl()
+            && birth.uid == rustix::process::geteuid().as_raw()
+            && birth.gid == gid
+            && birth.perm & (libc::S_ISUID | libc::S_ISGID) == set_ids
+    }
+
+    /// Made in the workdir and put in place in one step.
+    fn make_in_work(
         &self,
         dir: BorrowedFd<'_>,
         name: &OsStr,
+        over_whiteout: bool,
         what: &Make<'_>,
         birth: &Birth,
         inherited: &Inherited,
@@ -220,25 +248,29 @@ impl Overlay {
             )?;
             let fd = host::open_at(upper.work(), &temp, OFlags::PATH | OFlags::NOFOLLOW)?;
             let is_dir = what.kind().is_dir();
-            if is_dir {
+            if is_dir && over_whiteout {
                 // What the whiteout hid must stay hidden.
                 upper.make_opaque(fd.as_fd())?;
             }
             if self.is_device_zero(what) {
                 mark_device(fd.as_fd())?;
             }
-            let stat = self.settle(&fd, what, birth, inherited)?;
-            let how = if is_dir {
-                RenameFlags::EXCHANGE
-            } else {
-                RenameFlags::empty()
+            self.settle(&fd, what, birth, inherited)?;
+            let how = match (over_whiteout, is_dir) {
+                (true, true) => RenameFlags::EXCHANGE,
+                (true, false) => RenameFlags::empty(),
+                (false, _) => RenameFlags::NOREPLACE,
             };
-            rustix::fs::renameat_with(upper.work(), temp.as_os_str(), dir, name, how)?;
-            if is_dir {
+            // A directory that moves is written to: its `..` changes.
+            upper.permitted(fd.as_fd(), libc::S_IWUSR, || {
+                rustix::fs::renameat_with(upper.work(), temp.as_os_str(), dir, name, how)
+            })?;
+            if is_dir && over_whiteout {
                 // It is done: what is left over goes with the next mount.
                 let _ = upper.remove_work(&temp);
             }
-            Ok(stat)
+            // The rename was a change of the object too: its ctime is what the kernel keeps for ever.
+            self.stat(fd.as_fd())
         })();
         if made.is_err() {
             let _ = upper.remove_work(&temp);
@@ -349,6 +381,7 @@ impl Overlay {
             if let Make::Node { rdev, .. } = what {
                 attr.rdev = *rdev;
             }
+            inherited.apply(fd)?;
             self.keep(fd, &attr)?;
             return self.stat(fd);
         }

@@ -166,7 +166,9 @@ impl Overlay {
             self.give(fd.as_fd(), None, None, Some(keep))?;
         }
         match host::remove_xattr_fd(fd.as_fd(), std::ffi::OsStr::new("security.capability")) {
-            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+            // Without privilege one is told EPERM before it is looked whether there are any; the file system below then
+            // takes them from what we write.
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => Ok(()),
             Err(e) => Err(e),
         }
     }

@@ -23,6 +23,7 @@ mod readdir;
 mod remove;
 mod rename;
 mod resolve;
+mod sources;
 mod stack;
 mod upper;
 mod xattr;
@@ -31,6 +32,7 @@ pub use aufs::Aufs;
 pub use changes::{Change, ChangeKind};
 pub use engine::Overlay;
 pub use ids::{IdMap, IdRange};
+pub use sources::Source;
 
 use std::ffi::OsStr;
 

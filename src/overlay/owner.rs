@@ -98,12 +98,13 @@ impl Overlay {
         }
     }
 
-    /// What an object of this kind is on disk: devices need privileges, so where inodes are not used they are files.
+    /// What an object of this kind is on disk. Where inodes are not used, what needs privileges to make (devices) or
+    /// cannot carry `user.*` xattrs (pipes and sockets too) is an empty file.
     pub(super) fn kind_on_disk(&self, kind: FileKind) -> FileKind {
-        if self.permissions != Permissions::Inode && kind.is_device() {
-            FileKind::Regular
-        } else {
-            kind
+        match kind {
+            FileKind::Regular | FileKind::Directory | FileKind::Symlink => kind,
+            _ if self.permissions == Permissions::Inode => kind,
+            _ => FileKind::Regular,
         }
     }
 }

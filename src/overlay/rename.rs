@@ -4,7 +4,7 @@
 //! kernel's overlayfs writes it. So nothing is ever EXDEV within a mount.
 
 use std::ffi::OsStr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
@@ -274,18 +274,19 @@ impl Overlay {
             }
             Ok(())
         } else if hide {
-            self.rename_leaving_whiteout(from_fd.as_fd(), from.name, to_fd.as_fd(), to.name)
+            let (old, new) = ((from_fd.as_fd(), from.name), (to_fd.as_fd(), to.name));
+            self.move_and_hide(source.is_dir(), old, new)
         } else {
             rustix::fs::renameat(&*from_fd, from.name, &*to_fd, to.name)
         }
     }
 
-    fn rename_leaving_whiteout(
+    /// A move that leaves the old name hidden: by a mark beside it, or by a whiteout in its place.
+    fn move_and_hide(
         &self,
-        from: std::os::fd::BorrowedFd<'_>,
-        name: &OsStr,
-        to: std::os::fd::BorrowedFd<'_>,
-        new_name: &OsStr,
+        is_dir: bool,
+        (from, name): (BorrowedFd<'_>, &OsStr),
+        (to, new_name): (BorrowedFd<'_>, &OsStr),
     ) -> Result<()> {
         let upper = self.writable()?;
         if let Some(new_mark) = upper.mark_hidden(from, name)? {
@@ -297,10 +298,55 @@ impl Overlay {
         }
         match rustix::fs::renameat_with(from, name, to, new_name, SysFlags::WHITEOUT) {
             Err(Errno::INVAL | Errno::PERM | Errno::OPNOTSUPP) => {
-                rustix::fs::renameat(from, name, to, new_name)?;
-                upper.make_whiteout(from, name)
+                self.move_in_steps(is_dir, (from, name), (to, new_name))
             }
             other => other,
+        }
+    }
+
+    /// A move that leaves a whiteout, where the upper's file system has no such call. After each step, so after a crash
+    /// too, the old name shows the object or is hidden, never what the lowers have there; and the new name shows what it
+    /// did or the object.
+    fn move_in_steps(
+        &self,
+        is_dir: bool,
+        (from, name): (BorrowedFd<'_>, &OsStr),
+        (to, new_name): (BorrowedFd<'_>, &OsStr),
+    ) -> Result<()> {
+        let upper = self.writable()?;
+        if !is_dir {
+            // Under both names first.
+            let temp = upper.temp_name();
+            let flags = rustix::fs::AtFlags::empty();
+            match rustix::fs::linkat(from, name, upper.work(), temp.as_os_str(), flags) {
+                Ok(()) => {
+                    let moved = rustix::fs::renameat(upper.work(), temp.as_os_str(), to, new_name);
+                    if moved.is_err() {
+                        let _ = upper.remove_work(&temp);
+                    }
+                    return moved.and_then(|()| upper.replace_by_whiteout(from, name, false));
+                }
+                Err(Errno::MLINK | Errno::PERM | Errno::OPNOTSUPP) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        // What it changes places with hides, or is made to.
+        match upper.make_whiteout(to, new_name) {
+            Ok(()) => {
+                upper.expect_xattr_whiteouts(from)?;
+                let flags = SysFlags::EXCHANGE;
+                let moved = rustix::fs::renameat_with(from, name, to, new_name, flags);
+                if moved.is_err() {
+                    let _ = rustix::fs::unlinkat(to, new_name, rustix::fs::AtFlags::empty());
+                }
+                moved
+            }
+            Err(Errno::EXIST) => {
+                let flags = SysFlags::EXCHANGE;
+                rustix::fs::renameat_with(from, name, to, new_name, flags)?;
+                upper.replace_by_whiteout(from, name, is_dir)
+            }
+            Err(e) => Err(e),
         }
     }
 
@@ -344,7 +390,14 @@ impl Overlay {
         } else {
             [b"/", path.as_bytes()].concat()
         };
-        upper.mark(self.upper_dir(node)?.as_fd(), "redirect", &redirect)
+        upper
+            .mark(self.upper_dir(node)?.as_fd(), "redirect", &redirect)
+            .map_err(|e| match e {
+                // The path is longer than the file system's xattrs. As the kernel's overlayfs: programs that move
+                // directories then copy them.
+                Errno::NOSPC | Errno::TOOBIG | Errno::RANGE | Errno::NAMETOOLONG => Errno::XDEV,
+                e => e,
+            })
     }
 }
 

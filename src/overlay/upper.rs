@@ -393,7 +393,7 @@ impl Upper {
     }
 
     /// Where whiteouts are xattrs: tells readers of the directory that it may hold some.
-    fn expect_xattr_whiteouts(&self, dir: BorrowedFd<'_>) -> Result<()> {
+    pub fn expect_xattr_whiteouts(&self, dir: BorrowedFd<'_>) -> Result<()> {
         if self.xattr_whiteouts.load(Ordering::Relaxed) && self.mark_of(dir, "opaque")?.is_none() {
             self.mark(dir, "opaque", b"x")?;
         }

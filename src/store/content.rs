@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rusqlite::OptionalExtension;
 
 use super::extents::{self, Extent, MAX_SIZE};
-use super::pack::Location;
+use super::pack::{ChunkBytes, Location};
 use super::{Error, Result, Shared};
 
 /// Names a content inside the store: nothing (an empty file), one chunk, or a list of chunks and holes.
@@ -165,6 +165,21 @@ impl ContentReader {
             offset = start + extent.len();
         }
         Ok(None)
+    }
+
+    /// Gives all data of a content to `sink`, chunk by chunk, verified.
+    pub(super) fn each_chunk_of(
+        shared: &Arc<Shared>,
+        content: ContentRef,
+        mut sink: impl FnMut(ChunkBytes) -> Result<()>,
+    ) -> Result<()> {
+        match content.kind() {
+            ContentKind::Empty => Ok(()),
+            // Its length is what its row says: there is nothing to compare it with.
+            ContentKind::Chunk(chunk) => sink(shared.packs.chunk(&shared.database, chunk)?),
+            ContentKind::List(_) => Self::open(shared, content)?
+                .each_chunk(|chunk, len| sink(shared.chunk(chunk, len)?)),
+        }
     }
 
     /// Gives every data extent in order to `sink`, as `(chunk, length)`.

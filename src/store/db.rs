@@ -5,20 +5,25 @@
 //! a process), so a store opened before a fork refuses to work after it instead of damaging itself.
 
 use std::ops::Deref;
-use std::sync::{Mutex, PoisonError};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::limits::Limit;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
+use super::checkpoint::{Checkpointer, LogGrowth};
 use super::place::Place;
 use super::schema::{self, Found};
 use super::{Error, Result};
 
-/// How long a writer waits for another. Batches hold the lock for well under a second; only publishing a layer of
-/// millions of entries, or a big `gc`, takes longer.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a writer waits for another, unless [`BUSY_VARIABLE`] says otherwise. Batches hold the lock for well under a
+/// second; only publishing a layer of millions of entries, or a repair, takes longer.
+const BUSY_SECONDS: u64 = 60;
+/// Seconds to wait for other writers.
+const BUSY_VARIABLE: &str = "OVL_BUSY_SECONDS";
 /// Idle readers kept; more are opened when more threads read at once, and closed afterwards.
 const IDLE_READERS: usize = 8;
 /// Largest row or value, bytes: well above an 8 MiB config document, well below what could hurt.
@@ -28,6 +33,8 @@ const READER_CACHE: i64 = 1 << 20;
 const WRITER_CACHE: i64 = 8 << 20;
 /// The log is written back to the database when it reaches this size.
 const WAL_LIMIT: i64 = 32 << 20;
+/// Small transactions leave it to others up to this size.
+const LOG_TOLERATED: i64 = 8 * WAL_LIMIT;
 /// A larger log is emptied when the store is closed, bytes.
 const LOG_KEPT: u64 = 256 << 10;
 
@@ -36,6 +43,9 @@ pub(super) struct Database {
     pub(super) place: Place,
     pid: u32,
     readers: Mutex<Vec<Connection>>,
+    turn: Mutex<()>,
+    /// Started by the first import.
+    checkpointer: Mutex<Option<Checkpointer>>,
 }
 
 /// How hard a writer's commits are pressed to the disk.
@@ -54,6 +64,8 @@ impl Database {
             place,
             pid: std::process::id(),
             readers: Mutex::default(),
+            turn: Mutex::default(),
+            checkpointer: Mutex::default(),
         };
         let in_store = |error: Error| match error {
             Error::Corrupt(reason) => Error::NotAStore {
@@ -63,9 +75,12 @@ impl Database {
             other => other.in_store(&database.place.root),
         };
         let path = &database.place.database;
-        let mut conn = database
-            .connect(OpenFlags::SQLITE_OPEN_READ_WRITE)
-            .map_err(in_store)?;
+        let access = if database.place.read_only {
+            OpenFlags::SQLITE_OPEN_READ_ONLY
+        } else {
+            OpenFlags::SQLITE_OPEN_READ_WRITE
+        };
+        let mut conn = database.connect(access).map_err(in_store)?;
         match schema::identify(&conn, path).map_err(in_store)? {
             Found::Store => {}
             Found::Older(_) => schema::migrate(&mut conn, path).map_err(in_store)?,
@@ -91,6 +106,8 @@ impl Database {
                     schema::create(&mut conn)
                 })();
                 made.map_err(|error| error.in_store(&database.place.root))?;
+                // Closing the only connection would empty the log and remove it, for the next one to make anew.
+                drop(database.reader()?);
             }
         }
         Ok(Some(database))
@@ -103,8 +120,15 @@ impl Database {
             ));
         }
         let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
-        let conn = Connection::open_with_flags(&self.place.database, flags)?;
-        conn.busy_timeout(BUSY_TIMEOUT)?;
+        let conn = if self.place.read_only && self.place.log_bytes()? == 0 {
+            // SQLite cannot make the files beside it, and without a log needs none. What it is told is true as long as
+            // nobody writes through another mount of the same file system.
+            let flags = flags | OpenFlags::SQLITE_OPEN_URI;
+            Connection::open_with_flags(immutable_uri(&self.place.database), flags)?
+        } else {
+            Connection::open_with_flags(&self.place.database, flags)?
+        };
+        conn.busy_timeout(busy_timeout())?;
         for (option, value) in [
             (DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true),
             (DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false),
@@ -165,6 +189,7 @@ impl Database {
 
     /// A connection that may write.
     pub(super) fn writer(&self, durability: Durability) -> Result<Connection> {
+        self.place.must_be_writable()?;
         let conn = self.connect(OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         conn.pragma_update(None, "cache_size", -(WRITER_CACHE >> 10))?;
         conn.pragma_update(None, "temp_store", "FILE")?;
@@ -175,10 +200,52 @@ impl Database {
         Ok(conn)
     }
 
+    /// Held by a thread of this process for one write transaction. SQLite admits one writer, too, but lets the others
+    /// sleep and ask again; this wakes them.
+    pub(super) fn write_turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For a writer that leaves the log to the thread that writes it back.
+    pub(super) fn log_growth(&self) -> Result<LogGrowth> {
+        let mut checkpointer = self
+            .checkpointer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let checkpointer = match &mut *checkpointer {
+            Some(running) => running,
+            none => none.insert(Checkpointer::start(self)?),
+        };
+        Ok(checkpointer.growth())
+    }
+
     /// Runs `change` in one durable write transaction; an error undoes all of it.
     pub(super) fn write<T>(&self, change: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        self.write_with(Durability::Durable, change)
+    }
+
+    /// The same, without waiting for the disk: for what no longer matters after a power cut.
+    pub(super) fn write_ordered<T>(
+        &self,
+        change: impl FnOnce(&Transaction<'_>) -> Result<T>,
+    ) -> Result<T> {
+        self.write_with(Durability::Ordered, change)
+    }
+
+    fn write_with<T>(
+        &self,
+        durability: Durability,
+        change: impl FnOnce(&Transaction<'_>) -> Result<T>,
+    ) -> Result<T> {
         let run = || {
-            let mut conn = self.writer(Durability::Durable)?;
+            let mut conn = self.writer(durability)?;
+            // A few rows should not have to write back what an import beside them left in the log.
+            conn.pragma_update(
+                None,
+                "wal_autocheckpoint",
+                LOG_TOLERATED / schema::PAGE_SIZE,
+            )?;
+            let _turn = self.write_turn();
             let transaction = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let value = change(&transaction)?;
             transaction.commit()?;
@@ -200,22 +267,50 @@ impl Database {
             // Said by us, with the reason.
             Error::Busy(reason) if reason != super::error::BUSY => Error::Busy(reason),
             Error::Busy(_) => {
-                let holders = self
-                    .reader()
-                    .and_then(|reader| super::leases::describe_imports(&reader));
-                let who = match holders {
-                    Ok(list) if !list.is_empty() => format!(" ({})", list.join(", ")),
-                    _ => String::new(),
+                let mut holders = super::holders::of_write_lock(&self.place.beside("-shm"));
+                if holders.is_empty() {
+                    let imports = self
+                        .reader()
+                        .and_then(|reader| super::leases::describe_imports(&reader));
+                    holders = imports.unwrap_or_default();
+                }
+                let who = match holders.as_slice() {
+                    [] => String::new(),
+                    list => format!(" ({})", list.join("; ")),
                 };
                 Error::Busy(format!(
                     "the store at {} was busy for {} s: another process is writing to it{who}; try again",
                     self.place.root.display(),
-                    BUSY_TIMEOUT.as_secs()
+                    busy_timeout().as_secs()
                 ))
             }
             other => other.in_store(&self.place.root),
         }
     }
+}
+
+/// A database that never changes, as <https://www.sqlite.org/uri.html> has it.
+fn immutable_uri(path: &Path) -> String {
+    use std::fmt::Write;
+    let mut uri = String::from("file:");
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => {
+                uri.push(char::from(*byte));
+            }
+            // Writing to a string cannot fail.
+            byte => drop(write!(uri, "%{byte:02X}")),
+        }
+    }
+    uri.push_str("?immutable=1");
+    uri
+}
+
+/// How long a writer waits for another.
+pub(super) fn busy_timeout() -> Duration {
+    let wanted = std::env::var(BUSY_VARIABLE).ok();
+    let seconds = wanted.and_then(|text| text.parse::<u32>().ok());
+    Duration::from_secs(seconds.map_or(BUSY_SECONDS, |seconds| u64::from(seconds.min(86_400))))
 }
 
 pub(super) fn set_durability(conn: &Connection, durability: Durability) -> Result<()> {
@@ -233,18 +328,22 @@ impl Drop for Database {
                 .get_mut()
                 .unwrap_or_else(PoisonError::into_inner),
         );
+        let checkpointer = self
+            .checkpointer
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if std::process::id() != self.pid {
-            // Closing them would drop the locks of the process that opened them.
-            std::mem::forget(readers);
+            // Closing them would drop the locks of the process that opened them. And the thread is not in this one.
+            std::mem::forget((readers, checkpointer));
             return;
         }
-        drop(readers);
+        drop((readers, checkpointer));
         // Read-only connections leave the log as it is, whatever its size. Not worth failing for: nothing is lost.
-        if self.place.log_bytes().is_ok_and(|bytes| bytes > LOG_KEPT) {
-            let emptied = self.writer(Durability::Ordered).and_then(|conn| {
-                conn.busy_timeout(Duration::ZERO)?;
-                super::space::empty_log(&conn)
-            });
+        if !self.place.read_only && self.place.log_bytes().is_ok_and(|bytes| bytes > LOG_KEPT) {
+            let emptied = self
+                .writer(Durability::Ordered)
+                .and_then(|conn| super::space::empty_log_within(&conn, Duration::ZERO));
             if let Err(error) = emptied {
                 tracing::debug!(
                     "the log of {} could not be emptied: {error}",

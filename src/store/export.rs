@@ -1,12 +1,15 @@
 //! Giving a layer's tar back, bit for bit, and proving it.
 
 use std::io::Write;
+use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use rusqlite::OptionalExtension;
 use sha2::{Digest as _, Sha256};
 
 use super::content::ContentReader;
+use super::pack::ChunkBytes;
 use super::recipe::{self, Op};
 use super::{Digest, Error, Result, Shared, layers};
 
@@ -20,11 +23,59 @@ pub(super) fn write_layer_tar(
         .database
         .read(|conn| layers::find(conn, diff_id))?
         .ok_or_else(|| Error::NotFound(format!("layer {diff_id} is not in the store")))?;
+    // The other thread reads, unpacks and verifies chunks; this one hashes the whole and writes.
+    let (to, pieces) = sync_channel(AHEAD);
     let mut sink = Sink {
         out,
         hash: Sha256::new(),
         len: 0,
     };
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(move || produce(shared, layer, diff_id, &to));
+        // Leaving the loop early drops the queue, which ends the reader.
+        let written = pieces
+            .into_iter()
+            .try_for_each(|piece: Piece| sink.write(&piece));
+        let read = reader
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        written.and(read)
+    })?;
+    let found = Digest::from_bytes(sink.hash.finalize().into());
+    if found != *diff_id || sink.len != info.tar_size {
+        tracing::error!(layer = %diff_id, %found, "the tar made from the store does not hash to its layer's name");
+        return Err(damaged(diff_id, &format!("the tar hashes to {found}")));
+    }
+    Ok(sink.len)
+}
+
+/// Pieces read ahead of the writing: a few packs.
+const AHEAD: usize = 64;
+
+/// Bytes of the tar, in order.
+enum Piece {
+    Literal(Vec<u8>),
+    Chunk(ChunkBytes),
+}
+
+impl Deref for Piece {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Literal(bytes) => bytes,
+            Self::Chunk(bytes) => bytes,
+        }
+    }
+}
+
+/// Follows the recipe of a layer. Ends quietly when nobody listens any more: the listener knows why.
+fn produce(
+    shared: &Arc<Shared>,
+    layer: i64,
+    diff_id: &Digest,
+    to: &SyncSender<Piece>,
+) -> Result<()> {
     let mut after = -1i64;
     while let Some((seq, ops, raw_len, literals)) = segment(shared, layer, after)? {
         let literals = recipe::decode_literals(raw_len, &literals)?;
@@ -36,28 +87,35 @@ pub(super) fn write_layer_tar(
                         .ok()
                         .and_then(|len| rest.split_at_checked(len))
                         .ok_or_else(|| damaged(diff_id, "it uses more headers than it has"))?;
-                    sink.write(now)?;
+                    if to.send(Piece::Literal(now.to_vec())).is_err() {
+                        return Ok(());
+                    }
                     rest = later;
                 }
                 Op::Content { content, len } => {
-                    let start = sink.len;
-                    ContentReader::open(shared, content)?.each_chunk(|chunk, chunk_len| {
-                        sink.write(&shared.chunk(chunk, chunk_len)?)
-                    })?;
-                    if sink.len - start != len {
-                        return Err(damaged(diff_id, "a content has the wrong length"));
+                    let wrong = || damaged(diff_id, "a content has the wrong length");
+                    let (mut given, mut heard) = (0, true);
+                    let all = ContentReader::each_chunk_of(shared, content, |bytes| {
+                        given += bytes.len() as u64;
+                        if given > len {
+                            return Err(wrong());
+                        }
+                        heard = to.send(Piece::Chunk(bytes)).is_ok();
+                        if heard { Ok(()) } else { Err(wrong()) }
+                    });
+                    if !heard {
+                        return Ok(());
+                    }
+                    all?;
+                    if given != len {
+                        return Err(wrong());
                     }
                 }
             }
         }
         after = seq;
     }
-    let found = Digest::from_bytes(sink.hash.finalize().into());
-    if found != *diff_id || sink.len != info.tar_size {
-        tracing::error!(layer = %diff_id, %found, "the tar made from the store does not hash to its layer's name");
-        return Err(damaged(diff_id, &format!("the tar hashes to {found}")));
-    }
-    Ok(sink.len)
+    Ok(())
 }
 
 type SegmentRow = (i64, Vec<u8>, i64, Vec<u8>);

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, OptionalExtension};
 
 use super::db::MAX_VALUE;
-use super::{Digest, Error, Result, layers, leases};
+use super::{Digest, Error, Result, blobs, layers, leases};
 use crate::meta::Timestamp;
 
 /// An image to be recorded.
@@ -15,6 +15,16 @@ pub struct NewImage<'a> {
     pub layers: &'a [Digest],
     /// Names that shall point at it, whatever they pointed at before.
     pub names: &'a [String],
+}
+
+/// What else is known of where an image came from, so that it can be given back as it was.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Origin<'a> {
+    /// Digests of the blobs its layers came in, in any order. Those that are in the store are kept for the image.
+    pub blobs: &'a [Digest],
+    /// The documents its names stand for besides the image: indexes over it and images of other platforms, the outermost
+    /// first.
+    pub indexes: &'a [Vec<u8>],
 }
 
 /// An image of the store.
@@ -65,8 +75,8 @@ fn put_document(conn: &Connection, data: &[u8]) -> Result<Digest> {
     Ok(digest)
 }
 
-/// Records an image, or only its names if it is there.
-pub(super) fn put(conn: &Connection, image: &NewImage<'_>) -> Result<()> {
+/// Records an image, or only its names and origin if it is there.
+pub(super) fn put(conn: &Connection, image: &NewImage<'_>, origin: &Origin<'_>) -> Result<()> {
     let layer_ids = image
         .layers
         .iter()
@@ -101,8 +111,15 @@ pub(super) fn put(conn: &Connection, image: &NewImage<'_>) -> Result<()> {
             id
         }
     };
+    blobs::link(conn, id, origin.blobs)?;
     for name in image.names {
         point(conn, name, id)?;
+        for (position, index) in (0i64..).zip(origin.indexes) {
+            conn.execute(
+                "INSERT INTO name_index (name, position, document) VALUES (?1, ?2, ?3)",
+                (name, position, put_document(conn, index)?.as_bytes()),
+            )?;
+        }
     }
     leases::end_fresh(conn, &layer_ids)
 }
@@ -119,7 +136,9 @@ fn must_find(conn: &Connection, manifest: &Digest) -> Result<i64> {
         .ok_or_else(|| Error::NotFound(format!("image {manifest} is not in the store")))
 }
 
+/// Points a name at an image. What it stood for before is forgotten.
 fn point(conn: &Connection, name: &str, image: i64) -> Result<()> {
+    conn.execute("DELETE FROM name_index WHERE name = ?1", [name])?;
     conn.execute(
         "INSERT INTO name (name, image) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET image = excluded.image",
         (name, image),
@@ -140,7 +159,7 @@ fn layers_of(conn: &Connection, image: i64) -> Result<Vec<Digest>> {
     .collect()
 }
 
-fn record(conn: &Connection, id: i64) -> Result<ImageRecord> {
+pub(super) fn record(conn: &Connection, id: i64) -> Result<ImageRecord> {
     let (manifest, manifest_media_type, config, imported) = conn
         .prepare_cached(
             "SELECT manifest, media_type, config, imported_s, imported_ns FROM image WHERE id = ?1",
@@ -210,25 +229,49 @@ pub(super) fn set_name(conn: &Connection, name: &str, manifest: &Digest) -> Resu
 }
 
 pub(super) fn remove_name(conn: &Connection, name: &str) -> Result<bool> {
+    conn.execute("DELETE FROM name_index WHERE name = ?1", [name])?;
+    drop_documents(conn)?;
     Ok(conn.execute("DELETE FROM name WHERE name = ?1", [name])? > 0)
+}
+
+/// Digests of the indexes a name came with, the outermost first.
+pub(super) fn indexes(conn: &Connection, name: &str) -> Result<Vec<Digest>> {
+    Ok(conn
+        .prepare_cached("SELECT document FROM name_index WHERE name = ?1 ORDER BY position")?
+        .query_map([name], |row| row.get(0).map(Digest::from_bytes))?
+        .collect::<rusqlite::Result<_>>()?)
+}
+
+/// Removes the documents that nothing refers to.
+pub(super) fn drop_documents(conn: &Connection) -> Result<()> {
+    conn.execute(
+        "DELETE FROM document WHERE sha256 NOT IN
+         (SELECT manifest FROM image UNION SELECT config FROM image UNION SELECT document FROM name_index)",
+        [],
+    )?;
+    Ok(())
 }
 
 /// Removes an image, its names, its documents and the layers that nobody else needs.
 pub(super) fn remove(conn: &Connection, manifest: &Digest) -> Result<()> {
-    let id = must_find(conn, manifest)?;
+    forget(conn, must_find(conn, manifest)?)?;
+    drop_documents(conn)?;
+    for layer in layers::unneeded(conn)? {
+        layers::remove(conn, layer)?;
+    }
+    Ok(())
+}
+
+/// Removes the rows of an image, and nothing that others may need as well.
+pub(super) fn forget(conn: &Connection, id: i64) -> Result<()> {
+    blobs::unlink(conn, id)?;
     for sql in [
+        "DELETE FROM name_index WHERE name IN (SELECT name FROM name WHERE image = ?1)",
         "DELETE FROM name WHERE image = ?1",
         "DELETE FROM image_layer WHERE image = ?1",
         "DELETE FROM image WHERE id = ?1",
     ] {
         conn.execute(sql, [id])?;
-    }
-    conn.execute(
-        "DELETE FROM document WHERE sha256 NOT IN (SELECT manifest FROM image UNION SELECT config FROM image)",
-        [],
-    )?;
-    for layer in layers::unneeded(conn)? {
-        layers::remove(conn, layer)?;
     }
     Ok(())
 }

@@ -63,12 +63,11 @@ pub(super) fn insert(conn: &Connection, id: i64, info: &LayerInfo) -> Result<()>
     Ok(())
 }
 
-/// Removes a layer's rows. Its contents stay until `gc`.
+/// Removes a layer: from now on it is not there. The rows of its tree, its recipe and its blobs' bytes, of which there may
+/// be millions, stay for `gc` like its contents.
 pub(super) fn remove(conn: &Connection, id: i64) -> Result<()> {
+    super::blobs::remove_of_layer(conn, id)?;
     for sql in [
-        "DELETE FROM dentry WHERE layer = ?1",
-        "DELETE FROM inode WHERE layer = ?1",
-        "DELETE FROM recipe WHERE layer = ?1",
         "DELETE FROM lease_layer WHERE layer = ?1",
         "DELETE FROM layer WHERE id = ?1",
     ] {

@@ -5,13 +5,13 @@
 //! lease comes with every published layer, until an image takes the layer or the process ends. A lease lapses when its
 //! process is gone; nothing has to be cleaned up after a crash.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, Transaction};
 
 use super::db::Database;
-use super::process::ProcessIdentity;
+use super::process::{self, ProcessIdentity};
 use super::schema::Sequence;
 use super::{Digest, Error, Result};
 use crate::meta::Timestamp;
@@ -19,6 +19,8 @@ use crate::meta::Timestamp;
 const KIND_LAYERS: i64 = 1;
 const KIND_IMPORT: i64 = 2;
 const KIND_FRESH: i64 = 3;
+/// Stands for a lease on a store that cannot be written to, and needs none.
+const NO_LEASE: i64 = 0;
 
 /// Keeps layers from being removed. Unregisters itself when dropped.
 pub struct Lease {
@@ -28,9 +30,12 @@ pub struct Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        if self.id == NO_LEASE {
+            return;
+        }
         // A child of fork must not end its parent's lease, and cannot: `write` refuses. If writing fails for another
-        // reason the lease lapses with the process.
-        if let Err(error) = self.database.write(|tx| remove(tx, self.id)) {
+        // reason, or is lost with the power, the lease lapses with the process.
+        if let Err(error) = self.database.write_ordered(|tx| remove(tx, self.id)) {
             tracing::debug!(
                 lease = self.id,
                 "a lease could not be removed and lapses with this process: {error}"
@@ -42,6 +47,18 @@ impl Drop for Lease {
 impl Lease {
     /// Takes a lease on layers that must be there.
     pub(super) fn take(database: &Arc<Database>, layers: &[Digest], purpose: &str) -> Result<Self> {
+        if database.place.read_only {
+            // Nobody can remove anything.
+            database.read(|conn| {
+                layers
+                    .iter()
+                    .try_for_each(|id| find_layer(conn, id).map(drop))
+            })?;
+            return Ok(Self {
+                database: Arc::clone(database),
+                id: NO_LEASE,
+            });
+        }
         let id = database.write(|tx| {
             let id = insert(tx, KIND_LAYERS, purpose)?;
             for diff_id in layers {
@@ -64,8 +81,9 @@ impl Lease {
         database: &Arc<Database>,
         more: impl FnOnce(&Transaction<'_>) -> Result<T>,
     ) -> Result<(Self, T)> {
+        // A power cut ends the process, too, and what it stores under ids that `more` takes is in the log behind this.
         let (id, value) =
-            database.write(|tx| Ok((insert(tx, KIND_IMPORT, "import")?, more(tx)?)))?;
+            database.write_ordered(|tx| Ok((insert(tx, KIND_IMPORT, "import")?, more(tx)?)))?;
         Ok((
             Self {
                 database: Arc::clone(database),
@@ -107,9 +125,9 @@ pub(super) fn end_fresh(conn: &Connection, layers: &[i64]) -> Result<()> {
 /// Removes the leases of processes that are gone.
 pub(super) fn lapse(conn: &Connection) -> Result<()> {
     let me = ProcessIdentity::current();
-    for (id, holder, ..) in all(conn)? {
-        if holder.is_dead(&me) {
-            remove(conn, id)?;
+    for lease in all(conn)? {
+        if lease.holder.is_dead(&me) {
+            remove(conn, lease.id)?;
         }
     }
     Ok(())
@@ -119,11 +137,11 @@ pub(super) fn lapse(conn: &Connection) -> Result<()> {
 pub(super) fn leased_layers(conn: &Connection) -> Result<HashSet<i64>> {
     let me = ProcessIdentity::current();
     let mut layers = HashSet::new();
-    for (id, holder, ..) in all(conn)? {
-        if !holder.is_dead(&me) {
+    for lease in all(conn)? {
+        if !lease.holder.is_dead(&me) {
             let mut statement =
                 conn.prepare_cached("SELECT layer FROM lease_layer WHERE lease = ?1")?;
-            for layer in statement.query_map([id], |row| row.get(0))? {
+            for layer in statement.query_map([lease.id], |row| row.get(0))? {
                 layers.insert(layer?);
             }
         }
@@ -131,27 +149,86 @@ pub(super) fn leased_layers(conn: &Connection) -> Result<HashSet<i64>> {
     Ok(layers)
 }
 
-/// The imports that are running, for people.
+/// The imports that are running, for people: one line for each process, since its first.
 pub(super) fn describe_imports(conn: &Connection) -> Result<Vec<String>> {
     let me = ProcessIdentity::current();
+    let imports = all(conn)?;
+    let living = imports
+        .iter()
+        .filter(|lease| lease.kind == KIND_IMPORT && !lease.holder.is_dead(&me));
+    Ok(describe(living))
+}
+
+/// The living processes that keep a layer, for people.
+pub(super) fn describe_holders(conn: &Connection, layer: i64) -> Result<Vec<String>> {
+    let me = ProcessIdentity::current();
+    let mut holding = Vec::new();
+    for lease in all(conn)? {
+        let holds: bool = conn
+            .prepare_cached("SELECT count(*) > 0 FROM lease_layer WHERE lease = ?1 AND layer = ?2")?
+            .query_row((lease.id, layer), |row| row.get(0))?;
+        if holds && !lease.holder.is_dead(&me) {
+            holding.push(lease);
+        }
+    }
+    Ok(describe(holding.iter()))
+}
+
+/// Ids of leases of a kind that no program of this format takes.
+pub(super) fn unknown(conn: &Connection) -> Result<Vec<i64>> {
+    let unknown = |lease: &Row| !(KIND_LAYERS..=KIND_FRESH).contains(&lease.kind);
     Ok(all(conn)?
         .into_iter()
-        .filter(|(_, holder, kind, _)| *kind == KIND_IMPORT && !holder.is_dead(&me))
-        .map(|(_, holder, _, purpose)| format!("{purpose} by process {}", holder.pid))
+        .filter(unknown)
+        .map(|lease| lease.id)
         .collect())
 }
 
-fn all(conn: &Connection) -> Result<Vec<(i64, ProcessIdentity, i64, String)>> {
-    let mut statement = conn
-        .prepare_cached("SELECT id, pid, start, boot, pid_namespace, kind, purpose FROM lease")?;
+fn describe<'a>(leases: impl Iterator<Item = &'a Row>) -> Vec<String> {
+    let mut first: BTreeMap<(i64, &str), i64> = BTreeMap::new();
+    for lease in leases {
+        let since = first
+            .entry((lease.holder.pid, &lease.purpose))
+            .or_insert(lease.since);
+        *since = lease.since.min(*since);
+    }
+    let now = Timestamp::now().secs;
+    first
+        .into_iter()
+        .map(|((pid, purpose), since)| {
+            let time = process::duration(now.saturating_sub(since));
+            format!("{purpose} by process {pid}, for {time}")
+        })
+        .collect()
+}
+
+/// A row of `lease`.
+struct Row {
+    id: i64,
+    holder: ProcessIdentity,
+    kind: i64,
+    purpose: String,
+    /// Seconds since the epoch.
+    since: i64,
+}
+
+fn all(conn: &Connection) -> Result<Vec<Row>> {
+    let mut statement = conn.prepare_cached(
+        "SELECT id, pid, start, boot, pid_namespace, kind, purpose, created_s FROM lease ORDER BY id",
+    )?;
     let rows = statement.query_map([], |row| {
-        let holder = ProcessIdentity {
-            pid: row.get(1)?,
-            start: row.get(2)?,
-            boot: row.get(3)?,
-            pid_namespace: row.get(4)?,
-        };
-        Ok((row.get(0)?, holder, row.get(5)?, row.get(6)?))
+        Ok(Row {
+            id: row.get(0)?,
+            holder: ProcessIdentity {
+                pid: row.get(1)?,
+                start: row.get(2)?,
+                boot: row.get(3)?,
+                pid_namespace: row.get(4)?,
+            },
+            kind: row.get(5)?,
+            purpose: row.get(6)?,
+            since: row.get(7)?,
+        })
     })?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }

@@ -12,6 +12,8 @@
 //! - Readers never wait for writers (WAL).
 //! - Every value read from the database is checked before it is used.
 
+mod blobs;
+mod checkpoint;
 mod chunker;
 mod content;
 mod db;
@@ -19,7 +21,9 @@ mod digest;
 mod error;
 mod export;
 mod extents;
+mod fsck;
 mod gc;
+mod holders;
 mod idset;
 mod images;
 mod kind;
@@ -29,6 +33,7 @@ mod pack;
 mod pipeline;
 mod place;
 mod process;
+mod progress;
 mod publish;
 mod reader;
 mod recipe;
@@ -36,19 +41,22 @@ mod schema;
 mod space;
 mod tree;
 mod usage;
-mod varint;
+pub(crate) mod varint;
 mod writer;
 mod xattrs;
 
+pub use blobs::{BlobInfo, BlobParts, BlobWriter, MAX_PART};
 pub use content::{ContentReader, ContentRef};
 pub use digest::{Digest, ParseDigestError};
 pub use error::{Error, Result};
+pub use fsck::{Cure, DocumentCheck, FsckOptions, FsckReport, Problem};
 pub use gc::GcReport;
-pub use images::{ImageRecord, NewImage};
+pub use images::{ImageRecord, NewImage, Origin};
 pub use layers::LayerInfo;
 pub use leases::Lease;
+pub use progress::Progress;
 pub use reader::{Dirent, Inode, LayerReader, ROOT_INODE};
-pub use usage::Usage;
+pub use usage::{ImageUsage, Usage};
 pub use writer::{ContentToken, LayerWriter, NewNode, NodeMeta};
 
 use std::io::Write;
@@ -158,6 +166,38 @@ impl Store {
         export::write_layer_tar(&self.shared, diff_id, out)
     }
 
+    // --- compressed blobs
+
+    /// Starts keeping the compressed blob of a layer. Its layer need not be there before the end.
+    pub fn blob_writer(&self) -> Result<BlobWriter> {
+        BlobWriter::new(&self.shared.database)
+    }
+
+    /// What is known of a compressed blob; `None` if it is not here.
+    pub fn blob(&self, digest: &Digest) -> Result<Option<BlobInfo>> {
+        self.shared.database.read(|conn| blobs::info(conn, digest))
+    }
+
+    /// The parts of a compressed blob. [`Error::NotFound`] if it is not there.
+    pub fn blob_parts(&self, digest: &Digest) -> Result<BlobParts> {
+        BlobParts::open(&self.shared, digest)
+    }
+
+    /// Bytes that compressed blobs take.
+    pub fn blob_bytes(&self) -> Result<u64> {
+        self.shared.database.read(blobs::stored_bytes)
+    }
+
+    /// Compressed blobs that are damaged, and what is wrong with each; with `parts`, their bytes are read and hashed.
+    pub fn damaged_blobs(&self, parts: bool) -> Result<Vec<(Digest, String)>> {
+        self.shared.database.read(|conn| blobs::verify(conn, parts))
+    }
+
+    /// Removes a compressed blob, not its layer. `false`: there was no such blob.
+    pub fn discard_blob(&self, digest: &Digest) -> Result<bool> {
+        self.shared.database.write(|tx| blobs::discard(tx, digest))
+    }
+
     // --- documents: manifests, configs, indexes, verbatim by digest
 
     /// A manifest or config as it came, proven against its digest.
@@ -172,7 +212,14 @@ impl Store {
     /// Records an image (documents, layer list, names) in one transaction. Every layer must be present
     /// ([`Error::NotFound`] otherwise). An image that is there already only gets the names.
     pub fn put_image(&self, image: &NewImage<'_>) -> Result<()> {
-        self.shared.database.write(|tx| images::put(tx, image))
+        self.put_image_from(image, &Origin::default())
+    }
+
+    /// Like [`Self::put_image`], with what is known of where the image came from.
+    pub fn put_image_from(&self, image: &NewImage<'_>, origin: &Origin<'_>) -> Result<()> {
+        self.shared
+            .database
+            .write(|tx| images::put(tx, image, origin))
     }
 
     /// One image by the digest of its manifest.
@@ -192,6 +239,14 @@ impl Store {
         self.shared
             .database
             .read(|conn| images::resolve(conn, name))
+    }
+
+    /// Digests of the indexes a name came with, the outermost first; the documents are there. Empty for a name that
+    /// stands for its image alone.
+    pub fn name_indexes(&self, name: &str) -> Result<Vec<Digest>> {
+        self.shared
+            .database
+            .read(|conn| images::indexes(conn, name))
     }
 
     /// Points `name` at an image; gives back what it pointed at before.
@@ -224,6 +279,15 @@ impl Store {
         Lease::take(&self.shared.database, layers, purpose)
     }
 
+    // --- soundness
+
+    /// Checks the whole store, and repairs it if asked to; `notify` hears how it gets on. What is found is no error, but
+    /// in the report. [`Error::Busy`] if a repair would take something from an import or a living lease; then, and after
+    /// any other error, nothing was changed.
+    pub fn fsck(&self, options: &FsckOptions<'_>, notify: &dyn Fn(Progress)) -> Result<FsckReport> {
+        fsck::run(&self.shared, options, notify)
+    }
+
     // --- space
 
     /// How much the store holds.
@@ -231,8 +295,26 @@ impl Store {
         usage::measure(&self.shared.database)
     }
 
-    /// Removes what nothing needs and gives the space back to the file system. [`Error::Busy`] while an import runs.
+    /// What each image has of that, newest first.
+    pub fn image_usage(&self) -> Result<Vec<ImageUsage>> {
+        usage::of_images(&self.shared.database)
+    }
+
+    /// What [`Self::gc`] would do (its freed bytes are an estimate), and the imports that would keep it from removing
+    /// chunks, if any.
+    pub fn gc_preview(&self) -> Result<(GcReport, Vec<String>)> {
+        usage::preview(&self.shared.database)
+    }
+
+    /// Removes what nothing needs and gives the space back to the file system, in short transactions that let others
+    /// work. [`Error::Busy`] if an import kept it from removing unused data; all else was done.
     pub fn gc(&self) -> Result<GcReport> {
-        gc::collect(&self.shared.database).map_err(|error| self.shared.database.explain(error))
+        self.gc_telling(&|_| {})
+    }
+
+    /// As [`Self::gc`]; `notify` hears how it gets on.
+    pub fn gc_telling(&self, notify: &dyn Fn(Progress)) -> Result<GcReport> {
+        let database = &self.shared.database;
+        gc::collect(database, notify).map_err(|error| database.explain(error))
     }
 }

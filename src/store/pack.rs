@@ -21,15 +21,18 @@ pub(super) const TARGET: usize = 128 << 10;
 /// A chunk of this size or more, bytes, has a pack of its own: it gains little from company, and a random read of a
 /// large file then unpacks one chunk, not several.
 pub(super) const ALONE: usize = 32 << 10;
-/// zstd level of packs.
-pub(super) const LEVEL: i32 = 3;
+/// How packs are compressed, in zstd's terms: level 2 with a hash table twice as large and matches of five bytes and
+/// more. Chosen by the table in `docs/store-format.md`.
+const LEVEL: i32 = 2;
+const HASH_LOG: u32 = 16;
+const MIN_MATCH: u32 = 5;
 /// No pack of any writer of this format unpacks to more, bytes. What claims more is damage.
 pub(super) const MAX_RAW: usize = 4 << 20;
 /// Unpacked packs kept per store, bytes.
 const CACHE_BYTES: u64 = 12 << 20;
 
-const CODEC_RAW: i64 = 0;
-const CODEC_ZSTD: i64 = 1;
+pub(super) const CODEC_RAW: i64 = 0;
+pub(super) const CODEC_ZSTD: i64 = 1;
 
 /// A chunk's place within a pack that is being made.
 #[derive(Clone, Copy, Debug)]
@@ -48,9 +51,10 @@ pub(super) struct RawPack {
 }
 
 impl RawPack {
-    pub(super) fn with_capacity(bytes: usize) -> Self {
+    /// An empty pack in a buffer that did its work for another.
+    pub(super) fn within(buffer: Vec<u8>) -> Self {
         Self {
-            raw: Vec::with_capacity(bytes),
+            raw: buffer,
             chunks: Vec::new(),
         }
     }
@@ -86,14 +90,27 @@ impl StoredPack {
         pack: RawPack,
         compressor: &mut zstd::bulk::Compressor<'_>,
     ) -> Result<Self> {
+        Self::compress_with(pack, compressor, &Buffers::default())
+    }
+
+    /// The same, with buffers taken from and left to those that follow.
+    pub(super) fn compress_with(
+        pack: RawPack,
+        compressor: &mut zstd::bulk::Compressor<'_>,
+        buffers: &Buffers,
+    ) -> Result<Self> {
         let RawPack { raw, chunks } = pack;
         let raw_len = raw.len();
-        let packed = compressor.compress(&raw).map_err(zstd_failed)?;
-        let (codec, data) = if packed.len() < raw_len {
-            (CODEC_ZSTD, packed)
+        let mut packed = buffers.take(zstd::zstd_safe::compress_bound(raw_len));
+        compressor
+            .compress_to_buffer(&raw, &mut packed)
+            .map_err(zstd_failed)?;
+        let (codec, data, idle) = if packed.len() < raw_len {
+            (CODEC_ZSTD, packed, raw)
         } else {
-            (CODEC_RAW, raw)
+            (CODEC_RAW, raw, packed)
         };
+        buffers.give(idle);
         Ok(Self {
             raw_len,
             codec,
@@ -104,6 +121,11 @@ impl StoredPack {
 
     pub(super) fn raw_len(&self) -> usize {
         self.raw_len
+    }
+
+    /// The pack's buffer, once it is stored.
+    pub(super) fn into_buffer(self) -> Vec<u8> {
+        self.data
     }
 
     /// Room that pack and chunk rows take, bytes, generously.
@@ -118,8 +140,48 @@ impl StoredPack {
     }
 }
 
+/// Buffers that have done their work, for the next pack: memory the system has just taken back is dear to get again.
+#[derive(Default)]
+pub(super) struct Buffers(Mutex<Vec<Vec<u8>>>);
+
+impl Buffers {
+    /// What a committed batch sets free.
+    const KEPT: usize = 192;
+    /// Every buffer is made for the largest usual pack, so that any of them fits.
+    const ROOM: usize = (TARGET + ALONE).next_power_of_two() + (4 << 10);
+
+    /// An empty buffer with room for so many bytes.
+    pub(super) fn take(&self, bytes: usize) -> Vec<u8> {
+        let mut buffer = self.list().pop().unwrap_or_default();
+        buffer.reserve(bytes.max(Self::ROOM));
+        buffer
+    }
+
+    pub(super) fn give(&self, mut buffer: Vec<u8>) {
+        let mut list = self.list();
+        if list.len() < Self::KEPT {
+            buffer.clear();
+            list.push(buffer);
+        }
+    }
+
+    fn list(&self) -> std::sync::MutexGuard<'_, Vec<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 pub(super) fn compressor() -> Result<zstd::bulk::Compressor<'static>> {
-    zstd::bulk::Compressor::new(LEVEL).map_err(zstd_failed)
+    use zstd::zstd_safe::{CParameter, Strategy};
+    let mut compressor = zstd::bulk::Compressor::new(LEVEL).map_err(zstd_failed)?;
+    for parameter in [
+        CParameter::Strategy(Strategy::ZSTD_fast),
+        CParameter::HashLog(HASH_LOG),
+        CParameter::MinMatch(MIN_MATCH),
+        CParameter::TargetLength(0),
+    ] {
+        compressor.set_parameter(parameter).map_err(zstd_failed)?;
+    }
+    Ok(compressor)
 }
 
 /// zstd fails to compress only for want of memory.
@@ -191,7 +253,8 @@ impl Pack {
     }
 }
 
-fn unpack(raw_len: i64, codec: i64, data: &[u8]) -> Option<Vec<u8>> {
+/// The raw bytes of a stored pack; `None` if it cannot be unpacked to exactly `raw_len` bytes.
+pub(super) fn unpack(raw_len: i64, codec: i64, data: &[u8]) -> Option<Vec<u8>> {
     thread_local! {
         static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
     }
@@ -222,7 +285,7 @@ pub(super) struct Location {
 }
 
 impl Location {
-    fn range(&self) -> Range<usize> {
+    pub(super) fn range(&self) -> Range<usize> {
         self.offset as usize..self.offset as usize + self.len as usize
     }
 

@@ -3,7 +3,9 @@
 //!
 //! Caller -> (bounded) -> compressors -> (bounded) -> one writer thread with its own connection. The writer collects
 //! packs until a batch is full and only then takes the database's write lock, so that other processes wait for one
-//! short transaction, not for an import. Dropping the pipeline abandons what is not yet stored.
+//! short transaction, not for an import. Meanwhile a third kind of thread writes the log back to the database
+//! ([`super::checkpoint`]). The queue before the writer is long: while it commits, the compressors go on. Dropping the
+//! pipeline abandons what is not yet stored.
 //!
 //! Ids of chunks are chosen by the caller before the chunk is stored. If another process stores the same chunk first,
 //! the database keeps theirs and ours becomes an alias, which publishing the layer resolves.
@@ -16,14 +18,17 @@ use std::thread::{self, JoinHandle};
 
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 
+use super::checkpoint::{self, LogGrowth};
 use super::db::{Database, Durability};
-use super::pack::{self, RawPack, StoredPack};
+use super::pack::{self, Buffers, RawPack, StoredPack};
 use super::schema::Sequence;
 use super::{Error, Result, space};
 
 const COMPRESSORS: usize = 2;
-/// Packs waiting for a compressor, and for the writer.
-const QUEUE: usize = 8;
+/// Packs waiting for a compressor.
+const RAW_QUEUE: usize = 16;
+/// Packs waiting for the writer: about as many as are compressed in the time of a commit.
+const STORE_QUEUE: usize = 128;
 /// A batch is committed when it holds this many raw bytes.
 const BATCH: usize = 16 << 20;
 
@@ -45,14 +50,15 @@ pub(super) struct Pipeline {
     messages: Option<SyncSender<Message>>,
     compressors: Vec<JoinHandle<()>>,
     writer: Option<JoinHandle<Result<Aliases>>>,
+    buffers: Arc<Buffers>,
     abandoned: Arc<AtomicBool>,
     sent: u64,
 }
 
 impl Pipeline {
     pub(super) fn start(database: Arc<Database>) -> Result<Self> {
-        let (jobs, job_queue) = sync_channel::<RawPack>(QUEUE);
-        let (messages, message_queue) = sync_channel::<Message>(QUEUE);
+        let (jobs, job_queue) = sync_channel::<RawPack>(RAW_QUEUE);
+        let (messages, message_queue) = sync_channel::<Message>(STORE_QUEUE);
         let job_queue = Arc::new(Mutex::new(job_queue));
         let spawned = |name: &str| thread::Builder::new().name(name.to_owned());
         let failed = |source| Error::Io {
@@ -64,22 +70,29 @@ impl Pipeline {
             messages: Some(messages.clone()),
             compressors: Vec::new(),
             writer: None,
+            buffers: Arc::default(),
             abandoned: Arc::default(),
             sent: 0,
         };
         for _ in 0..COMPRESSORS {
             let (queue, messages) = (Arc::clone(&job_queue), messages.clone());
+            let buffers = Arc::clone(&pipeline.buffers);
             let handle = spawned("ovl-compress")
-                .spawn(move || compress(&queue, &messages))
+                .spawn(move || compress(&queue, &messages, &buffers))
                 .map_err(failed)?;
             pipeline.compressors.push(handle);
         }
         let conn = database.writer(Durability::Ordered)?;
+        checkpoint::leave_to_checkpointer(&conn)?;
+        let log = database.log_growth()?;
+        let buffers = Arc::clone(&pipeline.buffers);
         let abandoned = Arc::clone(&pipeline.abandoned);
         let writer = spawned("ovl-store").spawn(move || {
             let run = Writer {
                 database: &database,
                 conn,
+                log,
+                buffers: &buffers,
                 batch: Vec::new(),
                 raw: 0,
                 aliases: Aliases::new(),
@@ -90,6 +103,11 @@ impl Pipeline {
         });
         pipeline.writer = Some(writer.map_err(failed)?);
         Ok(pipeline)
+    }
+
+    /// A pack to be filled.
+    pub(super) fn new_pack(&self) -> RawPack {
+        RawPack::within(self.buffers.take(0))
     }
 
     /// Hands a pack over; waits while the queues are full.
@@ -156,7 +174,7 @@ impl Drop for Pipeline {
     }
 }
 
-fn compress(queue: &Mutex<Receiver<RawPack>>, messages: &SyncSender<Message>) {
+fn compress(queue: &Mutex<Receiver<RawPack>>, messages: &SyncSender<Message>, buffers: &Buffers) {
     let mut compressor = match pack::compressor() {
         Ok(compressor) => compressor,
         Err(error) => return drop(messages.send(Message::Failed(error))),
@@ -165,7 +183,7 @@ fn compress(queue: &Mutex<Receiver<RawPack>>, messages: &SyncSender<Message>) {
         // Held while waiting: the other compressor waits for the lock instead of the queue, which is the same.
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(raw) = next else { return };
-        let message = match StoredPack::compress(raw, &mut compressor) {
+        let message = match StoredPack::compress_with(raw, &mut compressor, buffers) {
             Ok(stored) => Message::Pack(stored),
             Err(error) => Message::Failed(error),
         };
@@ -178,6 +196,8 @@ fn compress(queue: &Mutex<Receiver<RawPack>>, messages: &SyncSender<Message>) {
 struct Writer<'a> {
     database: &'a Database,
     conn: Connection,
+    log: LogGrowth,
+    buffers: &'a Buffers,
     batch: Vec<StoredPack>,
     raw: usize,
     aliases: Aliases,
@@ -220,6 +240,7 @@ impl Writer<'_> {
             return Ok(());
         }
         let bytes = self.batch.iter().map(StoredPack::disk_bytes).sum();
+        let turn = self.database.write_turn();
         space::ensure(&self.database.place, &self.conn, bytes)?;
         let transaction = self
             .conn
@@ -229,8 +250,11 @@ impl Writer<'_> {
             if insert_chunks(&transaction, &pack, id, &mut self.aliases)? {
                 pack.insert(&transaction, id)?;
             }
+            self.buffers.give(pack.into_buffer());
         }
         transaction.commit()?;
+        drop(turn);
+        self.log.grew(bytes);
         self.raw = 0;
         Ok(())
     }

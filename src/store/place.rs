@@ -7,6 +7,8 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::StatVfsMountFlags;
+
 use super::{Error, Result};
 
 const DATABASE: &str = "store.db";
@@ -17,6 +19,8 @@ pub(super) struct Place {
     /// Absolute, free of symlinks.
     pub(super) root: PathBuf,
     pub(super) database: PathBuf,
+    /// The file system can only be read here.
+    pub(super) read_only: bool,
 }
 
 impl Place {
@@ -73,8 +77,10 @@ impl Place {
             });
         }
         refuse_writable_by_others(&root, meta.mode())?;
+        let stat = rustix::fs::statvfs(&root).map_err(|errno| Error::io(&root)(errno.into()))?;
         Ok(Self {
             database: root.join(DATABASE),
+            read_only: stat.f_flag.contains(StatVfsMountFlags::RDONLY),
             root,
         })
     }
@@ -91,6 +97,14 @@ impl Place {
         refuse_writable_by_others(&self.database, meta.mode())
     }
 
+    /// Fails where nothing can be written.
+    pub(super) fn must_be_writable(&self) -> Result<()> {
+        if self.read_only {
+            return Err(Error::io(&self.root)(rustix::io::Errno::ROFS.into()));
+        }
+        Ok(())
+    }
+
     /// Database, write-ahead log and its index, bytes.
     pub(super) fn disk_bytes(&self) -> Result<u64> {
         Ok(self.file_bytes("")? + self.log_bytes()? + self.file_bytes("-shm")?)
@@ -102,13 +116,19 @@ impl Place {
     }
 
     fn file_bytes(&self, suffix: &str) -> Result<u64> {
-        let mut path = self.database.clone().into_os_string();
-        path.push(suffix);
+        let path = self.beside(suffix);
         match fs::metadata(&path) {
             Ok(meta) => Ok(meta.len()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
-            Err(error) => Err(Error::io(Path::new(&path))(error)),
+            Err(error) => Err(Error::io(&path)(error)),
         }
+    }
+
+    /// A file that SQLite keeps beside the database: `-wal` or `-shm`.
+    pub(super) fn beside(&self, suffix: &str) -> PathBuf {
+        let mut path = self.database.clone().into_os_string();
+        path.push(suffix);
+        path.into()
     }
 }
 

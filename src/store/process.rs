@@ -54,6 +54,24 @@ impl ProcessIdentity {
     }
 }
 
+/// How long a process has been running, seconds. The kernel counts its start in hundredths of a second (`USER_HZ`) since
+/// boot.
+pub(super) fn age(pid: i64) -> Option<i64> {
+    let uptime = fs::read_to_string("/proc/uptime").ok()?;
+    let uptime: i64 = uptime.split('.').next()?.parse().ok()?;
+    Some((uptime - start_time(pid)? / 100).max(0))
+}
+
+/// A time span for people: `12 s`, `3 min`, `5 h`, `2 days`.
+pub(super) fn duration(seconds: i64) -> String {
+    match seconds.max(0) {
+        s @ 0..120 => format!("{s} s"),
+        s @ 120..7_200 => format!("{} min", s / 60),
+        s @ 7_200..172_800 => format!("{} h", s / 3_600),
+        s => format!("{} days", s / 86_400),
+    }
+}
+
 fn start_time(pid: i64) -> Option<i64> {
     parse_start_time(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
@@ -88,6 +106,21 @@ mod tests {
         );
         assert_eq!(parse_start_time("7 (x"), None);
         assert_eq!(parse_start_time("7 (x) S 1"), None);
+    }
+
+    #[test]
+    fn spans_are_told_in_one_unit() {
+        for (seconds, text) in [
+            (-5, "0 s"),
+            (119, "119 s"),
+            (120, "2 min"),
+            (7_199, "119 min"),
+            (7_200, "2 h"),
+            (200_000, "2 days"),
+        ] {
+            assert_eq!(duration(seconds), text);
+        }
+        assert!(age(i64::from(std::process::id())).is_some_and(|age| age < 86_400));
     }
 
     #[test]

@@ -113,59 +113,16 @@ impl LayerReader {
     /// Attributes of a node.
     pub fn inode(&self, ino: u64) -> Result<Inode> {
         self.shared.database.read(|conn| {
-            conn.prepare_cached(
-                "SELECT kind, perm, uid, gid, mtime_s, mtime_ns, size, data_size, nlink, rdev, flags, content,
-                    xattrs IS NOT NULL FROM inode WHERE layer = ?1 AND ino = ?2",
-            )?
-            .query_row((self.layer, ino as i64), |row| Ok(self.inode_from(ino, row)))
+            conn.prepare_cached(&format!(
+                "SELECT {INODE_COLUMNS} FROM inode WHERE layer = ?1 AND ino = ?2"
+            ))?
+            .query_row((self.layer, ino as i64), |row| Ok(inode_from(ino, row)))
             .optional()?
             .ok_or_else(|| self.damaged(&format!("there is no inode {ino}")))?
-        })
-    }
-
-    fn inode_from(&self, ino: u64, row: &Row<'_>) -> Result<Inode> {
-        let damaged = |what: &str| self.damaged(&format!("inode {ino} has an impossible {what}"));
-        let size = |index| {
-            let value: i64 = row.get(index)?;
-            u64::try_from(value)
-                .ok()
-                .filter(|size| *size <= MAX_SIZE)
-                .ok_or_else(|| damaged("size"))
-        };
-        let small =
-            |index, what| u32::try_from(row.get::<_, i64>(index)?).map_err(|_| damaged(what));
-        let kind = kind::from_code(row.get(0)?).ok_or_else(|| damaged("kind"))?;
-        let flags: i64 = row.get(10)?;
-        let total = size(6)?;
-        let data_size = if row.get::<_, Option<i64>>(7)?.is_some() {
-            size(7)?
-        } else {
-            total
-        };
-        let nanos = small(5, "time")?;
-        if nanos >= 1_000_000_000 || data_size > total {
-            return Err(damaged("time or size"));
-        }
-        let content = match (kind, row.get(11)?) {
-            (FileKind::Regular, 0) if total == 0 => ContentRef::EMPTY,
-            (FileKind::Regular, raw) => ContentRef::stored(raw).map_err(|_| damaged("content"))?,
-            _ => ContentRef::EMPTY,
-        };
-        Ok(Inode {
-            ino,
-            kind,
-            perm: small(1, "mode")? & 0o7777,
-            uid: small(2, "owner")?,
-            gid: small(3, "group")?,
-            mtime: Timestamp::new(row.get(4)?, nanos),
-            size: total,
-            data_size,
-            nlink: small(8, "link count")?,
-            rdev: row.get::<_, i64>(9)? as u64,
-            opaque: flags & FLAG_OPAQUE != 0,
-            implicit: flags & FLAG_IMPLICIT != 0,
-            has_xattrs: row.get(12)?,
-            content,
+            .map_err(|error| match error {
+                Error::Corrupt(why) => self.damaged(&format!("inode {ino}: {why}")),
+                other => other,
+            })
         })
     }
 
@@ -232,4 +189,54 @@ impl LayerReader {
     fn damaged(&self, what: &str) -> Error {
         Error::Corrupt(format!("layer {}: {what}", self.info.diff_id))
     }
+}
+
+/// What [`inode_from`] reads, in its order.
+pub(super) const INODE_COLUMNS: &str = "kind, perm, uid, gid, mtime_s, mtime_ns, size, data_size, nlink, rdev, flags, \
+    content, xattrs IS NOT NULL";
+
+/// Reads and checks a row of [`INODE_COLUMNS`].
+pub(super) fn inode_from(ino: u64, row: &Row<'_>) -> Result<Inode> {
+    let damaged = |what: &str| Error::Corrupt(format!("it has an impossible {what}"));
+    let size = |index| {
+        let value: i64 = row.get(index)?;
+        u64::try_from(value)
+            .ok()
+            .filter(|size| *size <= MAX_SIZE)
+            .ok_or_else(|| damaged("size"))
+    };
+    let small = |index, what| u32::try_from(row.get::<_, i64>(index)?).map_err(|_| damaged(what));
+    let kind = kind::from_code(row.get(0)?).ok_or_else(|| damaged("kind"))?;
+    let flags: i64 = row.get(10)?;
+    let total = size(6)?;
+    let data_size = if row.get::<_, Option<i64>>(7)?.is_some() {
+        size(7)?
+    } else {
+        total
+    };
+    let nanos = small(5, "time")?;
+    if nanos >= 1_000_000_000 || data_size > total {
+        return Err(damaged("time or size"));
+    }
+    let content = match (kind, row.get(11)?) {
+        (FileKind::Regular, 0) if total == 0 => ContentRef::EMPTY,
+        (FileKind::Regular, raw) => ContentRef::stored(raw).map_err(|_| damaged("content"))?,
+        _ => ContentRef::EMPTY,
+    };
+    Ok(Inode {
+        ino,
+        kind,
+        perm: small(1, "mode")? & 0o7777,
+        uid: small(2, "owner")?,
+        gid: small(3, "group")?,
+        mtime: Timestamp::new(row.get(4)?, nanos),
+        size: total,
+        data_size,
+        nlink: small(8, "link count")?,
+        rdev: row.get::<_, i64>(9)? as u64,
+        opaque: flags & FLAG_OPAQUE != 0,
+        implicit: flags & FLAG_IMPLICIT != 0,
+        has_xattrs: row.get(12)?,
+        content,
+    })
 }

@@ -12,12 +12,12 @@ use super::{Error, Result};
 /// `PRAGMA application_id`: "ovl1".
 pub(super) const APPLICATION_ID: i64 = 0x6f76_6c31;
 /// `PRAGMA user_version` of the newest format this program reads and writes.
-pub(super) const VERSION: i64 = 1;
+pub(super) const VERSION: i64 = 2;
 /// Bytes; fixed when the file is made. See the measurements in `docs/store-format.md`.
 pub(super) const PAGE_SIZE: i64 = 4096;
 
 /// Name and text of every table.
-const TABLES: [(&str, &str); 15] = [
+const TABLES: [(&str, &str); 19] = [
     (
         "sequence",
         "CREATE TABLE sequence (name TEXT PRIMARY KEY, next INTEGER NOT NULL) STRICT, WITHOUT ROWID",
@@ -95,6 +95,27 @@ const TABLES: [(&str, &str); 15] = [
         "CREATE TABLE lease_layer (lease INTEGER NOT NULL, layer INTEGER NOT NULL, \
          PRIMARY KEY (lease, layer)) STRICT, WITHOUT ROWID",
     ),
+    (
+        "blob",
+        "CREATE TABLE blob (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, layer INTEGER NOT NULL, \
+         size INTEGER NOT NULL, method INTEGER NOT NULL, parts INTEGER NOT NULL, stored INTEGER NOT NULL, \
+         parts_sha256 BLOB NOT NULL) STRICT",
+    ),
+    (
+        "blob_part",
+        "CREATE TABLE blob_part (blob INTEGER NOT NULL, seq INTEGER NOT NULL, data BLOB NOT NULL, \
+         PRIMARY KEY (blob, seq)) STRICT, WITHOUT ROWID",
+    ),
+    (
+        "image_blob",
+        "CREATE TABLE image_blob (image INTEGER NOT NULL, blob INTEGER NOT NULL, PRIMARY KEY (image, blob)) \
+         STRICT, WITHOUT ROWID",
+    ),
+    (
+        "name_index",
+        "CREATE TABLE name_index (name TEXT NOT NULL, position INTEGER NOT NULL, document BLOB NOT NULL, \
+         PRIMARY KEY (name, position)) STRICT, WITHOUT ROWID",
+    ),
 ];
 
 /// The id counters. Ids are never used twice, not even after `gc`: caches in other processes are keyed by them.
@@ -105,24 +126,28 @@ pub(super) enum Sequence {
     Content,
     Layer,
     Lease,
+    Blob,
 }
 
 impl Sequence {
-    const ALL: [Self; 5] = [
+    pub(super) const ALL: [Self; 6] = [
         Self::Pack,
         Self::Chunk,
         Self::Content,
         Self::Layer,
         Self::Lease,
+        Self::Blob,
     ];
 
-    const fn name(self) -> &'static str {
+    /// Also the name of the table whose ids it counts.
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Pack => "pack",
             Self::Chunk => "chunk",
             Self::Content => "content",
             Self::Layer => "layer",
             Self::Lease => "lease",
+            Self::Blob => "blob",
         }
     }
 
@@ -176,7 +201,9 @@ pub(super) fn identify(conn: &Connection, path: &Path) -> Result<Found> {
         pragma(conn, "application_id")?,
         pragma(conn, "user_version")?,
     );
-    if len > 0 && pragma(conn, "page_count")? == 0 {
+    // What was cut off in the making, SQLite has rolled back by now, to nothing.
+    let still = || std::fs::metadata(path).map_or(0, |meta| meta.len());
+    if len > 0 && pragma(conn, "page_count")? == 0 && still() > 0 {
         // SQLite takes less than a page for an empty database, and would write over it.
         return Err(not_ours("it is no database, or was cut short"));
     }
@@ -193,7 +220,7 @@ pub(super) fn identify(conn: &Connection, path: &Path) -> Result<Found> {
         return Err(not_ours("it is some other program's database"));
     }
     match version {
-        VERSION => check_tables(conn, path).map(|()| Found::Store),
+        VERSION => check_tables(conn, path, VERSION).map(|()| Found::Store),
         v if v > VERSION => Err(Error::NewerFormat {
             path: path.to_owned(),
             found: v,
@@ -204,8 +231,18 @@ pub(super) fn identify(conn: &Connection, path: &Path) -> Result<Found> {
     }
 }
 
-/// Compares the schema with [`TABLES`], to the letter.
-fn check_tables(conn: &Connection, path: &Path) -> Result<()> {
+/// Tables that version 1 had not.
+const SINCE_2: [&str; 4] = ["blob", "blob_part", "image_blob", "name_index"];
+
+/// The tables of a version.
+fn tables_of(version: i64) -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+    TABLES
+        .iter()
+        .filter(move |(name, _)| version >= 2 || !SINCE_2.contains(name))
+}
+
+/// Compares the schema with that of `version`, to the letter.
+fn check_tables(conn: &Connection, path: &Path, version: i64) -> Result<()> {
     let damaged = |what: String| Error::NotAStore {
         path: path.to_owned(),
         reason: what,
@@ -216,7 +253,7 @@ fn check_tables(conn: &Connection, path: &Path) -> Result<()> {
     while let Some(row) = rows.next()? {
         let (kind, name, sql): (String, String, Option<String>) =
             (row.get(0)?, row.get(1)?, row.get(2)?);
-        match TABLES.iter().find(|(table, _)| *table == name) {
+        match tables_of(version).find(|(table, _)| *table == name) {
             Some((_, expected)) if kind == "table" && sql.as_deref() == Some(*expected) => {
                 seen += 1
             }
@@ -225,7 +262,7 @@ fn check_tables(conn: &Connection, path: &Path) -> Result<()> {
             _ => return Err(damaged(format!("it holds an unexpected {kind} {name:?}"))),
         }
     }
-    if seen == TABLES.len() {
+    if seen == tables_of(version).count() {
         Ok(())
     } else {
         Err(damaged("tables are missing".to_owned()))
@@ -255,13 +292,23 @@ pub(super) fn create(conn: &mut Connection) -> Result<()> {
 /// A step of the migration ladder: brings a store from version `from` to `from + 1` inside a transaction.
 type Step = fn(&Connection) -> Result<()>;
 
-/// `LADDER[n]` leads from version `n + 1` to `n + 2`. Version 1 is the first, so there is no step yet.
-const LADDER: [Step; (VERSION - 1) as usize] = [];
+/// `LADDER[n]` leads from version `n + 1` to `n + 2`.
+const LADDER: [Step; (VERSION - 1) as usize] = [to_version_2];
+
+/// Version 2 keeps the compressed blobs that layers came in, and the indexes that names came with.
+fn to_version_2(conn: &Connection) -> Result<()> {
+    for (_, sql) in TABLES.iter().filter(|(name, _)| SINCE_2.contains(name)) {
+        conn.execute(sql, [])?;
+    }
+    conn.execute("INSERT INTO sequence (name, next) VALUES ('blob', 1)", [])?;
+    Ok(())
+}
 
 /// Brings an older store up to date, all steps in one transaction.
 pub(super) fn migrate(conn: &mut Connection, path: &Path) -> Result<()> {
     let transaction = conn.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     let version = pragma(&transaction, "user_version")?;
+    check_tables(&transaction, path, version)?;
     for step in LADDER
         .iter()
         .skip(version.saturating_sub(1).try_into().unwrap_or(usize::MAX))
@@ -269,7 +316,7 @@ pub(super) fn migrate(conn: &mut Connection, path: &Path) -> Result<()> {
         step(&transaction)?;
     }
     transaction.pragma_update(None, "user_version", VERSION)?;
-    check_tables(&transaction, path)?;
+    check_tables(&transaction, path, VERSION)?;
     transaction.commit()?;
     Ok(())
 }
@@ -301,7 +348,7 @@ mod tests {
                 "PRAGMA application_id = 0; PRAGMA user_version = 0",
                 "some other program's database",
             ),
-            ("PRAGMA user_version = 2", "use a newer ovl"),
+            ("PRAGMA user_version = 3", "use a newer ovl"),
             ("PRAGMA user_version = -1", "not a positive number"),
             ("CREATE VIEW v AS SELECT 1", "unexpected view \"v\""),
             (
@@ -319,6 +366,53 @@ mod tests {
             conn.execute_batch(sql).unwrap();
             let error = identify(&conn, Path::new("x")).unwrap_err().to_string();
             assert!(error.contains(want), "{sql}: {error}");
+        }
+    }
+
+    /// As version 1 made it.
+    fn version_1() -> Connection {
+        let conn = Connection::open_in_memory().unwrap();
+        for (_, sql) in tables_of(1) {
+            conn.execute(sql, []).unwrap();
+        }
+        for sequence in &Sequence::ALL[..5] {
+            conn.execute("INSERT INTO sequence VALUES (?1, 7)", [sequence.name()])
+                .unwrap();
+        }
+        conn.pragma_update(None, "application_id", APPLICATION_ID)
+            .unwrap();
+        conn.pragma_update(None, "user_version", 1).unwrap();
+        conn
+    }
+
+    #[test]
+    fn an_older_store_is_brought_up_to_date() {
+        let (mut conn, path) = (version_1(), Path::new("x"));
+        assert_eq!(identify(&conn, path).unwrap(), Found::Older(1));
+        migrate(&mut conn, path).unwrap();
+        assert_eq!(identify(&conn, path).unwrap(), Found::Store);
+        assert_eq!(Sequence::Blob.take(&conn, 1).unwrap(), 1);
+        assert_eq!(Sequence::Layer.take(&conn, 1).unwrap(), 7);
+        // Another process was faster.
+        migrate(&mut conn, path).unwrap();
+        assert_eq!(identify(&conn, path).unwrap(), Found::Store);
+    }
+
+    #[test]
+    fn a_tampered_older_store_is_refused_as_it_is() {
+        for (sql, want) in [
+            ("CREATE VIEW v AS SELECT 1", "unexpected view \"v\""),
+            ("DROP TABLE sequence", "tables are missing"),
+            (
+                "CREATE TABLE blob (id INTEGER) STRICT",
+                "unexpected table \"blob\"",
+            ),
+        ] {
+            let mut conn = version_1();
+            conn.execute_batch(sql).unwrap();
+            let error = migrate(&mut conn, Path::new("x")).unwrap_err().to_string();
+            assert!(error.contains(want), "{sql}: {error}");
+            assert_eq!(pragma(&conn, "user_version").unwrap(), 1, "{sql}");
         }
     }
 

@@ -5,6 +5,7 @@
 //! transaction begins only if both copies fit, and a reserve is left alone for `gc` to work in.
 
 use std::path::Path;
+use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension};
 
@@ -14,6 +15,8 @@ use super::{Error, Result};
 /// Left for `gc`, bytes: at least this, and this part of the database (the map of its pages is a seventh of a percent).
 const RESERVE: u64 = 384 << 10;
 const RESERVE_PART: u64 = 512;
+/// How long emptying the log may wait for readers and writers.
+const LOG_WAIT: Duration = Duration::from_millis(500);
 
 /// Fails with [`Error::NoSpace`] if a transaction of `bytes` could fill the file system up. Must run outside of one.
 pub(super) fn ensure(place: &Place, conn: &Connection, bytes: u64) -> Result<()> {
@@ -33,12 +36,22 @@ pub(super) fn ensure(place: &Place, conn: &Connection, bytes: u64) -> Result<()>
     }
 }
 
-/// Writes the log back to the database and cuts it to nothing, as far as readers allow.
+/// Writes the log back to the database and cuts it to nothing, as far as readers allow: waiting for one of them would
+/// keep all writers waiting as well.
 pub(super) fn empty_log(conn: &Connection) -> Result<()> {
-    conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
-        row.get::<_, i64>(0)
-    })
-    .optional()?;
+    empty_log_within(conn, LOG_WAIT)
+}
+
+/// As [`empty_log`], waiting so long.
+pub(super) fn empty_log_within(conn: &Connection, wait: Duration) -> Result<()> {
+    conn.busy_timeout(wait)?;
+    let emptied = conn
+        .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
+            row.get::<_, i64>(0)
+        })
+        .optional();
+    conn.busy_timeout(super::db::busy_timeout())?;
+    emptied?;
     Ok(())
 }
 

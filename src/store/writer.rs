@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use rusqlite::OptionalExtension;
 
-use super::chunker::Chunker;
+use super::checkpoint;
+use super::chunker::{self, Chunker};
 use super::db::{Database, Durability};
 use super::extents::{Extent, ListBuilder, MAX_SIZE};
 use super::leases::Lease;
@@ -71,6 +72,8 @@ pub struct LayerWriter {
     chunks: ChunkSink,
     chunker: Chunker,
     content: Option<ListBuilder>,
+    /// Size of the content as announced; 0 if unknown, or once data or a hole came.
+    announced: u64,
     tree: Tree,
     recipe: RecipeBuilder,
     segments: i64,
@@ -89,11 +92,13 @@ impl LayerWriter {
             ))
         })?;
         let conn = database.writer(Durability::Durable)?;
+        checkpoint::leave_to_checkpointer(&conn)?;
         conn.execute_batch(super::publish::TABLES)?;
         Ok(Self {
             chunks: ChunkSink::new(Arc::clone(database), chunk_id..chunk_id + CHUNK_IDS)?,
             chunker: Chunker::new(),
             content: None,
+            announced: 0,
             tree: Tree::new(conn)?,
             recipe: RecipeBuilder::new()?,
             segments: 0,
@@ -116,11 +121,11 @@ impl LayerWriter {
 
     /// Begins a file's content. `size` is a hint (0 if unknown).
     pub fn begin_content(&mut self, size: u64) -> Result<()> {
-        let _ = size;
         if self.content.is_some() {
             return Err(Error::Misuse("a content within a content"));
         }
         self.content = Some(ListBuilder::new());
+        self.announced = size;
         Ok(())
     }
 
@@ -132,6 +137,11 @@ impl LayerWriter {
             .ok_or(Error::Misuse("data outside a content"))?;
         self.tar_size += bytes.len() as u64;
         let chunks = &mut self.chunks;
+        let announced = std::mem::take(&mut self.announced);
+        if announced > 0 && bytes.len() as u64 == announced && bytes.len() <= chunker::WHOLE {
+            // All of it at once, and small: what the chunker would give, without a copy.
+            return chunks.add(bytes, list);
+        }
         self.chunker
             .feed(bytes, &mut |chunk| chunks.add(chunk, list))
     }
@@ -145,6 +155,7 @@ impl LayerWriter {
         if len == 0 {
             return Ok(());
         }
+        self.announced = 0;
         let chunks = &mut self.chunks;
         self.chunker.finish(&mut |chunk| chunks.add(chunk, list))?;
         list.push(Extent::Hole { len }, None).ok_or_else(too_large)
@@ -204,7 +215,7 @@ impl LayerWriter {
                 let first = self
                     .chunks
                     .database
-                    .write(|tx| Sequence::Content.take(tx, CONTENT_IDS))?;
+                    .write_ordered(|tx| Sequence::Content.take(tx, CONTENT_IDS))?;
                 self.content_ids = first + 1..first + CONTENT_IDS;
                 first
             }
@@ -343,6 +354,7 @@ impl LayerWriter {
                 keep_segment(&self.tree, &mut self.segments, &segment)?;
             }
             let aliases = self.chunks.finish()?;
+            let _turn = database.write_turn();
             super::publish::publish(
                 &database.place,
                 self.tree.connection(),
@@ -431,7 +443,7 @@ impl ChunkSink {
             None => {
                 let id = self.next_id()?;
                 if bytes.len() >= pack::ALONE {
-                    let mut alone = RawPack::with_capacity(bytes.len());
+                    let mut alone = self.pipeline()?.new_pack();
                     alone.push(id, digest, bytes);
                     self.pipeline()?.send(alone)?;
                 } else {
@@ -453,7 +465,7 @@ impl ChunkSink {
         }
         let first = self
             .database
-            .write(|tx| Sequence::Chunk.take(tx, CHUNK_IDS))?;
+            .write_ordered(|tx| Sequence::Chunk.take(tx, CHUNK_IDS))?;
         self.ids = first + 1..first + CHUNK_IDS;
         Ok(first)
     }
@@ -462,7 +474,8 @@ impl ChunkSink {
         if self.pack.chunks.is_empty() {
             return Ok(());
         }
-        let pack = std::mem::take(&mut self.pack);
+        let next = self.pipeline()?.new_pack();
+        let pack = std::mem::replace(&mut self.pack, next);
         self.pipeline()?.send(pack)
     }
 

@@ -50,8 +50,23 @@ fn setting(name: &str, default: u64) -> u64 {
     })
 }
 
+/// Set in the process that has a mount namespace of its own.
+const INSIDE: &str = "MODEL_INSIDE";
+
 #[test]
 fn ovl_behaves_like_a_plain_directory() {
+    if std::env::var_os(INSIDE).is_none() {
+        // Whoever copies the common namespace would keep our mounts, and so their uppers, busy.
+        let status = std::process::Command::new("unshare")
+            .args(["--mount", "--propagation", "private"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "ovl_behaves_like_a_plain_directory"])
+            .arg("--nocapture")
+            .env(INSIDE, "1")
+            .status();
+        assert!(status.expect("unshare").success(), "see above");
+        return;
+    }
     if std::env::var_os("MODEL_SEED").is_some() {
         return sequence(setting("MODEL_SEED", 0));
     }
@@ -168,6 +183,10 @@ fn step(rng: &mut Rng, systems: &mut [System; 3], trace: &mut Vec<String>) {
                 results[1].0,
                 results[1].1,
             );
+            // A rename that the kernel's overlayfs refuses may have made the directory younger all the same.
+            if systems[0].by == By::Kernel && results[0].1.is_err() {
+                tree::take_over_times(&systems[0].root, &systems[2].root);
+            }
             if results[1].1 != results[2].1 {
                 trace.push(format!(
                     "  (the kernel's overlayfs answered {:?})",

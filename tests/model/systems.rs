@@ -93,9 +93,21 @@ impl System {
                     upper.display(),
                     work.display()
                 );
-                run(Command::new("mount")
+                let mut command = Command::new("mount");
+                command
                     .args(["-t", "overlay", "overlay", "-o", &options])
-                    .arg(&self.root));
+                    .arg(&self.root);
+                // The last mount's end may take a moment.
+                let done = (0..100).any(|_| {
+                    let done = command.output().expect("mount runs").status.success();
+                    if !done {
+                        std::thread::sleep(std::time::Duration::from_millis(100));
+                    }
+                    done
+                });
+                if !done {
+                    run(&mut command);
+                }
             }
         }
         self.mounted = true;

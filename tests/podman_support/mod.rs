@@ -23,11 +23,17 @@ pub enum Driver {
 
 pub struct Station {
     pub sandbox: Sandbox,
+    /// Who the programs run as; `None`: root.
+    user: Option<u32>,
     /// `unshare`, which lives as long as the namespaces.
     keeper: Child,
     /// The first process in them.
     init: u32,
 }
+
+/// The plain user, and the first of the ids that are subordinate to it.
+pub const USER: u32 = 7431;
+pub const SUB_IDS: u32 = 7_431_000;
 
 /// The process in the namespaces that keeps them: it waits, and reaps what is left to it.
 const INIT: &str = "mount --make-rprivate / && : > \"$0\" && while :; do sleep 1000; done";
@@ -63,10 +69,51 @@ impl Station {
         let init = children.trim().parse().expect("one child");
         let station = Self {
             sandbox,
+            user: None,
             keeper,
             init,
         };
         station.configure(driver);
+        station
+    }
+
+    /// For a user like those of a desktop: known to the system, with 65536 subordinate ids, allowed to open /dev/fuse.
+    /// Only in these namespaces.
+    pub fn rootless(driver: Driver) -> Self {
+        let mut station = Self::new(driver);
+        let at = |name: &str| station.sandbox.path(name).display().to_string();
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(station.sandbox.path(""), open).unwrap();
+        let home = at("home");
+        for (file, line) in [
+            (
+                "passwd",
+                format!("tester:x:{USER}:{USER}::{home}:/bin/sh\n"),
+            ),
+            ("group", format!("tester:x:{USER}:\n")),
+            ("subuid", format!("tester:{SUB_IDS}:65536\n")),
+            ("subgid", format!("tester:{SUB_IDS}:65536\n")),
+        ] {
+            let real = Path::new("/etc").join(file);
+            let known = fs::read_to_string(&real).unwrap_or_default();
+            let copy = station.sandbox.write(file, known + &line);
+            station.run("touch", [&real]);
+            station.run("mount", [Path::new("--bind"), &copy, &real]);
+        }
+        let node = at("fuse");
+        station.run("mknod", ["-m", "666", &node, "c", "10", "229"]);
+        station.run("mount", ["--bind", &node, "/dev/fuse"]);
+        // crun takes cgroups of version 1 or 2, but no mixture.
+        let hybrid = "/sys/fs/cgroup/unified";
+        if Path::new(hybrid).exists() {
+            station.run("umount", ["--lazy", hybrid]);
+        }
+        for dir in ["graph", "rr", "home", "tmp", "xdg"] {
+            let dir = station.sandbox.mkdir(dir);
+            std::os::unix::fs::chown(&dir, Some(USER), Some(USER)).unwrap();
+            fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        }
+        station.user = Some(USER);
         station
     }
 
@@ -101,7 +148,13 @@ impl Station {
         command
             .args(["--target", &self.init.to_string(), "--mount", "--pid"])
             .arg("--wdns=/")
-            .arg("--")
+            .arg("--");
+        if let Some(user) = self.user {
+            let words = ["--reuid", "--regid"].map(|word| format!("{word}={user}"));
+            command.arg("setpriv").args(words).arg("--clear-groups");
+            command.arg("--");
+        }
+        command
             .arg(program)
             .env_clear()
             .env(
@@ -111,10 +164,14 @@ impl Station {
             .env("LC_ALL", "C")
             .env("HOME", self.sandbox.path("home"))
             .env("TMPDIR", self.sandbox.path("tmp"))
-            .env("OVL_RUN", self.sandbox.path("run"))
             .env("CONTAINERS_STORAGE_CONF", self.sandbox.path("storage.conf"))
             .env("CONTAINERS_CONF", self.sandbox.path("containers.conf"))
             .stdin(Stdio::null());
+        match self.user {
+            None => command.env("OVL_RUN", self.sandbox.path("run")),
+            // Where run state goes without being told.
+            Some(_) => command.env("XDG_RUNTIME_DIR", self.sandbox.path("xdg")),
+        };
         command
     }
 
@@ -195,7 +252,11 @@ impl Station {
 
     /// What the daemons said.
     pub fn logs(&self) -> String {
-        let logs = fs::read_dir(self.sandbox.path("run/log")).into_iter();
+        let run = match self.user {
+            None => "run/log",
+            Some(_) => "xdg/ovl/log",
+        };
+        let logs = fs::read_dir(self.sandbox.path(run)).into_iter();
         logs.flatten()
             .flatten()
             .map(|log| fs::read_to_string(log.path()).unwrap_or_default())
