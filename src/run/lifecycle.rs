@@ -99,7 +99,7 @@ pub fn run(containers: &Containers, request: &Request) -> Result<Outcome> {
         return running.detach();
     }
     let streams = Streams::choose(request.interactive, request.tty);
-    running.to_the_end(streams, &mut None)
+    running.finish(streams, &mut None)
 }
 
 /// A container in the hands of this process.
@@ -112,7 +112,7 @@ struct Running<'a> {
 }
 
 impl Running<'_> {
-    fn to_the_end(mut self, streams: Streams, started: &mut Option<Started>) -> Result<Outcome> {
+    fn finish(mut self, streams: Streams, started: &mut Option<Started>) -> Result<Outcome> {
         let mut outcome = self.run(streams, started);
         let kept = self
             .container
@@ -242,7 +242,7 @@ impl Running<'_> {
         let mut started = Some(Started(writer));
         let outcome = self
             .in_background(&log_file)
-            .and_then(|streams| self.to_the_end(streams, &mut started));
+            .and_then(|streams| self.finish(streams, &mut started));
         match (outcome, started) {
             (Ok(_), None) => std::process::exit(0),
             // It ended before its start was seen.
