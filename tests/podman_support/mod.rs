@@ -103,6 +103,10 @@ impl Station {
             station.run("touch", [&real]);
             station.run("mount", [Path::new("--bind"), &copy, &real]);
         }
+        // podman puts things straight into /tmp: into one of these namespaces' own, which shows the sandbox too.
+        let own_tmp = "mount --bind \"$0\" /mnt && mount -t tmpfs -o mode=1777 tmp /tmp && mkdir -p \"$0\" && mount --move /mnt \"$0\"";
+        let sandbox = station.sandbox.path("");
+        station.run("sh", ["-c".as_ref(), own_tmp.as_ref(), sandbox.as_os_str()]);
         let node = at("fuse");
         station.run("mknod", ["-m", "666", &node, "c", "10", "229"]);
         station.run("mount", ["--bind", &node, "/dev/fuse"]);
