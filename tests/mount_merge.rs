@@ -287,7 +287,10 @@ fn the_daemon_ends_with_the_overlay() {
     let mount = || {
         sandbox.run(["mount", "--merge", "kernel", "busybox", "upper", "mnt"]);
         // Nothing of ours lies anywhere.
-        assert_eq!(common::mounts_below(&sandbox.path("")), [mnt.clone()]);
+        assert_eq!(
+            common::mounts_below(&sandbox.path("")),
+            std::slice::from_ref(&mnt)
+        );
         daemon_of(&sandbox)
     };
     let pid = mount();

@@ -33,7 +33,8 @@ fn t26_user_files_of_the_image() {
     let room = Room::new();
     let outside = canary(&room);
     std::fs::write(outside.join("../passwd-outside"), "evil:x:0:0::/:/\n").expect("write");
-    let make: [(&str, &dyn Fn(&Path)); 5] = [
+    type Make<'m> = &'m dyn Fn(&Path);
+    let make: [(&str, Make<'_>); 5] = [
         ("fifo", &|etc| {
             for name in ["passwd", "group"] {
                 common::command("mkfifo", [etc.join(name)]);
