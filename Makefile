@@ -2,8 +2,8 @@ PREFIX ?= /usr/local
 CARGO ?= cargo
 OVL = target/debug/ovl
 INSTALL = $(DESTDIR)$(PREFIX)
-# Where mount(8) looks for its helpers: /sbin, which is this.
-SBIN ?= /usr/sbin
+# Where mount(8) looks for its helpers (/sbin is this); of no use there to an installation for one user.
+SBIN ?= $(if $(filter /usr /usr/local,$(PREFIX)),/usr/sbin,$(PREFIX)/sbin)
 
 help: ## Print this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13

@@ -420,6 +420,38 @@ fn an_upper_that_only_the_engine_reads_is_refused() {
     assert_eq!(merge_of(&sandbox), "fuse");
 }
 
+/// What was copied up is found again after the kernel forgot all names and inodes it could, in any order.
+#[test]
+fn changed_files_outlive_the_kernels_memory() {
+    let sandbox = with_image();
+    let mnt = sandbox.path("mnt");
+    let forget = || fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+    for _ in 0..2 {
+        sandbox.run(["mount", "--merge", "kernel", "busybox", "upper", "mnt"]);
+        let held = fs::File::open(mnt.join("etc/hosts")).ok();
+        for name in ["etc/passwd", "usr/share/a/file", "bin/busybox"] {
+            let path = mnt.join(name);
+            let before = fs::read(&path).unwrap();
+            forget();
+            let mut file = fs::OpenOptions::new().append(true).open(&path).unwrap();
+            std::io::Write::write_all(&mut file, b"more").unwrap();
+            forget();
+            let after = fs::read(&path).unwrap();
+            assert_eq!(after, [&before[..], b"more"].concat(), "{name}");
+            command("stat", [&path]);
+        }
+        forget();
+        for entry in walkdir::WalkDir::new(&mnt) {
+            entry
+                .expect("every name leads to something")
+                .metadata()
+                .unwrap();
+        }
+        drop(held);
+        sandbox.run(["umount", "mnt"]);
+    }
+}
+
 /// What an overlay further up keeps in a lower (`overlay.overlay.*`) shows as with our own merge, and is no mark of the
 /// kernel's overlay on top of what we serve.
 #[test]

@@ -160,11 +160,16 @@ cat mnt/moved/inner
 test ! -e mnt/dir
 if \"$PROGRAM\" -o lowerdir=low,allow_other mnt2 2> why; then exit 9; fi
 cat why
-fusermount3 -u mnt";
+fusermount3 -u mnt
+\"$OVL\" mount /usr/share/doc ./fresh ./mnt
+echo mine > mnt/note
+\"$OVL\" diff mnt
+\"$OVL\" umount mnt";
     let mut command = station.command("sh");
     let program = station.sandbox.path("bin/fuse-overlayfs");
     let output = command
         .args(["-c", script])
+        .env("OVL", env!("CARGO_BIN_EXE_ovl"))
         .env("PROGRAM", program)
         .output()
         .unwrap();
@@ -183,6 +188,10 @@ fusermount3 -u mnt";
     assert!(
         rest.contains("\ninner\nfuse-overlayfs: mounting on ") && rest.contains("user_allow_other"),
         "{rest}"
+    );
+    assert!(
+        rest.ends_with("\nA /note\n"),
+        "the lower's root is not the user's: {rest}"
     );
     let upper = home.join("up");
     let mark = |name: &str, mark: &str| {

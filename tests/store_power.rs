@@ -210,16 +210,25 @@ fn a_power_cut_loses_nothing_that_was_reported() {
     );
     let halves = picked.split_at(picked.len() / 2);
     let base = Tree::new();
+    let failed = std::sync::Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for part in [halves.0, halves.1] {
-            let (base, log, steps) = (&base, &log, &scenario.steps);
+            let (base, log, steps, failed) = (&base, &log, &scenario.steps, &failed);
             scope.spawn(move || {
                 for (cut, way) in part {
-                    look(base, log, steps, *cut, *way);
+                    let looked = std::panic::catch_unwind(|| look(base, log, steps, *cut, *way));
+                    if looked.is_err() {
+                        failed.lock().unwrap().push((*cut, *way));
+                    }
                 }
             });
         }
     });
+    let failed = failed.into_inner().unwrap();
+    assert!(
+        failed.is_empty(),
+        "these cuts, in these ways, did harm: {failed:?}"
+    );
 }
 
 /// Just before and behind each sync, each command's end, and some places between.
@@ -294,7 +303,7 @@ fn look_at(root: &Path, before: Option<&Step>, after: Option<&Step>, told: &str)
             .flat_map(|problem| &problem.images)
             .collect();
         assert!(
-            suffering.iter().all(|name| name.as_str() == "three:1"),
+            suffering.iter().all(|name| name.ends_with("three:1")),
             "{told}: {suffering:?}"
         );
     }

@@ -5,6 +5,7 @@ use ovl::store::{ImageUsage, Usage};
 use serde::Serialize;
 
 use super::Context;
+use super::find::familiar;
 use super::output::{self, Format, Table, id, size};
 
 /// Show how much room the store takes
@@ -59,7 +60,11 @@ impl From<ImageUsage> for ImageRow {
             digest: usage.manifest.to_string(),
             short: match usage.names.as_slice() {
                 [] => id(&usage.config, false),
-                names => names.join(" "),
+                names => names
+                    .iter()
+                    .map(|name| familiar(name))
+                    .collect::<Vec<_>>()
+                    .join(" "),
             },
             names: usage.names,
             raw: usage.raw_bytes,

@@ -7,20 +7,20 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 
-use ovl::image::{EntryKind, LayerEntry, LayerTarWriter, NodeContent};
+use ovl::image::{EntryKind, EntrySink, LayerEntry, NodeContent};
 use ovl::meta::FileKind;
 use ovl::overlay::{Entry, NodeId, Overlay};
 
 /// Writes a layer from an engine's nodes.
-pub struct LayerFrom<'a, 'w> {
+pub struct LayerFrom<'a> {
     engine: &'a Overlay,
-    out: &'a mut LayerTarWriter<'w>,
+    out: &'a mut dyn EntrySink,
     /// First path written of each inode that has several names.
     seen: HashMap<NodeId, OsString>,
 }
 
-impl<'a, 'w> LayerFrom<'a, 'w> {
-    pub fn new(engine: &'a Overlay, out: &'a mut LayerTarWriter<'w>) -> Self {
+impl<'a> LayerFrom<'a> {
+    pub fn new(engine: &'a Overlay, out: &'a mut dyn EntrySink) -> Self {
         Self {
             engine,
             out,
@@ -52,6 +52,12 @@ impl<'a, 'w> LayerFrom<'a, 'w> {
                 }
             }
         })
+    }
+
+    /// The root itself, and everything below it.
+    pub fn with_root(mut self, root: &Entry) -> io::Result<()> {
+        self.node(OsStr::new(""), root)?;
+        self.whole()
     }
 
     /// Everything below the root.

@@ -7,16 +7,22 @@ use std::path::Path;
 
 use clap::{Args, ValueEnum};
 use ovl::image::{
-    Compression, ExportFormat, ExportImage, ExportOptions, ExportTarget, ExportedImage,
+    Compression, EntrySink, ExportFormat, ExportImage, ExportOptions, ExportTarget, ExportedImage,
+    export_rootfs, export_tree,
 };
+use ovl::overlay::{Entry, NodeId};
+use ovl::store::Store;
+use ovl::view::View;
 
 use super::Context;
+use super::entries::LayerFrom;
 use super::error::Failure;
 
 /// Write images as an archive
 ///
 /// TARGET is `docker-archive:PATH`, `oci-archive:PATH`, `oci:DIRECTORY`, a bare path (a docker-archive, unless --format says
-/// otherwise) or `-` for standard output. Each layer is proven against its digest while it is written; a failure leaves
+/// otherwise) or `-` for standard output. `rootfs:PATH` and `dir:DIRECTORY` take one image and give its files, all layers
+/// merged, as a tar or as a new directory, with owners (as root only). Each layer is proven against its digest while it is written; a failure leaves
 /// no file.
 #[derive(Args)]
 #[command(override_usage = "ovl export [OPTIONS] IMAGE... TARGET")]
@@ -24,7 +30,7 @@ pub struct Export {
     /// Names or IDs of images, and where to
     #[arg(required = true, num_args = 2.., value_name = "IMAGE TARGET")]
     words: Vec<OsString>,
-    /// docker-archive, oci-archive or oci
+    /// docker-archive, oci-archive, oci, rootfs or dir
     #[arg(long, value_enum, value_name = "FORMAT", hide_possible_values = true)]
     format: Option<Kind>,
     /// Compress layers anew: none, gzip or zstd [default: as they came, if that was kept, else none]
@@ -37,6 +43,8 @@ enum Kind {
     DockerArchive,
     OciArchive,
     Oci,
+    Rootfs,
+    Dir,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -77,8 +85,11 @@ impl Export {
                 "export wants an image and where to write it",
             ));
         };
+        let Some(format) = kind.format() else {
+            return self.files(&store, &images, kind, path);
+        };
         let options = ExportOptions {
-            format: kind.into(),
+            format,
             compression: self.compress.map(Into::into),
         };
         if path != "-" {
@@ -97,11 +108,58 @@ impl Export {
         Ok(())
     }
 
+    /// The merged files of one image.
+    fn files(
+        &self,
+        store: &Store,
+        images: &[ExportImage],
+        kind: Kind,
+        path: &OsStr,
+    ) -> anyhow::Result<()> {
+        let [image] = images else {
+            return Err(Failure::usage("rootfs: and dir: take one image"));
+        };
+        if self.compress.is_some() {
+            return Err(Failure::usage(
+                "--compress is for layers, which rootfs: and dir: have not",
+            ));
+        }
+        let record = store.image(&image.manifest)?;
+        let layers = record.map(|record| record.layers).unwrap_or_default();
+        let view = View::open(store, &layers, "export")?;
+        let whole = |sink: &mut dyn EntrySink| {
+            let root = view.engine().getattr(NodeId::ROOT)?;
+            let attr = Entry {
+                node: NodeId::ROOT,
+                attr: root,
+            };
+            LayerFrom::new(view.engine(), sink).with_root(&attr)
+        };
+        if kind == Kind::Dir {
+            return Ok(export_tree(Path::new(path), whole)?);
+        }
+        if path != "-" {
+            return Ok(export_rootfs(ExportTarget::Path(Path::new(path)), whole)?);
+        }
+        let stdout = std::io::stdout();
+        if stdout.is_terminal() {
+            return Err(Failure::usage(
+                "an archive is nothing for a terminal; send it to a file or a pipe",
+            ));
+        }
+        Ok(export_rootfs(
+            ExportTarget::Stream(&mut stdout.lock()),
+            whole,
+        )?)
+    }
+
     fn target<'a>(&self, target: &'a OsStr) -> anyhow::Result<(Kind, &'a OsStr)> {
         let prefixes = [
             (Kind::DockerArchive, "docker-archive:"),
             (Kind::OciArchive, "oci-archive:"),
             (Kind::Oci, "oci:"),
+            (Kind::Rootfs, "rootfs:"),
+            (Kind::Dir, "dir:"),
         ];
         let prefixed = prefixes.iter().find_map(|(kind, prefix)| {
             Some((
@@ -134,12 +192,14 @@ fn report(images: &[ExportedImage]) {
     }
 }
 
-impl From<Kind> for ExportFormat {
-    fn from(kind: Kind) -> Self {
-        match kind {
-            Kind::DockerArchive => Self::DockerArchive,
-            Kind::OciArchive => Self::OciArchive,
-            Kind::Oci => Self::OciDir,
+impl Kind {
+    /// The format of an archive of images; `None` for forms that hold files.
+    fn format(self) -> Option<ExportFormat> {
+        match self {
+            Self::DockerArchive => Some(ExportFormat::DockerArchive),
+            Self::OciArchive => Some(ExportFormat::OciArchive),
+            Self::Oci => Some(ExportFormat::OciDir),
+            Self::Rootfs | Self::Dir => None,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::str::FromStr;
 
 use anyhow::Context as _;
-use ovl::image::Reference;
+use ovl::image::{Platform, Reference, image_for};
 use ovl::meta::Timestamp;
 use ovl::store::{self, Digest, ImageRecord, Store};
 use ovl::view::View;
@@ -59,6 +59,18 @@ fn image_words(word: &OsStr) -> anyhow::Result<&str> {
         .to_str()
         .ok_or_else(|| Failure::usage(format!("not an image name: {}", word.display())))?;
     Ok(words.strip_prefix("image:").unwrap_or(words))
+}
+
+impl Context {
+    /// Finds an image for a platform; gives the digest of its manifest.
+    pub fn find_for(&self, words: &str, platform: &Platform) -> anyhow::Result<String> {
+        let found = self.find(words)?;
+        let manifest = match found.name.filter(|name| name.digest().is_none()) {
+            Some(name) => image_for(&found.store, &name.to_string(), platform)?.manifest,
+            None => found.record.manifest,
+        };
+        Ok(manifest.to_string())
+    }
 }
 
 /// The manifest of the image that `words` mean: what a mount asks of the command line.

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::Context;
 use super::error::{Failure, escape};
+use super::find::familiar;
 use super::output::{self, Format, count, size};
 use super::progress::Steps;
 
@@ -61,7 +62,7 @@ struct Row<'a> {
     why: &'a str,
     layer: Option<String>,
     path: Option<String>,
-    images: &'a [String],
+    images: Vec<String>,
     repair: &'static str,
 }
 
@@ -75,7 +76,7 @@ impl<'a> Row<'a> {
                 .path
                 .as_ref()
                 .map(|path| path.as_bytes().escape_ascii().to_string()),
-            images: &problem.images,
+            images: images(problem),
             repair: cure(problem.cure),
         }
     }
@@ -157,9 +158,13 @@ fn line(problem: &Problem) -> String {
     line.push_str(": ");
     line.push_str(&problem.why);
     if !problem.images.is_empty() {
-        line.push_str(&format!(" (image {})", problem.images.join(", ")));
+        line.push_str(&format!(" (image {})", images(problem).join(", ")));
     }
     escape(&line)
+}
+
+fn images(problem: &Problem) -> Vec<String> {
+    problem.images.iter().map(|name| familiar(name)).collect()
 }
 
 fn summary(report: &FsckReport) -> String {

@@ -29,6 +29,9 @@ pub struct Import {
     /// Take the image for this machine from an archive of several
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     platform: Option<String>,
+    /// Take the images of all platforms; names point to the one of --platform, or of this machine
+    #[arg(long)]
+    all_platforms: bool,
     /// Move names that point to other images
     #[arg(long)]
     replace: bool,
@@ -114,6 +117,7 @@ impl Import {
                 .as_deref()
                 .map(str::parse::<Platform>)
                 .transpose()?,
+            all_platforms: self.all_platforms,
             replace_names: self.replace,
             keep_compressed: self.keep_compressed.into(),
             limits: self.limits.limits(),

@@ -26,6 +26,9 @@ pub struct Mount {
     /// Mount without an upper directory: nothing can be changed
     #[arg(short, long, conflicts_with_all = ["workdir", "volatile"])]
     read_only: bool,
+    /// Of an image of several platforms, mount the one for this
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    platform: Option<String>,
     /// Work directory, on the file system of UPPER [default: .NAME.ovl-work beside it]
     #[arg(long, value_name = "DIR")]
     workdir: Option<PathBuf>,
@@ -102,6 +105,14 @@ impl Mount {
         let mut lowers: Vec<Lower> = Vec::new();
         for word in &self.words {
             lowers.extend(mount::parse_lowers(word)?);
+        }
+        if let Some(platform) = &self.platform {
+            let platform = platform.parse()?;
+            for lower in &mut lowers {
+                if let Lower::Image(words) = lower {
+                    *words = context.find_for(words, &platform)?;
+                }
+            }
         }
         let mut spec = MountSpec {
             lowers,

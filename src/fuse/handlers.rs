@@ -23,7 +23,7 @@ use super::convert::{
     attr_out, bare_attr, errno_out, kind_out, rdev_in, rename_flags_in, set_time_in, time_in,
 };
 use super::init::{Negotiated, negotiate};
-use super::{Config, Counters, seek};
+use super::{Config, Counters, ioctl, seek};
 use crate::meta::FileKind;
 use crate::overlay::{Caller, Entry, NodeId, Overlay, Result, SetAttr, XattrSet};
 
@@ -584,26 +584,7 @@ impl fuser::Filesystem for Transport {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        // lsattr and chattr (linux/fs.h). The numbers of the first two tell a long, the data is an int.
-        const GET_FLAGS: u32 = 0x8008_6601;
-        const SET_FLAGS: u32 = 0x4008_6602;
-        const GET_XATTR: u32 = 0x801c_581f;
-        const SET_XATTR: u32 = 0x401c_5820;
-        let short = rustix::io::Errno::INVAL;
-        let answer = self.call("ioctl", |e| match cmd {
-            GET_FLAGS => e.flags(node(ino)).map(|flags| flags.to_ne_bytes().to_vec()),
-            SET_FLAGS => {
-                let flags = in_data.first_chunk().ok_or(short)?;
-                e.set_flags(node(ino), u32::from_ne_bytes(*flags))?;
-                Ok(Vec::new())
-            }
-            GET_XATTR => e.fsxattr(node(ino)).map(|value| value.to_vec()),
-            SET_XATTR => {
-                e.set_fsxattr(node(ino), in_data.first_chunk().ok_or(short)?)?;
-                Ok(Vec::new())
-            }
-            _ => Err(rustix::io::Errno::NOTTY),
-        });
+        let answer = self.call("ioctl", |e| ioctl::answer(e, node(ino), cmd, in_data));
         let data = ok_or_reply!(answer, reply);
         reply.ioctl(0, &data);
     }

@@ -30,6 +30,9 @@ fn wanted(config: &Config, writeback: bool) -> InitFlags {
     if config.acl {
         flags |= InitFlags::FUSE_POSIX_ACL;
     }
+    if config.no_handles {
+        flags |= InitFlags::FUSE_NO_EXPORT_SUPPORT;
+    }
     if writeback {
         flags |= InitFlags::FUSE_WRITEBACK_CACHE;
     }

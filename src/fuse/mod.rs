@@ -16,6 +16,7 @@
 mod convert;
 mod handlers;
 mod init;
+mod ioctl;
 mod seek;
 
 use std::io;
@@ -55,6 +56,9 @@ pub struct Config {
     /// Never used on a read-only mount.
     pub writeback: bool,
     pub readdirplus: ReadDirPlus,
+    /// The kernel finds nodes by their names only: to it they have no file handles. An overlay on this mount would else keep
+    /// handles of what it copied up, and what it finds by them (`fuse_get_dentry`) is ESTALE at the next look (Linux 6.16).
+    pub no_handles: bool,
     /// Let the kernel judge by POSIX ACLs.
     pub acl: bool,
     /// Threads that serve requests.
@@ -73,6 +77,7 @@ impl Default for Config {
             no_open: true,
             writeback: true,
             readdirplus: ReadDirPlus::default(),
+            no_handles: false,
             acl: true,
             threads: cores.clamp(2, 4),
             max_write: 1 << 20,

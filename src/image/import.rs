@@ -32,6 +32,8 @@ pub struct ImportOptions {
     pub tags: Vec<Reference>,
     /// `None`: this machine's, or the only one there is.
     pub platform: Option<Platform>,
+    /// Take the images of all platforms that an index lists. Names point to the one of `platform`.
+    pub all_platforms: bool,
     /// Move names that point to other images; without it that is a conflict.
     pub replace_names: bool,
     pub keep_compressed: KeepCompressed,
@@ -132,9 +134,10 @@ impl Importer<'_> {
             Transport::Auto | Transport::Directory if flat => Dialect::FlatDir,
             Transport::Directory | Transport::Rootfs => return self.host_directory(path),
             Transport::Auto => {
-                return Err(self.unlike(
-                    "it is a directory, but no image layout; dir:PATH imports it as a root file system",
-                ));
+                return Err(Error::MissingManifest {
+                    what: self.what.clone(),
+                    reason: "it is a directory, but no OCI layout; dir:PATH imports it as a root file system",
+                });
             }
             Transport::OciLayout => {
                 return Err(Error::MissingManifest {
@@ -254,6 +257,7 @@ impl Importer<'_> {
         Wish {
             select: self.source.select.as_deref(),
             platform: self.options.platform.as_ref(),
+            all_platforms: self.options.all_platforms,
             limits: self.limits(),
         }
     }
@@ -287,8 +291,7 @@ impl Importer<'_> {
                         layer,
                         own,
                         &lowers,
-                        index,
-                        of,
+                        (index, of),
                     )?);
                     lowers.push(layer.diff_id);
                     index += 1;
@@ -308,8 +311,7 @@ impl Importer<'_> {
         layer: &PlannedLayer,
         own_manifest: bool,
         lowers: &[Digest],
-        index: usize,
-        of: usize,
+        (index, of): (usize, usize),
     ) -> Result<Option<Lease>> {
         let name = format!("layer {}", layer.path.escape_ascii());
         let (blob, size) = archive
@@ -542,6 +544,8 @@ impl Importer<'_> {
                 blob_size: None,
             }],
             names: Vec::new(),
+            indexes: Vec::new(),
+            another_platform: false,
         };
         let mut images = self.name(vec![image])?;
         let present = self.store.layer(&diff_id)?.is_some();

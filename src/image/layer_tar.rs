@@ -54,6 +54,21 @@ pub enum NodeContent<'a> {
     Sparse(&'a mut dyn Read, &'a [(u64, u64)]),
 }
 
+/// Takes the entries of a tree or of a layer's changes, one by one.
+pub trait EntrySink {
+    /// Writes one entry.
+    ///
+    /// # Errors
+    /// Those of the output and of the data's reader.
+    fn append(&mut self, entry: LayerEntry<'_>) -> io::Result<()>;
+}
+
+impl EntrySink for LayerTarWriter<'_> {
+    fn append(&mut self, entry: LayerEntry<'_>) -> io::Result<()> {
+        Self::append(self, entry)
+    }
+}
+
 /// Writes entries to `out`.
 pub struct LayerTarWriter<'o> {
     out: &'o mut dyn Write,

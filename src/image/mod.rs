@@ -38,6 +38,7 @@ mod source;
 mod stream;
 pub mod tar;
 mod timestamp;
+mod unpack;
 mod write_out;
 
 pub use blob::KeepCompressed;
@@ -48,13 +49,14 @@ pub use error::{Error, Result};
 pub use export::{ExportFormat, ExportImage, ExportOptions, ExportTarget, ExportedImage, export};
 pub use import::{ImportOptions, ImportedImage, import, import_stream};
 pub use layer_entry::EntryFault;
-pub use layer_tar::{EntryKind, LayerEntry, LayerTarWriter, NodeContent};
+pub use layer_tar::{EntryKind, EntrySink, LayerEntry, LayerTarWriter, NodeContent};
 pub use limits::Limits;
-pub use platform::Platform;
+pub use platform::{Platform, image_for};
 pub use progress::{ImportProgress, LayerOutcome};
 pub use reference::{Reference, ReferenceError};
 pub use source::{Location, Source, Transport};
 pub use timestamp::rfc3339;
+pub use unpack::{export_rootfs, export_tree};
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

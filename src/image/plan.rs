@@ -39,6 +39,8 @@ pub struct Wish<'a> {
     pub select: Option<&'a str>,
     /// `None`: the host's, or whatever is there if there is only one.
     pub platform: Option<&'a Platform>,
+    /// Also the images of other platforms that stand under the same index.
+    pub all_platforms: bool,
     pub limits: &'a Limits,
 }
 
@@ -60,6 +62,10 @@ pub struct PlannedImage {
     pub layers: Vec<PlannedLayer>,
     /// Canonical names.
     pub names: Vec<String>,
+    /// The indexes above it, the outermost first; what its names stand for beside it.
+    pub indexes: Vec<Vec<u8>>,
+    /// Came along as an image of another platform: names are for the one chosen.
+    pub another_platform: bool,
 }
 
 /// The images of an archive that fit the wish.
@@ -78,6 +84,17 @@ pub fn plan(
         Dialect::Oci => planner.oci(),
         Dialect::FlatDir => planner.flat_dir(),
     }
+}
+
+/// Images taken of one index at most: every platform there is, several times over.
+const MAX_PLATFORMS: usize = 256;
+
+/// What stands below a document.
+#[derive(Default)]
+struct Tree {
+    images: Vec<PlannedImage>,
+    indexes: Vec<Vec<u8>>,
+    seen: HashSet<Digest>,
 }
 
 struct Planner<'a> {
@@ -162,6 +179,8 @@ impl Planner<'_> {
             manifest: None,
             layers: layers.collect(),
             names: names.collect::<Result<_>>()?,
+            indexes: Vec::new(),
+            another_platform: false,
             config,
         })
     }
@@ -260,9 +279,16 @@ impl Planner<'_> {
                 chosen.truncate(1);
             }
             for descriptor in chosen {
-                let mut image = self.oci_image(descriptor, 0)?;
-                image.names = name_of(descriptor)?.into_iter().collect();
-                images.push(image);
+                let mut found = self.oci_images(descriptor)?;
+                found[0].names = name_of(descriptor)?.into_iter().collect();
+                images.append(&mut found);
+            }
+            if self.wish.all_platforms && name.is_some() {
+                for descriptor in group.iter().filter(|d| seen.insert(&d.digest)) {
+                    let mut found = self.oci_images(descriptor)?;
+                    found.iter_mut().for_each(|i| i.another_platform = true);
+                    images.append(&mut found);
+                }
             }
         }
         Ok(images)
@@ -275,7 +301,7 @@ impl Planner<'_> {
         if let Some(select) = self.wish.select {
             return Err(self.nothing_selected(select, Vec::new()));
         }
-        Ok(vec![self.oci_document("manifest.json", bytes, "", 0)?])
+        self.under("manifest.json", bytes, "")
     }
 
     /// Where the blob of this digest lies.
@@ -320,19 +346,41 @@ impl Planner<'_> {
         }
     }
 
-    fn oci_image(&self, descriptor: &Descriptor, depth: usize) -> Result<PlannedImage> {
+    /// The image a descriptor leads to, and after it those of other platforms, if wanted.
+    fn oci_images(&self, descriptor: &Descriptor) -> Result<Vec<PlannedImage>> {
         let bytes = self.blob(descriptor, self.wish.limits.manifest)?;
-        self.oci_document(&descriptor.digest, bytes, &descriptor.media_type, depth)
+        self.under(&descriptor.digest, bytes, &descriptor.media_type)
     }
 
-    /// The image that a manifest, or an index over manifests, describes.
-    fn oci_document(
+    /// The images of a manifest or of an index over manifests: first the one chosen.
+    fn under(&self, name: &str, bytes: Vec<u8>, claimed: &str) -> Result<Vec<PlannedImage>> {
+        let mut tree = Tree::default();
+        self.descend(name, bytes, claimed, 0, true, &mut tree)?;
+        let Tree {
+            mut images,
+            indexes,
+            ..
+        } = tree;
+        // The one chosen is the first that was found as such.
+        let chosen = images.iter().position(|image| !image.another_platform);
+        let Some(chosen) = chosen else {
+            return Err(Error::document(name, "the index lists no image"));
+        };
+        images.swap(0, chosen);
+        images[0].indexes = indexes;
+        Ok(images)
+    }
+
+    /// Goes down from a document. `chosen`: an image found here is the one wanted, not only along with it.
+    fn descend(
         &self,
         name: &str,
         bytes: Vec<u8>,
         claimed: &str,
         depth: usize,
-    ) -> Result<PlannedImage> {
+        chosen: bool,
+        tree: &mut Tree,
+    ) -> Result<()> {
         let limits = self.wish.limits;
         match Document::parse(name, &bytes, claimed)? {
             Document::Index { .. } if depth >= limits.index_depth => Err(Error::document(
@@ -340,13 +388,62 @@ impl Planner<'_> {
                 format!("indexes nest more than {} deep", limits.index_depth),
             )),
             Document::Index { manifests } => {
+                tree.indexes.push(bytes);
                 let entries: Vec<&Descriptor> =
                     manifests.iter().filter(|d| !d.is_attestation()).collect();
-                match entries.as_slice() {
-                    [] => Err(Error::document(name, "the index lists no image")),
-                    entries => self.oci_image(self.for_platform(entries)?[0], depth + 1),
+                if entries.is_empty() {
+                    return Err(Error::document(name, "the index lists no image"));
                 }
+                let first = match chosen {
+                    true => Some(self.for_platform(&entries)?[0]),
+                    false => None,
+                };
+                for descriptor in entries {
+                    let chosen = first.is_some_and(|first| first.digest == descriptor.digest);
+                    if !chosen && !self.wish.all_platforms {
+                        continue;
+                    }
+                    if !tree.seen.insert(descriptor.digest()?) {
+                        continue;
+                    }
+                    if tree.seen.len() > MAX_PLATFORMS {
+                        let reason = format!("it lists more than {MAX_PLATFORMS} images");
+                        return Err(Error::document(name, reason));
+                    }
+                    // An archive may leave out other platforms.
+                    let digest = descriptor.digest()?;
+                    let there = self
+                        .documents
+                        .document(&self.blob_path(&digest), limits.manifest)?;
+                    if !chosen && there.is_none() {
+                        continue;
+                    }
+                    let bytes = self.blob(descriptor, limits.manifest)?;
+                    let (name, claimed) = (&descriptor.digest, &descriptor.media_type);
+                    self.descend(name, bytes, claimed, depth + 1, chosen, tree)?;
+                }
+                Ok(())
             }
+            document => {
+                let mut image = self.oci_document(name, bytes, document, chosen)?;
+                image.another_platform = !chosen;
+                tree.images.push(image);
+                Ok(())
+            }
+        }
+    }
+
+    /// The image that a manifest describes. `chosen`: it must be for the platform that was asked for.
+    fn oci_document(
+        &self,
+        name: &str,
+        bytes: Vec<u8>,
+        document: Document,
+        chosen: bool,
+    ) -> Result<PlannedImage> {
+        let limits = self.wish.limits;
+        match document {
+            Document::Index { .. } => Err(Error::document(name, "it is an index, not a manifest")),
             Document::Manifest {
                 config,
                 layers,
@@ -358,7 +455,7 @@ impl Planner<'_> {
                 if let Some(wanted) = self
                     .wish
                     .platform
-                    .filter(|wanted| !wanted.matches(&view.platform))
+                    .filter(|wanted| chosen && !wanted.matches(&view.platform))
                 {
                     return Err(
                         self.no_platform(wanted, Platform::from(&view.platform).to_string())
@@ -379,6 +476,8 @@ impl Planner<'_> {
                     manifest: Some((bytes, media_type)),
                     config: config_bytes,
                     names: Vec::new(),
+                    indexes: Vec::new(),
+                    another_platform: false,
                 })
             }
         }

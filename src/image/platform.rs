@@ -4,7 +4,45 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::Error;
-use super::documents::PlatformView;
+use super::documents::{ConfigView, Document, PlatformView};
+use crate::store::{ImageRecord, Store};
+
+/// The image for `platform` of those that `name` stands for: the one it points to, or another that came under the same
+/// index.
+///
+/// # Errors
+/// [`Error::NoPlatform`] if there is none, and those of the store.
+pub fn image_for(store: &Store, name: &str, platform: &Platform) -> Result<ImageRecord, Error> {
+    let mut records = Vec::new();
+    if let Some(manifest) = store.resolve_name(name)? {
+        records.extend(store.image(&manifest)?);
+    }
+    for index in store.name_indexes(name)? {
+        let bytes = store.document(&index)?.unwrap_or_default();
+        if let Document::Index { manifests } = Document::parse(&index.to_string(), &bytes, "")? {
+            for descriptor in manifests {
+                records.extend(store.image(&descriptor.digest()?)?);
+            }
+        }
+    }
+    let mut available = Vec::new();
+    for record in records {
+        let config = store.document(&record.config)?.unwrap_or_default();
+        let view = ConfigView::parse(&record.config.to_string(), &config)?;
+        if platform.matches(&view.platform) {
+            return Ok(record);
+        }
+        let other = Platform::from(&view.platform).to_string();
+        if !available.contains(&other) {
+            available.push(other);
+        }
+    }
+    Err(Error::NoPlatform {
+        what: name.to_owned(),
+        wanted: platform.to_string(),
+        available: available.join(", "),
+    })
+}
 
 /// A platform asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -22,6 +22,7 @@ pub(super) struct Ready {
     layers: Vec<Digest>,
     /// Digests of the blobs that an own manifest names, in the order of the layers.
     blobs: Vec<Digest>,
+    indexes: Vec<Vec<u8>>,
     names: Vec<String>,
 }
 
@@ -30,10 +31,12 @@ impl Importer<'_> {
     pub(super) fn name(&self, mut images: Vec<PlannedImage>) -> Result<Vec<PlannedImage>> {
         let tags = &self.options.tags;
         if !tags.is_empty() {
-            let [image] = images.as_mut_slice() else {
+            let count = images.iter().filter(|i| !i.another_platform).count();
+            let mut named = images.iter_mut().filter(|i| !i.another_platform);
+            let (Some(image), 1) = (named.next(), count) else {
                 return Err(Error::SeveralImages {
                     what: self.what.clone(),
-                    count: images.len(),
+                    count,
                 });
             };
             image.names = tags.iter().map(Reference::to_string).collect();
@@ -99,6 +102,7 @@ impl Importer<'_> {
             config: image.config,
             layers,
             blobs,
+            indexes: image.indexes,
             names: image.names,
         })
     }
@@ -143,7 +147,7 @@ impl Importer<'_> {
             };
             let origin = Origin {
                 blobs: &image.blobs,
-                indexes: &[],
+                indexes: &image.indexes,
             };
             self.store.put_image_from(&new, &origin)?;
             let mut restorable = true;

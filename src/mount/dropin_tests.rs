@@ -39,7 +39,15 @@ fn names() {
 fn command_lines() {
     let fo = "fuse-overlayfs";
     // (name, words, source, mount point, foreground, debug)
-    let table: &[(&'static str, &[&str], Option<&str>, &str, bool, bool)] = &[
+    type Row<'a> = (
+        &'static str,
+        &'a [&'a str],
+        Option<&'a str>,
+        &'a str,
+        bool,
+        bool,
+    );
+    let table: &[Row<'_>] = &[
         (
             fo,
             &["-o", "lowerdir=/l", "/merged"],

@@ -9,6 +9,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -138,6 +139,8 @@ fn try_mount(
     }
     prepared.shutdown();
     drop(prepared);
+    // One that is empty may have been made for another upper, which the kernel minds.
+    let _ = std::fs::remove_dir(upper.work.join("index"));
     let open = |path: &Path| mountinfo::open_path(path).map_err(|e| Error::io("opening", path, e));
     let (upper_fd, work_fd) = (open(&upper.upper)?, open(&upper.work)?);
     let job = Job {
@@ -145,8 +148,10 @@ fn try_mount(
         flags: &spec.flags,
         upper: &upper_fd,
         work: &work_fd,
-        // What the kernel names hard-linked files by, a mount of ours does not know again the next time.
+        work_path: &upper.work,
+        // What a FUSE mount shows has no handles, by which the kernel would keep the names of a file together.
         words: overlayfs::words(&spec.overlay, marks, !far, far),
+        without_index: overlayfs::words(&spec.overlay, marks, false, far),
     };
     if far {
         return over_fuse(spec, id, &job, layers, marks);
@@ -158,21 +163,7 @@ fn try_mount(
     }) {
         lowers.push(open(path)?);
     }
-    // One that is empty may have been made for another upper, which the kernel minds.
-    let _ = std::fs::remove_dir(upper.work.join("index"));
-    let mounted = job.mount(&lowers).or_else(|errno| match errno {
-        // An index belongs to the lowers it was made over; without it names of one file part when it is changed.
-        Errno::STALE | Errno::INVAL | Errno::OPNOTSUPP => {
-            // The mark of a volatile mount that did not come to be.
-            let _ = std::fs::remove_dir_all(upper.work.join("work/incompat"));
-            let without = Job {
-                words: overlayfs::words(&spec.overlay, marks, false, false),
-                ..job
-            };
-            without.mount(&lowers).map_err(|_| errno)
-        }
-        errno => Err(errno),
-    });
+    let mounted = job.mount(&lowers);
     Ok(KernelMount {
         info: job.identified(mounted)?,
         server: None,
@@ -237,7 +228,9 @@ struct Job<'a> {
     flags: &'a Flags,
     upper: &'a OwnedFd,
     work: &'a OwnedFd,
+    work_path: &'a Path,
     words: Vec<overlayfs::Word>,
+    without_index: Vec<overlayfs::Word>,
 }
 
 impl Job<'_> {
@@ -247,7 +240,24 @@ impl Job<'_> {
             upper: self.upper.as_fd(),
             work: self.work.as_fd(),
         };
-        overlayfs::mount(self.target, self.flags, &layers, &self.words)
+        match overlayfs::mount(self.target, self.flags, &layers, &self.words) {
+            // An index belongs to the lowers it was made over; without it names of one file part when it is changed.
+            Err(errno @ (Errno::STALE | Errno::OPNOTSUPP)) if self.index_is_empty() => {
+                // The mark of a volatile mount that did not come to be.
+                let _ = std::fs::remove_dir_all(self.work_path.join("work/incompat"));
+                overlayfs::mount(self.target, self.flags, &layers, &self.without_index)
+                    .map_err(|_| errno)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn index_is_empty(&self) -> bool {
+        let entry = |entry: io::Result<std::fs::DirEntry>| {
+            // Those that begin so the kernel is only making.
+            entry.is_ok_and(|entry| !entry.file_name().as_bytes().starts_with(b"#"))
+        };
+        std::fs::read_dir(self.work_path.join("index")).map_or(true, |mut all| !all.any(entry))
     }
 
     fn identified(
@@ -303,7 +313,11 @@ fn over_fuse(
     options.beneath = Some(marks);
     let engine = Arc::new(Overlay::new(stack, &options)?);
     let here = |e: io::Error| Error::io("serving the lowers of", job.target.path(), e);
-    let session = fuse::Session::start(Arc::clone(&engine), device, &spec.fuse).map_err(here)?;
+    let transport = fuse::Config {
+        no_handles: true,
+        ..spec.fuse.clone()
+    };
+    let session = fuse::Session::start(Arc::clone(&engine), device, &transport).map_err(here)?;
     let counters = session.counters();
     // Overlayfs asks before it is mounted.
     let thread = std::thread::Builder::new()

@@ -182,3 +182,20 @@ fn refused() {
         u32::MAX
     );
 }
+
+#[test]
+fn who_merges() {
+    assert_eq!(options("ro").merge, None);
+    for (word, merge) in [
+        ("merge=fuse", Merge::Fuse),
+        ("merge=kernel", Merge::Kernel),
+        ("merge=fuse,merge=auto", Merge::Auto),
+    ] {
+        assert_eq!(options(word).merge, Some(merge), "{word}");
+    }
+    let error = parse(["merge=both"]).expect_err("nobody of that name");
+    assert!(
+        error.to_string().contains("fuse, kernel or auto"),
+        "{error}"
+    );
+}

@@ -269,7 +269,9 @@ impl Walk<'_> {
         }
         let lower = self.overlay.lowers.spokesman(base)?;
         let layer = self.overlay.lowers.layer(lower.layer);
-        if differ(attr, &layer.attr(&lower.node)?) {
+        let mut below = layer.attr(&lower.node)?;
+        self.overlay.ids.show(&mut below);
+        if differ(attr, &below) {
             return Ok(true);
         }
         let mut names: Vec<_> = layer.xattr_names(&lower.node)?;

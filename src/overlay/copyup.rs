@@ -279,8 +279,17 @@ impl Overlay {
             return Ok(());
         }
         let lower = self.lowers.spokesman(&lowers)?;
-        let attr = self.lowers.layer(lower.layer).attr(&lower.node)?;
-        self.dress(self.writable()?.root().as_fd(), lower, &attr)
+        let mut attr = self.lowers.layer(lower.layer).attr(&lower.node)?;
+        let root = self.writable()?.root().as_fd();
+        match self.dress(root, lower, &attr) {
+            // An ordinary user cannot give the directory away, and so keeps it.
+            Err(Errno::PERM) => {
+                let own = host::stat_fd(root)?.attr;
+                (attr.uid, attr.gid) = (own.uid, own.gid);
+                self.dress(root, lower, &attr)
+            }
+            other => other,
+        }
     }
 
     /// Where a file copied up without its data says that is: its path in the lowers, from the root. `None`: the data

@@ -69,6 +69,11 @@ pub(super) fn check_name(name: &OsStr) -> Result<()> {
     }
 }
 
+/// Is this in the index, but no entry: something that the kernel was making there, or keeps to make whiteouts of?
+fn is_temporary(name: &OsStr) -> bool {
+    name.as_bytes().first() == Some(&b'#')
+}
+
 /// Half of the descriptors this process may have, at most, are kept for reuse: the others are for what is in use.
 fn kept_each() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
@@ -104,6 +109,7 @@ impl Overlay {
                 })?
                 .into_iter()
                 .map(|e| e.name)
+                .filter(|name| !is_temporary(name))
                 .collect(),
             None => HashSet::new(),
         };

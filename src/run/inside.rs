@@ -98,6 +98,17 @@ impl<'a> Inside<'a> {
         })
     }
 
+    /// Refuses what leads into a mount, where it could become anything.
+    pub fn check_in_root(&self, what: &str, words: &str) -> Result<()> {
+        match self.look(what, words)? {
+            Target::Root(_) => Ok(()),
+            Target::Mounted(path) => Err(Error::Image(format!(
+                "{what} {words} leads to {}",
+                path.display()
+            ))),
+        }
+    }
+
     /// A mount point, made if it is not there. Not for `/` and `/proc`.
     pub fn mount_point(&mut self, what: &str, words: &str, make: Make) -> Result<Target> {
         let mut target = self.look(what, words)?;

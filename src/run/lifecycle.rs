@@ -99,7 +99,7 @@ pub fn run(containers: &Containers, request: &Request) -> Result<Outcome> {
         return running.detach();
     }
     let streams = Streams::choose(request.interactive, request.tty);
-    running.to_the_end(streams, &mut None)
+    running.finish(streams, &mut None)
 }
 
 /// A container in the hands of this process.
@@ -112,7 +112,7 @@ struct Running<'a> {
 }
 
 impl Running<'_> {
-    fn to_the_end(mut self, streams: Streams, started: &mut Option<Started>) -> Result<Outcome> {
+    fn finish(mut self, streams: Streams, started: &mut Option<Started>) -> Result<Outcome> {
         let mut outcome = self.run(streams, started);
         let kept = self
             .container
@@ -242,7 +242,7 @@ impl Running<'_> {
         let mut started = Some(Started(writer));
         let outcome = self
             .in_background(&log_file)
-            .and_then(|streams| self.to_the_end(streams, &mut started));
+            .and_then(|streams| self.finish(streams, &mut started));
         match (outcome, started) {
             (Ok(_), None) => std::process::exit(0),
             // It ended before its start was seen.
@@ -312,11 +312,14 @@ pub fn unmount_all(containers: &Containers, id: &str) -> Result<()> {
     let bundle = containers.bundle(id);
     let records =
         mount::list(run_dir).map_err(|e| Error::io("reading the mounts in", run_dir.path(), e))?;
-    let by_id = records
+    // A volume of the image's holds the root.
+    let root = Bundle::rootfs(&bundle);
+    let mut ours: Vec<&mount::Record> = records
         .iter()
-        .rev()
         .filter(|record| record.mount_point.0.starts_with(&bundle))
-        .map(|record| PathBuf::from(&record.id));
+        .collect();
+    ours.sort_by_key(|record| record.mount_point.0 == root);
+    let by_id = ours.into_iter().map(|record| PathBuf::from(&record.id));
     // A daemon that was killed leaves a mount without a record.
     let mut by_path: Vec<PathBuf> = fs::read_dir(&bundle)
         .into_iter()
@@ -325,7 +328,7 @@ pub fn unmount_all(containers: &Containers, id: &str) -> Result<()> {
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
         .map(|entry| entry.path())
         .collect();
-    by_path.sort_by_key(|path| path.ends_with("rootfs"));
+    by_path.sort_by_key(|path| *path == root);
     for name in by_id.chain(by_path) {
         unmount(containers, &name)?;
     }
@@ -400,15 +403,20 @@ fn clean(containers: &Containers, mut container: Container, held: Held) -> Resul
     containers.write(&container, &held)
 }
 
-/// Kills a container's first process and waits until everything of it is gone.
-pub fn kill(containers: &Containers, container: &Container) -> Result<Held> {
+/// Kills a container's first process and waits until nobody looks after it; `None` if it was one to go then, and has.
+pub fn kill(containers: &Containers, container: &Container) -> Result<Option<Held>> {
     let deadline = std::time::Instant::now() + PATIENCE;
     loop {
         if let Some(init) = &container.init {
             send(init, libc::SIGKILL)?;
         }
-        if let Some(held) = containers.hold(&container.id)? {
-            return Ok(held);
+        match containers.hold(&container.id) {
+            Ok(None) => {}
+            Ok(held) => return Ok(held),
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
         }
         if std::time::Instant::now() > deadline {
             return Err(Error::Conflict(format!(

@@ -42,7 +42,10 @@ pub fn remove(containers: &Containers, words: &str, force: bool) -> Result<Strin
     let name = container.name.clone();
     let held = match containers.hold(&container.id)? {
         Some(held) if container.state() == State::Exited || !still_runs(&container) => held,
-        _ if force => kill(containers, &container)?,
+        _ if force => match kill(containers, &container)? {
+            Some(held) => held,
+            None => return Ok(name),
+        },
         _ => {
             return Err(Error::Conflict(format!(
                 "container {name} is running: end it first, or use -f"

@@ -238,12 +238,13 @@ impl Containers {
     pub fn delete_bundle(&self, id: &str) -> Result<()> {
         let bundle = self.bundle(id);
         // Not recursively through a root that, against all care, is still mounted.
-        match fs::remove_dir(bundle.join("rootfs")) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::io("removing the mount point in", &bundle, error));
-            }
-            _ => remove_all(&bundle),
+        let point = bundle.join("rootfs");
+        if let Err(error) = fs::remove_dir(&point)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(Error::io("removing the mount point", &point, error));
         }
+        remove_all(&bundle)
     }
 }
 

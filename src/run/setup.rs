@@ -146,6 +146,7 @@ impl Setup<'_> {
         let request = self.request;
         let config = &request.config;
         let word = request.user.as_deref().or(config.user.as_deref());
+        user::check_files(inside)?;
         let mut user = user::look_up(inside.rootfs, word.unwrap_or_default())?;
         if !userns::has_user(user.uid) || !userns::has_group(user.gid) {
             return Err(Error::Image(format!(

@@ -3,6 +3,7 @@
 //! Nothing here asks the host's name service. The files are read through [`Rootfs::read`]: regular files of at most 1 MiB.
 
 use super::error::{Error, Result};
+use super::inside::Inside;
 use super::rootfs::Rootfs;
 
 /// Larger user and group files are refused.
@@ -25,7 +26,8 @@ struct Files {
 }
 
 /// Finds `word` (`USER`, `USER:GROUP`, each a name or a number; empty is root) in the image. Without GROUP the user's own
-/// groups count, as Docker has it.
+/// groups count, as Docker has it. Files of whatever other kind that lie there concern only names; but see
+/// [`check_files`].
 pub fn look_up(rootfs: &Rootfs, word: &str) -> Result<User> {
     let file = |path| Ok(rootfs.read(path, MAX_FILE)?.unwrap_or_default());
     let files = Files {
@@ -33,6 +35,16 @@ pub fn look_up(rootfs: &Rootfs, word: &str) -> Result<User> {
         group: file("/etc/group"),
     };
     find(&files, word)
+}
+
+/// Runtimes open these files by themselves, in the container, and would wait for a FIFO for ever: an image whose files
+/// cannot be read here cannot be run.
+pub fn check_files(inside: &Inside<'_>) -> Result<()> {
+    for path in ["/etc/passwd", "/etc/group"] {
+        inside.check_in_root("user file", path)?;
+        inside.rootfs.read(path, MAX_FILE)?;
+    }
+    Ok(())
 }
 
 fn find(files: &Files, word: &str) -> Result<User> {

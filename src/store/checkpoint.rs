@@ -24,24 +24,31 @@ pub(super) fn leave_to_checkpointer(conn: &Connection) -> Result<()> {
     Ok(conn.pragma_update(None, "wal_autocheckpoint", 0)?)
 }
 
-/// The thread; dropping it waits for what it is doing.
-pub(super) struct Checkpointer(Option<JoinHandle<()>>);
+/// The thread, one for all imports of an open store; dropping it waits for what it is doing.
+pub(super) struct Checkpointer {
+    wake: SyncSender<Wake>,
+    thread: Option<JoinHandle<()>>,
+}
 
-/// The writer's end: how much it has added to the log.
+enum Wake {
+    WriteBack,
+    End,
+}
+
+/// A writer's end: how much it has added to the log.
 pub(super) struct LogGrowth {
-    wake: SyncSender<()>,
+    wake: SyncSender<Wake>,
     bytes: u64,
 }
 
 impl Checkpointer {
-    /// Ends when its [`LogGrowth`] is dropped.
-    pub(super) fn start(database: &Database) -> Result<(Self, LogGrowth)> {
+    pub(super) fn start(database: &Database) -> Result<Self> {
         let conn = database.writer(Durability::Ordered)?;
         let (wake, woken) = sync_channel(1);
         let run = move || {
-            while woken.recv().is_ok() {
-                // Another may be at it just now, and what is not copied now is copied later. A disk that fails is
-                // found by the writer, or when the log is emptied at last.
+            while let Ok(Wake::WriteBack) = woken.recv() {
+                // Another process may be at it just now, and what is not copied now is copied later. A disk that fails
+                // is found by the writer, or when the log is emptied at last.
                 let copied: rusqlite::Result<i64> =
                     conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| row.get(0));
                 if let Err(error) = copied {
@@ -56,14 +63,25 @@ impl Checkpointer {
                 path: "starting a thread".into(),
                 source,
             })?;
-        Ok((Self(Some(thread)), LogGrowth { wake, bytes: 0 }))
+        Ok(Self {
+            wake,
+            thread: Some(thread),
+        })
+    }
+
+    pub(super) fn growth(&self) -> LogGrowth {
+        LogGrowth {
+            wake: self.wake.clone(),
+            bytes: 0,
+        }
     }
 }
 
 impl Drop for Checkpointer {
     fn drop(&mut self) {
-        if let Some(thread) = self.0.take() {
-            // It holds nothing that a panic could leave half done.
+        // It holds nothing that a panic of its could leave half done, and then hears nothing either.
+        let _ = self.wake.send(Wake::End);
+        if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
@@ -74,10 +92,10 @@ impl LogGrowth {
     pub(super) fn grew(&mut self, bytes: u64) {
         self.bytes += bytes;
         if self.bytes >= STRETCH {
-            match self.wake.try_send(()) {
+            match self.wake.try_send(Wake::WriteBack) {
                 // Full: it has been told already and will come by.
-                Ok(()) | Err(TrySendError::Full(())) => self.bytes = 0,
-                Err(TrySendError::Disconnected(())) => {}
+                Ok(()) | Err(TrySendError::Full(_)) => self.bytes = 0,
+                Err(TrySendError::Disconnected(_)) => {}
             }
         }
     }

@@ -14,6 +14,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::limits::Limit;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
+use super::checkpoint::{Checkpointer, LogGrowth};
 use super::place::Place;
 use super::schema::{self, Found};
 use super::{Error, Result};
@@ -32,6 +33,8 @@ const READER_CACHE: i64 = 1 << 20;
 const WRITER_CACHE: i64 = 8 << 20;
 /// The log is written back to the database when it reaches this size.
 const WAL_LIMIT: i64 = 32 << 20;
+/// Small transactions leave it to others up to this size.
+const LOG_TOLERATED: i64 = 8 * WAL_LIMIT;
 /// A larger log is emptied when the store is closed, bytes.
 const LOG_KEPT: u64 = 256 << 10;
 
@@ -41,6 +44,8 @@ pub(super) struct Database {
     pid: u32,
     readers: Mutex<Vec<Connection>>,
     turn: Mutex<()>,
+    /// Started by the first import.
+    checkpointer: Mutex<Option<Checkpointer>>,
 }
 
 /// How hard a writer's commits are pressed to the disk.
@@ -60,6 +65,7 @@ impl Database {
             pid: std::process::id(),
             readers: Mutex::default(),
             turn: Mutex::default(),
+            checkpointer: Mutex::default(),
         };
         let in_store = |error: Error| match error {
             Error::Corrupt(reason) => Error::NotAStore {
@@ -100,6 +106,8 @@ impl Database {
                     schema::create(&mut conn)
                 })();
                 made.map_err(|error| error.in_store(&database.place.root))?;
+                // Closing the only connection would empty the log and remove it, for the next one to make anew.
+                drop(database.reader()?);
             }
         }
         Ok(Some(database))
@@ -198,10 +206,45 @@ impl Database {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// For a writer that leaves the log to the thread that writes it back.
+    pub(super) fn log_growth(&self) -> Result<LogGrowth> {
+        let mut checkpointer = self
+            .checkpointer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let checkpointer = match &mut *checkpointer {
+            Some(running) => running,
+            none => none.insert(Checkpointer::start(self)?),
+        };
+        Ok(checkpointer.growth())
+    }
+
     /// Runs `change` in one durable write transaction; an error undoes all of it.
     pub(super) fn write<T>(&self, change: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        self.write_with(Durability::Durable, change)
+    }
+
+    /// The same, without waiting for the disk: for what no longer matters after a power cut.
+    pub(super) fn write_ordered<T>(
+        &self,
+        change: impl FnOnce(&Transaction<'_>) -> Result<T>,
+    ) -> Result<T> {
+        self.write_with(Durability::Ordered, change)
+    }
+
+    fn write_with<T>(
+        &self,
+        durability: Durability,
+        change: impl FnOnce(&Transaction<'_>) -> Result<T>,
+    ) -> Result<T> {
         let run = || {
-            let mut conn = self.writer(Durability::Durable)?;
+            let mut conn = self.writer(durability)?;
+            // A few rows should not have to write back what an import beside them left in the log.
+            conn.pragma_update(
+                None,
+                "wal_autocheckpoint",
+                LOG_TOLERATED / schema::PAGE_SIZE,
+            )?;
             let _turn = self.write_turn();
             let transaction = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let value = change(&transaction)?;
@@ -285,12 +328,17 @@ impl Drop for Database {
                 .get_mut()
                 .unwrap_or_else(PoisonError::into_inner),
         );
+        let checkpointer = self
+            .checkpointer
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if std::process::id() != self.pid {
-            // Closing them would drop the locks of the process that opened them.
-            std::mem::forget(readers);
+            // Closing them would drop the locks of the process that opened them. And the thread is not in this one.
+            std::mem::forget((readers, checkpointer));
             return;
         }
-        drop(readers);
+        drop((readers, checkpointer));
         // Read-only connections leave the log as it is, whatever its size. Not worth failing for: nothing is lost.
         if !self.place.read_only && self.place.log_bytes().is_ok_and(|bytes| bytes > LOG_KEPT) {
             let emptied = self

@@ -57,6 +57,11 @@ pub enum Error {
 /// What SQLite's own refusal says before [`super::db::Database::explain`] tells who is in the way.
 pub(super) const BUSY: &str = "another process is writing to the store; try again";
 
+/// How the message of an I/O error of SQLite begins.
+const IO_FAILED: &str = "input or output failed";
+/// With less than this the file system is full, bytes: the least that SQLite adds to a file beside the database.
+const FULL: u64 = 64 << 10;
+
 /// Result of every call of this room.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -110,8 +115,17 @@ impl Error {
         }
     }
 
-    /// Adds the store's place to errors that SQLite reported without one.
+    /// Adds the store's place to errors that SQLite reported without one. Where it only says that I/O failed, and nothing
+    /// is left to write to, that is why: it has no other word for a sync, or a file beside the database, without room.
     pub(super) fn in_store(mut self, store: &Path) -> Self {
+        if let Self::Sqlite { message, .. } = &self
+            && message.starts_with(IO_FAILED)
+            && super::space::free(store).is_ok_and(|free| free < FULL)
+        {
+            self = Self::NoSpace {
+                root: PathBuf::new(),
+            };
+        }
         if let Self::NoSpace { root } | Self::Sqlite { root, .. } = &mut self
             && root.as_os_str().is_empty()
         {
@@ -131,19 +145,15 @@ impl From<rusqlite::Error> for Error {
                 },
                 ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => Self::Busy(BUSY.to_owned()),
                 ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => Self::Corrupt(message),
-                // -shm could not be extended: SQLite has no other code for a full file system there.
-                ErrorCode::SystemIoFailure
-                    if matches!(
-                        code.extended_code,
-                        rusqlite::ffi::SQLITE_IOERR_SHMSIZE
-                            | rusqlite::ffi::SQLITE_IOERR_SHMMAP
-                            | rusqlite::ffi::SQLITE_IOERR_SHMOPEN
-                    ) =>
-                {
-                    Self::NoSpace {
-                        root: PathBuf::new(),
-                    }
-                }
+                // SQLite opens for reading what it may not write, and stumbles later.
+                ErrorCode::ReadOnly => Self::Sqlite {
+                    root: PathBuf::new(),
+                    message: "it could not be opened for writing".to_owned(),
+                },
+                ErrorCode::SystemIoFailure | ErrorCode::CannotOpen => Self::Sqlite {
+                    root: PathBuf::new(),
+                    message: format!("{IO_FAILED}: {message}"),
+                },
                 _ => Self::Sqlite {
                     root: PathBuf::new(),
                     message,

@@ -34,8 +34,8 @@ impl Drop for Lease {
             return;
         }
         // A child of fork must not end its parent's lease, and cannot: `write` refuses. If writing fails for another
-        // reason the lease lapses with the process.
-        if let Err(error) = self.database.write(|tx| remove(tx, self.id)) {
+        // reason, or is lost with the power, the lease lapses with the process.
+        if let Err(error) = self.database.write_ordered(|tx| remove(tx, self.id)) {
             tracing::debug!(
                 lease = self.id,
                 "a lease could not be removed and lapses with this process: {error}"
@@ -81,8 +81,9 @@ impl Lease {
         database: &Arc<Database>,
         more: impl FnOnce(&Transaction<'_>) -> Result<T>,
     ) -> Result<(Self, T)> {
+        // A power cut ends the process, too, and what it stores under ids that `more` takes is in the log behind this.
         let (id, value) =
-            database.write(|tx| Ok((insert(tx, KIND_IMPORT, "import")?, more(tx)?)))?;
+            database.write_ordered(|tx| Ok((insert(tx, KIND_IMPORT, "import")?, more(tx)?)))?;
         Ok((
             Self {
                 database: Arc::clone(database),

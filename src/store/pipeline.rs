@@ -18,7 +18,7 @@ use std::thread::{self, JoinHandle};
 
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 
-use super::checkpoint::{self, Checkpointer, LogGrowth};
+use super::checkpoint::{self, LogGrowth};
 use super::db::{Database, Durability};
 use super::pack::{self, Buffers, RawPack, StoredPack};
 use super::schema::Sequence;
@@ -50,7 +50,6 @@ pub(super) struct Pipeline {
     messages: Option<SyncSender<Message>>,
     compressors: Vec<JoinHandle<()>>,
     writer: Option<JoinHandle<Result<Aliases>>>,
-    checkpointer: Option<Checkpointer>,
     buffers: Arc<Buffers>,
     abandoned: Arc<AtomicBool>,
     sent: u64,
@@ -71,7 +70,6 @@ impl Pipeline {
             messages: Some(messages.clone()),
             compressors: Vec::new(),
             writer: None,
-            checkpointer: None,
             buffers: Arc::default(),
             abandoned: Arc::default(),
             sent: 0,
@@ -86,8 +84,7 @@ impl Pipeline {
         }
         let conn = database.writer(Durability::Ordered)?;
         checkpoint::leave_to_checkpointer(&conn)?;
-        let (checkpointer, log) = Checkpointer::start(&database)?;
-        pipeline.checkpointer = Some(checkpointer);
+        let log = database.log_growth()?;
         let buffers = Arc::clone(&pipeline.buffers);
         let abandoned = Arc::clone(&pipeline.abandoned);
         let writer = spawned("ovl-store").spawn(move || {
@@ -155,10 +152,7 @@ impl Pipeline {
         }
         self.messages = None;
         let writer = self.writer.take()?;
-        let written = writer.join();
-        // The writer was the one who gave it work.
-        self.checkpointer = None;
-        Some(match written {
+        Some(match writer.join() {
             Ok(result) if !self.abandoned.load(Ordering::Relaxed) => result,
             Ok(Err(error)) => Err(error),
             _ => Err(Error::Misuse("a thread of the import panicked")),

@@ -13,7 +13,7 @@ use super::{ContentRef, Error, Result};
 pub(super) const SEGMENT_LITERALS: usize = 512 << 10;
 const SEGMENT_OPS: usize = 64 << 10;
 /// zstd level of the literals.
-const LEVEL: i32 = 5;
+const LEVEL: i32 = 3;
 
 /// One step of writing the tar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -201,7 +201,9 @@ pub(super) fn identify(conn: &Connection, path: &Path) -> Result<Found> {
         pragma(conn, "application_id")?,
         pragma(conn, "user_version")?,
     );
-    if len > 0 && pragma(conn, "page_count")? == 0 {
+    // What was cut off in the making, SQLite has rolled back by now, to nothing.
+    let still = || std::fs::metadata(path).map_or(0, |meta| meta.len());
+    if len > 0 && pragma(conn, "page_count")? == 0 && still() > 0 {
         // SQLite takes less than a page for an empty database, and would write over it.
         return Err(not_ours("it is no database, or was cut short"));
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rusqlite::OptionalExtension;
 
 use super::checkpoint;
-use super::chunker::Chunker;
+use super::chunker::{self, Chunker};
 use super::db::{Database, Durability};
 use super::extents::{Extent, ListBuilder, MAX_SIZE};
 use super::leases::Lease;
@@ -72,6 +72,8 @@ pub struct LayerWriter {
     chunks: ChunkSink,
     chunker: Chunker,
     content: Option<ListBuilder>,
+    /// Size of the content as announced; 0 if unknown, or once data or a hole came.
+    announced: u64,
     tree: Tree,
     recipe: RecipeBuilder,
     segments: i64,
@@ -96,6 +98,7 @@ impl LayerWriter {
             chunks: ChunkSink::new(Arc::clone(database), chunk_id..chunk_id + CHUNK_IDS)?,
             chunker: Chunker::new(),
             content: None,
+            announced: 0,
             tree: Tree::new(conn)?,
             recipe: RecipeBuilder::new()?,
             segments: 0,
@@ -118,11 +121,11 @@ impl LayerWriter {
 
     /// Begins a file's content. `size` is a hint (0 if unknown).
     pub fn begin_content(&mut self, size: u64) -> Result<()> {
-        let _ = size;
         if self.content.is_some() {
             return Err(Error::Misuse("a content within a content"));
         }
         self.content = Some(ListBuilder::new());
+        self.announced = size;
         Ok(())
     }
 
@@ -134,6 +137,11 @@ impl LayerWriter {
             .ok_or(Error::Misuse("data outside a content"))?;
         self.tar_size += bytes.len() as u64;
         let chunks = &mut self.chunks;
+        let announced = std::mem::take(&mut self.announced);
+        if announced > 0 && bytes.len() as u64 == announced && bytes.len() <= chunker::WHOLE {
+            // All of it at once, and small: what the chunker would give, without a copy.
+            return chunks.add(bytes, list);
+        }
         self.chunker
             .feed(bytes, &mut |chunk| chunks.add(chunk, list))
     }
@@ -147,6 +155,7 @@ impl LayerWriter {
         if len == 0 {
             return Ok(());
         }
+        self.announced = 0;
         let chunks = &mut self.chunks;
         self.chunker.finish(&mut |chunk| chunks.add(chunk, list))?;
         list.push(Extent::Hole { len }, None).ok_or_else(too_large)
@@ -206,7 +215,7 @@ impl LayerWriter {
                 let first = self
                     .chunks
                     .database
-                    .write(|tx| Sequence::Content.take(tx, CONTENT_IDS))?;
+                    .write_ordered(|tx| Sequence::Content.take(tx, CONTENT_IDS))?;
                 self.content_ids = first + 1..first + CONTENT_IDS;
                 first
             }
@@ -456,7 +465,7 @@ impl ChunkSink {
         }
         let first = self
             .database
-            .write(|tx| Sequence::Chunk.take(tx, CHUNK_IDS))?;
+            .write_ordered(|tx| Sequence::Chunk.take(tx, CHUNK_IDS))?;
         self.ids = first + 1..first + CHUNK_IDS;
         Ok(first)
     }

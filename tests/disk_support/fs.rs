@@ -478,8 +478,13 @@ impl Filesystem for DiskFs {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        // Plenty: the store looks before it writes, and is to be told by the write itself.
-        reply.statfs(1 << 22, 1 << 22, 1 << 22, 1 << 20, 1 << 20, 4096, 255, 4096);
+        // Plenty, until a write has failed for want of it: the store looks before it writes.
+        let full = self.with(|state| {
+            let faults = &state.faults;
+            Ok(faults.struck && faults.armed.is_some_and(|fault| fault.kind == Kind::Space))
+        });
+        let free = if full == Ok(true) { 0 } else { 1 << 22 };
+        reply.statfs(1 << 22, free, free, 1 << 20, 1 << 20, 4096, 255, 4096);
     }
 }
 

@@ -97,8 +97,7 @@ impl System {
                 command
                     .args(["-t", "overlay", "overlay", "-o", &options])
                     .arg(&self.root);
-                // Whoever made a mount namespace of their own while the last mount stood has a copy of it, and until
-                // that is gone too the kernel says that the upper is in use.
+                // The last mount's end may take a moment.
                 let done = (0..100).any(|_| {
                     let done = command.output().expect("mount runs").status.success();
                     if !done {

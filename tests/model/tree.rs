@@ -165,7 +165,9 @@ pub fn clone_merged(base: &Path, to: &Path) {
 
 /// Directories that are young in one tree become young in the other.
 pub fn take_over_times(from: &Path, to: &Path) {
-    for path in paths(from) {
+    let mut all = vec![PathBuf::new()];
+    all.extend(paths(from));
+    for path in all {
         let young = |root: &Path| {
             let meta = fs::symlink_metadata(root.join(&path)).ok()?;
             meta.is_dir().then(|| meta.mtime() >= NOW_BEGINS)

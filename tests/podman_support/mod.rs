@@ -35,8 +35,11 @@ pub struct Station {
 pub const USER: u32 = 7431;
 pub const SUB_IDS: u32 = 7_431_000;
 
-/// The process in the namespaces that keeps them: it waits, and reaps what is left to it.
-const INIT: &str = "mount --make-rprivate / && : > \"$0\" && while :; do sleep 1000; done";
+/// The process in the namespaces that keeps them: it waits, and reaps what is left to it. First it gives up its copies of
+/// the mounts other tests have just now, whose daemons would wait for it otherwise.
+const INIT: &str = "mount --make-rprivate / && { \
+    grep ' - fuse\\.' /proc/self/mountinfo | cut -d' ' -f5 | xargs -r -n1 umount -l 2> /dev/null; \
+    : > \"$0\"; while :; do sleep 1000; done; }";
 
 impl Station {
     pub fn new(driver: Driver) -> Self {
@@ -100,6 +103,10 @@ impl Station {
             station.run("touch", [&real]);
             station.run("mount", [Path::new("--bind"), &copy, &real]);
         }
+        // podman puts things straight into /tmp: into one of these namespaces' own, which shows the sandbox too.
+        let own_tmp = "mount --bind \"$0\" /mnt && mount -t tmpfs -o mode=1777 tmp /tmp && mkdir -p \"$0\" && mount --move /mnt \"$0\"";
+        let sandbox = station.sandbox.path("");
+        station.run("sh", ["-c".as_ref(), own_tmp.as_ref(), sandbox.as_os_str()]);
         let node = at("fuse");
         station.run("mknod", ["-m", "666", &node, "c", "10", "229"]);
         station.run("mount", ["--bind", &node, "/dev/fuse"]);
@@ -222,7 +229,10 @@ impl Station {
     /// Mounts of ovl in the namespace.
     pub fn live_mounts(&self) -> Vec<String> {
         let table = fs::read_to_string(format!("/proc/{}/mountinfo", self.init)).unwrap();
-        let ours = table.lines().filter(|line| line.contains(" - fuse.ovl "));
+        let below = format!(" {}/", self.sandbox.path("").display()).replace("//", "/");
+        let ours = table
+            .lines()
+            .filter(|line| line.contains(" - fuse.ovl ") && line.contains(&below));
         ours.map(str::to_owned).collect()
     }
 

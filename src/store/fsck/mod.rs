@@ -145,7 +145,9 @@ pub(super) fn run(
     let mut check = Check::new(options, notify);
     if !options.fast {
         check.chunk_bytes(&shared.database)?;
-        shared.database.read(|conn| check.blobs(conn, true))?;
+        check.attempt("blobs", |check| {
+            shared.database.read(|conn| check.blobs(conn, true))
+        })?;
     }
     shared.database.read(|conn| {
         // One snapshot: what is removed meanwhile is still whole in it.

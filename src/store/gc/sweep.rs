@@ -39,6 +39,30 @@ const OWNED: [Owned; 3] = [
     },
 ];
 
+/// A table whose rows layers share: which of them are used, and what removes one by its id.
+struct Sweep {
+    table: &'static str,
+    used: fn(&Marked, i64) -> bool,
+    remove: &'static [&'static str],
+}
+
+const SWEEPS: [Sweep; 2] = [
+    Sweep {
+        table: "content",
+        used: |marked, id| marked.contents.contains(id),
+        remove: &[
+            "DELETE FROM extent WHERE content = ?1",
+            "DELETE FROM content WHERE id = ?1",
+        ],
+    },
+    // After contents, which refer to them.
+    Sweep {
+        table: "chunk",
+        used: |marked, id| marked.chunks.contains(id),
+        remove: &["DELETE FROM chunk WHERE id = ?1"],
+    },
+];
+
 impl Collector<'_> {
     /// Removes the rows of layers that are gone. A layer's id never comes back, so they cannot become anybody's.
     pub(super) fn rows_of_gone_layers(&mut self) -> Result<()> {
@@ -117,22 +141,12 @@ impl Collector<'_> {
 
     /// Removes contents, then chunks, that no layer uses. `false`: an import came, and the rest stays for next time.
     pub(super) fn unused(&mut self, marked: &mut Marked) -> Result<bool> {
-        let sweeps: [(&str, fn(&Marked, i64) -> bool, &[&str]); 2] = [
-            (
-                "content",
-                |marked, id| marked.contents.contains(id),
-                &[
-                    "DELETE FROM extent WHERE content = ?1",
-                    "DELETE FROM content WHERE id = ?1",
-                ],
-            ),
-            (
-                "chunk",
-                |marked, id| marked.chunks.contains(id),
-                &["DELETE FROM chunk WHERE id = ?1"],
-            ),
-        ];
-        for (table, used, remove) in sweeps {
+        for Sweep {
+            table,
+            used,
+            remove,
+        } in SWEEPS
+        {
             let mut after = i64::MIN;
             loop {
                 let (unused, last) = self
