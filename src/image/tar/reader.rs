@@ -168,18 +168,22 @@ impl<R: BufRead> TarReader<R> {
         self.pass(len, sink)
     }
 
-    /// Goes over the rest of the current entry with `skip`, which moves the input on by so many bytes without reading.
+    /// Goes over the rest of the current entry with `skip`, which moves the input on by so many bytes without reading. The
+    /// stream has `len` bytes in all.
     pub fn skip_body(
         &mut self,
+        len: u64,
         skip: impl FnOnce(&mut R, u64) -> io::Result<()>,
     ) -> Result<(), TarError> {
-        let len = self.body_left + self.padding;
+        let (body, padding) = (self.body_left, self.padding);
         (self.body_left, self.padding) = (0, 0);
-        self.offset += len;
-        skip(&mut self.input, len).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => self.fault(Fault::Truncated),
-            _ => error.into(),
-        })
+        let end = self.offset.checked_add(body).filter(|end| *end <= len);
+        let end = end.ok_or_else(|| self.fault(Fault::Truncated))?;
+        // As after a body that was read: the last padding may be missing.
+        let there = padding.min(len - end);
+        self.ended |= there < padding;
+        self.offset = end + there;
+        Ok(skip(&mut self.input, body + there)?)
     }
 
     /// A reader over the rest of the current body.

@@ -79,7 +79,7 @@ impl Collector<'_> {
                             .prepare_cached(owned.border)?
                             .query_row((layer, rows as i64), |row| Ok((row.get(0)?, row.get(1)?)))
                             .optional()?;
-                        match &border {
+                        let removed = match &border {
                             Some((key, name)) => tx
                                 .prepare_cached(owned.before)?
                                 .execute((layer, key, name))?,
@@ -88,6 +88,9 @@ impl Collector<'_> {
                                 [layer],
                             )?,
                         };
+                        if removed == 0 && border.is_some() {
+                            return Err(super::out_of_order());
+                        }
                         Ok(border.is_some())
                     })?;
                     if !more {
@@ -200,6 +203,9 @@ fn gone(conn: &Connection, table: &str, column: &str, owners: &str) -> Result<Ve
     let mut there = conn.prepare(&format!("SELECT count(*) > 0 FROM {owners} WHERE id = ?1"))?;
     let mut after = i64::MIN;
     while let Some(owner) = next.query_row([after], |row| row.get::<_, Option<i64>>(0))? {
+        if owner <= after {
+            return Err(super::out_of_order());
+        }
         if !there.query_row([owner], |row| row.get::<_, bool>(0))? {
             gone.push(owner);
         }
