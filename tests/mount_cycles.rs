@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Sandbox, command, mounts_below, require_mounting};
+use common::{Sandbox, mounts_below, require_mounting};
 use rustix::process::{Pid, Signal, kill_process};
 
 const ROUNDS: usize = 200;
@@ -69,9 +69,24 @@ impl Place {
         );
     }
 
+    /// As from outside. For a moment others may hold what is there: between fork and exec, a process that another test
+    /// starts has our open files.
     fn unmount(&self, mount_point: &str, how: &str) {
         let path = self.at(mount_point);
-        command("fusermount3", [how.as_ref(), path.as_os_str()]);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let mut fusermount = Command::new("fusermount3");
+            let output = fusermount.arg(how).arg(&path).output().unwrap();
+            let words = String::from_utf8_lossy(&output.stderr);
+            if output.status.success() {
+                return;
+            }
+            assert!(
+                words.contains("busy") && Instant::now() < deadline,
+                "{fusermount:?}: {words}"
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// The daemons of this place, from the list of all processes. (Not by their words: reading those waits for a process

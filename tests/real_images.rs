@@ -242,7 +242,8 @@ fn the_five_layer_image_in_two_versions() {
         "one version takes {one} bytes, both {both}"
     );
 
-    // Their base layer is one, and other archives of the same images bring nothing new.
+    // Their base layer is one, and other archives of the same images bring nothing new but documents, and what gives the
+    // compressed layers back.
     assert_eq!(layers_in_store(&sandbox), 9);
     for again in ["v1.oci.tar", "v2.docker.tar"] {
         sandbox.run([
@@ -253,7 +254,10 @@ fn the_five_layer_image_in_two_versions() {
     }
     assert_eq!(layers_in_store(&sandbox), 9);
     let growth = on_disk(&sandbox).saturating_sub(both);
-    assert!(growth < 1 << 20, "documents alone took {growth} bytes");
+    assert!(
+        growth * 100 < both,
+        "documents and recipes alone took {growth} bytes"
+    );
 
     let store = Store::open(&sandbox.root()).unwrap();
     for (archive, name) in [(&first, "localhost/five:1"), (&second, "localhost/five:2")] {

@@ -7,7 +7,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Sandbox, busybox, require_mounting};
 use ovl::image::check_documents;
@@ -93,8 +93,17 @@ fn killed_at_any_moment() {
     sandbox.run(["import", busybox]);
     let mut rng = Rng(7);
     let (mut killed, mut ended) = (0, 0);
+    // How long each command takes is this machine's matter: one lap shows it, in microseconds; and one that had ended all
+    // the same is killed sooner next time.
+    let mut patience = commands.map(|args| {
+        let start = Instant::now();
+        sandbox.run(args);
+        start.elapsed().as_micros() as u64
+    });
+    sandbox.run(["import", busybox]);
     for round in 0..rounds {
-        let args = commands[rng.below(commands.len() as u64) as usize];
+        let which = rng.below(commands.len() as u64) as usize;
+        let args = commands[which];
         let before = names(&root);
         let mut command = Command::new(assert_cmd::cargo::cargo_bin("ovl"));
         command
@@ -106,12 +115,14 @@ fn killed_at_any_moment() {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        std::thread::sleep(Duration::from_micros(rng.below(60_000)));
+        std::thread::sleep(Duration::from_micros(rng.below(patience[which])));
         child.kill().unwrap();
         if child.wait().unwrap().code().is_some() {
             ended += 1;
+            patience[which] = (patience[which] * 2 / 3).max(1_500);
         } else {
             killed += 1;
+            patience[which] = (patience[which] * 5 / 4).min(60_000);
         }
         let now = names(&root);
         let told = format!("round {round}, {args:?}: {before:?} became {now:?}");
