@@ -3,6 +3,7 @@
 //!   make bench, make bench-quick
 //!   cargo bench --bench ovl -- --mode tiny --only find,tar     # while working on a row
 //!   cargo bench --bench ovl -- --mode quick --only import --out docs     # the store's figures anew, the others kept
+//!   cargo bench --bench ovl -- --mode quick --only containers --out docs # the same for containers
 //!
 //! | file | holds |
 //! |---|---|
@@ -10,7 +11,7 @@
 //! | `arena`, `corpus` | the file system it happens on, and the trees |
 //! | `systems`, `daemon` | what is compared, mounted and unmounted |
 //! | `rows`, `drivers`, `fio` | what is done and measured |
-//! | `memory`, `importers`, `containerd` | rows of another shape: walks, mounts, the store |
+//! | `memory`, `importers`, `containerd`, `containers` | rows of another shape: walks, mounts, the store, containers |
 //! | `results`, `targets`, `report` | figures kept, judged, printed |
 //!
 //! Needs root. It runs in a mount namespace of its own, so nothing it mounts outlives it.
@@ -18,6 +19,7 @@
 mod arena;
 mod command;
 mod containerd;
+mod containers;
 mod corpus;
 mod daemon;
 mod drivers;
@@ -58,7 +60,7 @@ struct Words {
     /// tiny, quick or full
     #[arg(long, default_value = "full", value_parser = mode)]
     mode: Mode,
-    /// Rows by the start of their keys; also walk, mount, import
+    /// Rows by the start of their keys; also walk, mount, import, containers
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Systems by their keys; ext4 is always there
@@ -109,13 +111,16 @@ fn main() -> Result<()> {
             .exec())
         .context("unshare");
     }
-    let results = match words.only_the_store() {
-        true => measure_store(&words)?,
-        false => measure(&words)?,
-    };
-    let results = match kept(&words)? {
-        Some(kept) if words.only_the_store() => kept.with_store_of(results),
-        _ => results,
+    let results = match words.only.as_slice() {
+        [part] if part == "import" => {
+            joined(&words, measure_store(&words)?, Results::with_store_of)?
+        }
+        [part] if part == "containers" => joined(
+            &words,
+            measure_containers(&words)?,
+            Results::with_containers_of,
+        )?,
+        _ => measure(&words)?,
     };
     publish(&results, words.out.as_deref(), true)
 }
@@ -127,10 +132,6 @@ impl Words {
                 .only
                 .iter()
                 .any(|start| key.starts_with(start.as_str()))
-    }
-
-    fn only_the_store(&self) -> bool {
-        self.only == ["import"]
     }
 
     fn sizes(&self) -> Sizes {
@@ -199,6 +200,10 @@ fn measure(words: &Words) -> Result<Results> {
             archive_bytes: 0,
         },
     };
+    let containers = match words.wants("containers") {
+        true => containers::measure(&arena, sizes.mounts, &mut random)?,
+        false => Vec::new(),
+    };
     let results = blank(words, date)?;
     let name = |system: &System| SystemName {
         id: system.id.to_owned(),
@@ -213,6 +218,7 @@ fn measure(words: &Words) -> Result<Results> {
         imports: store.costs,
         unique_layer_bytes: store.unique_layer_bytes,
         archive_bytes: store.archive_bytes,
+        containers,
         failures,
         minutes: started.elapsed().as_secs_f64() / 60.0,
         ..results
@@ -235,6 +241,28 @@ fn measure_store(words: &Words) -> Result<Results> {
     })
 }
 
+/// The containers' row alone.
+fn measure_containers(words: &Words) -> Result<Results> {
+    let started = Instant::now();
+    let results = blank(words, machine::date()?)?;
+    let arena = Arena::new(results.sizes.disk, results.sizes.inodes)?;
+    let mut random = Random::new(std::process::id().into());
+    let containers = containers::measure(&arena, results.sizes.mounts, &mut random)?;
+    Ok(Results {
+        containers,
+        minutes: started.elapsed().as_secs_f64() / 60.0,
+        ..results
+    })
+}
+
+/// The kept results, if there are any, with those of one part put in.
+fn joined(words: &Words, part: Results, put: fn(Results, Results) -> Results) -> Result<Results> {
+    Ok(match kept(words)? {
+        Some(kept) => put(kept, part),
+        None => part,
+    })
+}
+
 /// Results of nothing yet.
 fn blank(words: &Words, date: String) -> Result<Results> {
     Ok(Results {
@@ -253,6 +281,8 @@ fn blank(words: &Words, date: String) -> Result<Results> {
         failures: Vec::new(),
         minutes: 0.0,
         store_run: None,
+        containers: Vec::new(),
+        containers_run: None,
     })
 }
 

@@ -25,6 +25,7 @@ pub fn page(results: &Results, remarks: &Remarks) -> String {
         memory(results),
         mounts(results),
         store(results),
+        containers(results),
         method(results),
     ];
     parts.concat()
@@ -328,6 +329,42 @@ fn exports(results: &Results) -> String {
             "| {} | {export} | {export_least} | {export_most} | {} | {remove} | {remove_least} | {remove_most} |",
             import.id,
             seconds(median(&import.export_cpu)),
+        );
+    }
+    text.push('\n');
+    text
+}
+
+fn containers(results: &Results) -> String {
+    if results.containers.is_empty() {
+        return String::new();
+    }
+    let mut text = format!(
+        "## Containers\n\n`true` in a container of the five-layer test image, without network, removed at its end, both through runc: from \
+        the command to its end, medians of {} repetitions, in random order. For cold ones the kernel's caches are dropped before.{}\n\n\
+        | program | warm, ms | least | most | cold, ms | least | most |\n|---|---|---|---|---|---|---|\n",
+        results.containers[0].warm.len(),
+        results
+            .containers_run
+            .as_ref()
+            .map_or(String::new(), |run| format!(
+                " Measured in a run of its own: commit {}, {} UTC.",
+                run.commit, run.date
+            )),
+    );
+    for start in &results.containers {
+        let three = |list: &[f64]| {
+            let least = list.iter().copied().reduce(f64::min);
+            let most = list.iter().copied().reduce(f64::max);
+            [median(list), least, most].map(|v| or_dash(v, |s: f64| format!("{:.0}", s * 1e3)))
+        };
+        let _ = writeln!(
+            text,
+            "| {} {} | {} | {} |",
+            start.title,
+            start.version,
+            three(&start.warm).join(" | "),
+            three(&start.cold).join(" | "),
         );
     }
     text.push('\n');

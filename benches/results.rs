@@ -30,9 +30,14 @@ pub struct Results {
     /// The store's figures, where they were measured in a run of their own.
     #[serde(default)]
     pub store_run: Option<StoreRun>,
+    #[serde(default)]
+    pub containers: Vec<ContainerStart>,
+    /// The same for the containers' figures.
+    #[serde(default)]
+    pub containers_run: Option<StoreRun>,
 }
 
-/// When and of what the store's figures are.
+/// When and of what the figures of a part are.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StoreRun {
     pub date: String,
@@ -41,6 +46,17 @@ pub struct StoreRun {
 }
 
 impl Results {
+    /// These results with the containers' figures of `newer`.
+    pub fn with_containers_of(mut self, newer: Self) -> Self {
+        self.containers_run = Some(StoreRun {
+            date: newer.date,
+            commit: newer.commit,
+            repetitions: newer.containers.first().map_or(0, |c| c.warm.len()),
+        });
+        self.containers = newer.containers;
+        self
+    }
+
     /// These results with the store's figures of `newer`.
     pub fn with_store_of(mut self, newer: Self) -> Self {
         self.store_run = Some(StoreRun {
@@ -128,6 +144,16 @@ pub struct MountLatency {
     pub seconds: Vec<f64>,
     /// Of the idle daemon, bytes.
     pub resident: u64,
+}
+
+/// From the command to its end, of a container that does nothing.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ContainerStart {
+    pub id: String,
+    pub title: String,
+    pub version: String,
+    pub warm: Vec<f64>,
+    pub cold: Vec<f64>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

@@ -152,6 +152,7 @@ pub fn verdicts(results: &Results) -> Vec<Verdict> {
     memory(results, &mut verdicts);
     mounts(results, &mut verdicts);
     store(results, &mut verdicts);
+    containers(results, &mut verdicts);
     verdicts
 }
 
@@ -215,6 +216,38 @@ fn mounts(results: &Results, verdicts: &mut Vec<Verdict>) {
         format!("{grows:.2}x"),
         grows < 1.2,
     ));
+}
+
+fn containers(results: &Results, verdicts: &mut Vec<Verdict>) {
+    let of = |id: &str| results.containers.iter().find(|start| start.id == id);
+    let (Some(own), Some(theirs)) = (of(OURS), of("podman")) else {
+        return;
+    };
+    for (key, name, own, theirs) in [
+        (
+            "run.warm",
+            "a container that does nothing, warm",
+            &own.warm,
+            &theirs.warm,
+        ),
+        (
+            "run.cold",
+            "a container that does nothing, cold",
+            &own.cold,
+            &theirs.cold,
+        ),
+    ] {
+        let medians = (crate::stats::median(own), crate::stats::median(theirs));
+        if let (Some(own), Some(theirs)) = medians {
+            verdicts.push(verdict(
+                key,
+                name,
+                "no slower than podman",
+                format!("{:.2}x the time of podman", own / theirs),
+                own <= theirs,
+            ));
+        }
+    }
 }
 
 fn store(results: &Results, verdicts: &mut Vec<Verdict>) {

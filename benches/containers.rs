@@ -1,0 +1,142 @@
+//! The container row: the same image's `true` run by ovl and by podman on the kernel's overlay driver, both through runc.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::arena::Arena;
+use crate::command::{command, output, run};
+use crate::corpus::test_images;
+use crate::results::ContainerStart;
+use crate::stats::Random;
+use crate::systems::OVL;
+
+const IMAGE: &str = "localhost/five:1";
+
+/// One program that runs containers.
+struct Runner {
+    id: &'static str,
+    title: &'static str,
+    load: fn(&Place, &Path) -> Command,
+    start: fn(&Place) -> Command,
+}
+
+/// Where a runner keeps its images and state.
+struct Place(PathBuf);
+
+impl Place {
+    fn ovl(&self) -> Command {
+        let mut ovl = command(OVL, ["--progress", "none", "--root"]);
+        ovl.arg(self.0.join("ovl"));
+        ovl.env("OVL_RUN", self.0.join("ovl-run"));
+        ovl
+    }
+
+    fn podman(&self) -> Command {
+        let mut podman = command("podman", ["--storage-driver", "overlay"]);
+        for (word, name) in [
+            ("--root", "root"),
+            ("--runroot", "run"),
+            ("--tmpdir", "tmp"),
+        ] {
+            podman.arg(word).arg(self.0.join(name));
+        }
+        // The words it needs where there is no systemd and hard limits are low.
+        podman.args(["--cgroup-manager", "cgroupfs", "--runtime", "runc"]);
+        podman.env("CONTAINERS_STORAGE_CONF", self.0.join("storage.conf"));
+        podman
+    }
+}
+
+const RUNNERS: [Runner; 2] = [
+    Runner {
+        id: "ovl",
+        title: "ovl run",
+        load: |place, archive| {
+            let mut ovl = place.ovl();
+            ovl.arg("import").arg(archive);
+            ovl
+        },
+        start: |place| {
+            let mut ovl = place.ovl();
+            ovl.args(["run", "--rm", "--runtime", "runc", "--net", "none"]);
+            ovl.args([IMAGE, "true"]);
+            ovl
+        },
+    },
+    Runner {
+        id: "podman",
+        title: "podman run, kernel's overlay",
+        load: |place, archive| {
+            let mut podman = place.podman();
+            podman.args(["load", "-q", "-i"]).arg(archive);
+            podman
+        },
+        start: |place| {
+            let mut podman = place.podman();
+            podman.args(["run", "--rm", "--network=none"]);
+            podman.args(["--ulimit", "nofile=20000:20000"]);
+            podman.args(["--ulimit", "nproc=32768:32768", IMAGE, "true"]);
+            podman
+        },
+    },
+];
+
+/// Both, so many times, in random order: cold, with the kernel's caches dropped, and then warm.
+pub fn measure(
+    arena: &Arena,
+    repetitions: usize,
+    random: &mut Random,
+) -> Result<Vec<ContainerStart>> {
+    let place = Place(arena.path().join("containers"));
+    fs::create_dir_all(&place.0)?;
+    fs::write(
+        place.0.join("storage.conf"),
+        format!(
+            "[storage]\ndriver = \"overlay\"\ngraphroot = \"{0}/root\"\nrunroot = \"{0}/run\"\n",
+            place.0.display()
+        ),
+    )?;
+    let archive = test_images("five")?.join("v1.docker.tar");
+    let mut starts = Vec::new();
+    for (runner, version) in RUNNERS.iter().zip([OVL, "podman"]) {
+        run(&mut (runner.load)(&place, &archive))?;
+        let version = output(&mut command(version, ["--version"]))?;
+        starts.push(ContainerStart {
+            id: runner.id.to_owned(),
+            title: runner.title.to_owned(),
+            version: version
+                .split_whitespace()
+                .find(|word| word.starts_with(|c: char| c.is_ascii_digit()))
+                .unwrap_or_default()
+                .to_owned(),
+            ..ContainerStart::default()
+        });
+    }
+    let mut order: Vec<usize> = (0..RUNNERS.len()).collect();
+    for repetition in 0..repetitions {
+        eprintln!("containers {}/{repetitions}", repetition + 1);
+        for cold in [true, false] {
+            random.shuffle(&mut order);
+            for &which in &order {
+                match cold {
+                    true => arena.drop_caches()?,
+                    false => arena.settle()?,
+                }
+                let mut start = (RUNNERS[which].start)(&place);
+                let began = Instant::now();
+                run(&mut start)?;
+                let seconds = began.elapsed().as_secs_f64();
+                match cold {
+                    true => starts[which].cold.push(seconds),
+                    false => starts[which].warm.push(seconds),
+                }
+            }
+        }
+    }
+    // What podman may have left mounted is in this namespace only and goes with the arena.
+    Ok(starts)
+}
