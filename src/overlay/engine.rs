@@ -244,6 +244,7 @@ impl Overlay {
         if node != NodeId::ROOT && self.table.forget(node, count) {
             self.files.remove(&node.0);
             self.dirs.remove(&node.0);
+            self.table.give_back();
         }
     }
 

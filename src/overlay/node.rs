@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use rustix::io::Errno;
@@ -235,15 +235,22 @@ struct Slot {
 pub(super) struct Table {
     shards: [Mutex<HashMap<u64, Slot>>; SHARDS],
     hasher: RandomState,
+    live: AtomicUsize,
+    /// As many were live since memory was last given back.
+    most: AtomicUsize,
 }
 
 const SHARDS: usize = 32;
+/// Fewer nodes than these are not worth giving back: some three megabytes.
+const WORTH_GIVING_BACK: usize = 4096;
 
 impl Table {
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
             shards: std::array::from_fn(|_| Mutex::default()),
             hasher: RandomState::new(),
+            live: AtomicUsize::new(0),
+            most: AtomicUsize::new(0),
         })
     }
 
@@ -291,7 +298,7 @@ impl Table {
             }),
             table: Arc::downgrade(self),
         });
-        shard.insert(
+        let replaced = shard.insert(
             id.0,
             Slot {
                 node: Arc::downgrade(&node),
@@ -299,6 +306,10 @@ impl Table {
                 lookups: 0,
             },
         );
+        if replaced.is_none() {
+            let live = self.live.fetch_add(1, Ordering::Relaxed) + 1;
+            self.most.fetch_max(live, Ordering::Relaxed);
+        }
         node
     }
 
@@ -336,12 +347,30 @@ impl Table {
             .is_some_and(|slot| slot.node.strong_count() == 0)
         {
             shard.remove(&id.0);
+            self.live.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// When more than half of many nodes have gone, their memory goes back to the system: the allocator would keep it.
+    pub fn give_back(&self) {
+        let (live, most) = (self.len(), self.most.load(Ordering::Relaxed));
+        if most.saturating_sub(live) < WORTH_GIVING_BACK.max(most / 2) {
+            return;
+        }
+        let ours = self
+            .most
+            .compare_exchange(most, live, Ordering::Relaxed, Ordering::Relaxed);
+        if ours.is_ok() {
+            self.shards
+                .iter()
+                .for_each(|shard| lock(shard).shrink_to_fit());
+            crate::sys::trim_heap();
         }
     }
 
     /// Number of nodes in memory.
     pub fn len(&self) -> usize {
-        self.shards.iter().map(|s| lock(s).len()).sum()
+        self.live.load(Ordering::Relaxed)
     }
 
     /// Drops what the kernel remembered: the mount is gone.
