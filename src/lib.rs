@@ -5,7 +5,7 @@
 //! | room | holds |
 //! |---|---|
 //! | [`meta`], [`sys`] | the vocabulary of files, and the system calls std and rustix lack |
-//! | [`store`] | the content-addressed store (the only room that names `rusqlite`) |
+//! | [`store`] | the content-addressed store (the only room that names `rusqlite`; `sys` replaces one call of SQLite's) |
 //! | [`image`] | OCI and Docker formats, import, export, commit; uses `store` |
 //! | [`layer`] | what a layer is: host directories and stored layers; uses `store` |
 //! | [`overlay`] | the merge engine, no FUSE in it; uses `layer` |

@@ -302,3 +302,59 @@ pub fn trim_heap() {
         libc::malloc_trim(0);
     }
 }
+
+/// Makes SQLite tell a read that the disk failed as an I/O error, in this process from now on; whether that could be done.
+///
+/// Its own `unixRead` takes EIO and ENXIO of a read for a sign of a damaged file system (`SQLITE_IOERR_CORRUPTFS`), and its
+/// interface then turns that into `SQLITE_CORRUPT`: a word that is also said of a database that is damaged itself, and so
+/// of no use to tell a failing disk from that. Any other errno stays `SQLITE_IOERR`. Replacing the calls SQLite makes is
+/// part of its interface (`xSetSystemCall` of <https://www.sqlite.org/c3ref/vfs.html>).
+pub fn tell_failed_reads_of_sqlite() -> bool {
+    use rusqlite::ffi;
+    static DONE: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    let replace = || {
+        // SAFETY: the standard VFS is static, as are its methods. What takes the place of pread(2) there has its signature
+        // (SQLite is compiled with a 64-bit off_t), and is only ever called as such.
+        unsafe {
+            let vfs = ffi::sqlite3_vfs_find(std::ptr::null());
+            let Some(methods) = vfs.as_ref().filter(|methods| methods.iVersion >= 3) else {
+                return false;
+            };
+            let (Some(get), Some(set)) = (methods.xGetSystemCall, methods.xSetSystemCall) else {
+                return false;
+            };
+            let call = std::mem::transmute::<Pread, unsafe extern "C" fn()>(pread_or_remote);
+            // Which of the two it was compiled for; the other is null there.
+            [c"pread", c"pread64"]
+                .iter()
+                .filter(|name| get(vfs, name.as_ptr()).is_some())
+                .map(|name| set(vfs, name.as_ptr(), Some(call)))
+                .any(|code| code == ffi::SQLITE_OK)
+        }
+    };
+    *DONE.get_or_init(replace)
+}
+
+type Pread = unsafe extern "C" fn(
+    libc::c_int,
+    *mut libc::c_void,
+    libc::size_t,
+    libc::off64_t,
+) -> libc::ssize_t;
+
+/// pread(2), whose EIO and ENXIO become EREMOTEIO.
+unsafe extern "C" fn pread_or_remote(
+    fd: libc::c_int,
+    buffer: *mut libc::c_void,
+    len: libc::size_t,
+    at: libc::off64_t,
+) -> libc::ssize_t {
+    // SAFETY: the caller's promises are those of pread(2); errno is this thread's own.
+    unsafe {
+        let got = libc::pread64(fd, buffer, len, at);
+        if got < 0 && matches!(*libc::__errno_location(), libc::EIO | libc::ENXIO) {
+            *libc::__errno_location() = libc::EREMOTEIO;
+        }
+        got
+    }
+}

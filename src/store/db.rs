@@ -2,7 +2,8 @@
 //!
 //! Readers are read-only, pooled and shared by all threads of the process, one at a time each; WAL mode means no writer
 //! ever blocks them. Writers are opened for one job and closed. Connections do not survive a fork (POSIX locks belong to
-//! a process), so a store opened before a fork refuses to work after it instead of damaging itself.
+//! a process), so a store opened before a fork refuses to work after it instead of damaging itself. A read that the disk
+//! fails is an I/O error, and never told as damage.
 
 use std::ops::Deref;
 use std::os::unix::ffi::OsStrExt;
@@ -120,6 +121,9 @@ impl Database {
             ));
         }
         let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+        if !crate::sys::tell_failed_reads_of_sqlite() {
+            tracing::debug!("SQLite will tell a read that fails as damage");
+        }
         let conn = if self.place.read_only && self.place.log_bytes()? == 0 {
             // SQLite cannot make the files beside it, and without a log needs none. What it is told is true as long as
             // nobody writes through another mount of the same file system.

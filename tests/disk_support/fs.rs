@@ -23,6 +23,8 @@ const TTL: Duration = Duration::ZERO;
 pub enum Kind {
     /// EIO: anything that reaches the medium.
     Io,
+    /// EIO: only what reads file contents from it.
+    Read,
     /// ENOSPC: what takes room.
     Space,
     /// EACCES: what needs a permission.
@@ -72,7 +74,7 @@ impl State {
         if number == fault.nth || (fault.for_good && number > fault.nth) {
             self.faults.struck = true;
             return Err(match fault.kind {
-                Kind::Io => Errno::EIO,
+                Kind::Io | Kind::Read => Errno::EIO,
                 Kind::Space => Errno::ENOSPC,
                 Kind::Access => Errno::EACCES,
             });
@@ -396,7 +398,7 @@ impl Filesystem for DiskFs {
     ) {
         let read = self.with(|state| {
             if !is_shared_memory(state, ino.0) {
-                state.strike(&[Kind::Io])?;
+                state.strike(&[Kind::Io, Kind::Read])?;
             }
             let file = state.tree.file(ino.0).ok_or(Errno::EISDIR)?;
             let start = (offset as usize).min(file.len());
