@@ -51,6 +51,66 @@ fn t29_no_descriptor_of_ours_reaches_the_container() {
     }
 }
 
+fn pid_in_record(room: &Room, id: &str, who: &str) -> u64 {
+    let record = room
+        .sandbox
+        .root()
+        .join(format!("containers/{}/record.json", id.trim()));
+    let text = std::fs::read(record).expect("a record");
+    let record: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+    record[who]["pid"].as_u64().expect("a pid")
+}
+
+#[test]
+fn a_record_that_cannot_be_read_costs_nobody_their_changes() {
+    let room = Room::new();
+    let words = [
+        "run",
+        "--name",
+        "c",
+        "busybox",
+        "sh",
+        "-c",
+        "echo mine > /new",
+    ];
+    room.run(&words);
+    let id = room.container("c")["ID"]
+        .as_str()
+        .expect("an ID")
+        .to_owned();
+    let dir = room.sandbox.root().join("containers").join(id);
+    let good = std::fs::read(dir.join("record.json")).expect("a record");
+    for broken in [&b""[..], b"{\"id\":\"of another version\"}"] {
+        std::fs::write(dir.join("record.json"), broken).expect("write");
+        assert_eq!(room.run(&["ps", "-aq"]), "");
+        assert_eq!(
+            std::fs::read(dir.join("upper/new")).expect("kept"),
+            b"mine\n"
+        );
+    }
+    std::fs::write(dir.join("record.json"), good).expect("write");
+    assert!(room.run(&["diff", "c"]).contains("A /new\n"));
+}
+
+/// Who changes a terminal's modes from its background is stopped by the kernel.
+#[test]
+fn in_the_background_of_a_terminal() {
+    let room = Room::new();
+    let ovl = env!("CARGO_BIN_EXE_ovl");
+    for option in ["", "-i"] {
+        let line = format!(
+            "bash -c 'set -m; {ovl} run --rm {option} busybox true & wait $!; echo code $?'"
+        );
+        let mut command = std::process::Command::new("timeout");
+        command.args(["-k", "5", "60", "script", "-qefc", &line, "/dev/null"]);
+        room.prepare(&mut command);
+        let output = command.output().expect("script runs");
+        let printed = String::from_utf8_lossy(&output.stdout);
+        assert!(printed.contains("code 0"), "{option:?}: {printed}");
+    }
+    room.assert_nothing_runs();
+}
+
 #[test]
 fn in_the_background() {
     let room = Room::new();
@@ -315,6 +375,59 @@ fn killed_processes_leave_nothing_that_stays() {
         eventually("it ends", || room.container(runtime)["State"] == "exited");
         room.assert_nothing_runs();
         assert!(room.run(&["diff", runtime]).contains("A /new\n"));
+        room.run(&["rm", runtime]);
+
+        // One that nobody looks after is ended by force.
+        let words = [
+            "run",
+            "-d",
+            "--name",
+            runtime,
+            "--runtime",
+            runtime,
+            "busybox",
+            "sleep",
+            "100",
+        ];
+        let id = room.run(&words);
+        signal(pid_in_record(&room, &id, "monitor"), Signal::KILL);
+        room.fail(3, &["rm", runtime]);
+        room.run(&["rm", "-f", runtime]);
+        assert_eq!(room.run(&["ps", "-aq"]), "");
+        room.assert_nothing_runs();
+
+        // The runtime's own process: its container does not outlive it unseen.
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ovl"));
+        command.args([
+            "run",
+            "--name",
+            runtime,
+            "--runtime",
+            runtime,
+            "busybox",
+            "sleep",
+            "100",
+        ]);
+        room.prepare(&mut command);
+        let mut child = command.spawn().expect("ovl runs");
+        eventually("it is seen to run", || {
+            let all = room.containers();
+            all.iter()
+                .any(|c| c["Name"] == runtime && c["State"] == "running")
+        });
+        let children = format!("/proc/{0}/task/{0}/children", child.id());
+        let children = std::fs::read_to_string(children).expect("a list");
+        let program = children.split_ascii_whitespace().find(|pid| {
+            std::fs::read_to_string(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|line| line.contains("--pid-file"))
+        });
+        signal(
+            program.expect("the runtime").parse().expect("a pid"),
+            Signal::KILL,
+        );
+        assert_eq!(child.wait().expect("its end").code(), Some(137));
+        assert_eq!(room.container(runtime)["State"], "exited");
+        room.assert_nothing_runs();
         room.run(&["rm", runtime]);
 
         // Everybody at once, as by a power cut.

@@ -3,6 +3,7 @@
 use clap::Args;
 use ovl::run::{self, Containers};
 
+use super::error::one_line;
 use super::{Context, mounts, output};
 
 /// Remove containers, and what they changed
@@ -23,7 +24,11 @@ impl Rm {
         for words in &self.containers {
             match run::remove(&containers, words, self.force) {
                 Ok(name) => output::line(&name)?,
-                Err(error) => failed = failed.or(Some(error)),
+                Err(error) => {
+                    if let Some(earlier) = failed.replace(error) {
+                        eprintln!("ovl: {}", one_line(&earlier.into()));
+                    }
+                }
             }
         }
         failed.map_or(Ok(()), |error| Err(error.into()))

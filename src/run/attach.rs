@@ -91,10 +91,11 @@ pub fn attach(command: &mut Command, streams: Streams) -> io::Result<Attached> {
     let mut attached = Attached {
         master: None,
         stdin: false,
-        modes: tcgetattr(io::stdin()).ok(),
+        modes: None,
     };
     match streams {
         Streams::Ours { stdin } => {
+            attached.modes = stdin.then(|| tcgetattr(io::stdin()).ok()).flatten();
             command.stdin(if stdin {
                 Stdio::inherit()
             } else {
@@ -215,11 +216,18 @@ pub fn supervise(
     if let Some(terminal) = terminal {
         let _ = terminal.printing.join();
     }
-    if let Some(modes) = attached.modes {
+    if let Some(modes) = attached.modes
+        && in_foreground()
+    {
         // A runtime that was killed has left it raw.
         let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &modes);
     }
     Ok(status)
+}
+
+/// Is the terminal ours to change? From the background that would stop us, and disturb whoever has it.
+fn in_foreground() -> bool {
+    rustix::termios::tcgetpgrp(io::stdin()).is_ok_and(|group| group == rustix::process::getpgrp())
 }
 
 fn read_pid(path: &Path) -> Option<u32> {

@@ -98,6 +98,12 @@ impl<'a> Inside<'a> {
         })
     }
 
+    /// Refuses what leads into /proc, where the runtime, looking from inside, could find a descriptor of its own
+    /// (CVE-2024-21626). /proc itself is harmless.
+    pub fn check_not_in_proc(&self, what: &str, words: &str) -> Result<()> {
+        self.look(what, words).map(drop)
+    }
+
     /// Refuses what leads into a mount, where it could become anything.
     pub fn check_in_root(&self, what: &str, words: &str) -> Result<()> {
         match self.look(what, words)? {

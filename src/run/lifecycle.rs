@@ -203,6 +203,10 @@ impl Running<'_> {
     }
 
     fn put_away(mut self, code: Option<i32>, remove: bool) -> Result<()> {
+        // A runtime that was killed has left its container running.
+        if self.runtime.knows(&self.container.id) {
+            self.runtime.delete(&self.container.id)?;
+        }
         unmount_all(self.containers, &self.container.id)?;
         if remove {
             return self.containers.delete(&self.container.id, self.held);
@@ -346,6 +350,8 @@ fn unmount(containers: &Containers, name: &Path) -> Result<()> {
                 return Ok(());
             }
             Err(mount::Error::Busy { .. }) if !lazy => {}
+            // Gone from here. Another mount namespace has a copy, with which it will end.
+            Err(mount::Error::Busy { .. }) => return Ok(()),
             Err(mount::Error::StillRunning { .. }) if !lazy => {}
             Err(error) => return Err(error.into()),
         }
@@ -357,21 +363,31 @@ fn unmount(containers: &Containers, name: &Path) -> Result<()> {
 /// or still run by themselves, are left alone.
 pub fn tidy(containers: &Containers) -> Result<()> {
     for id in containers.ids()? {
-        let Ok(Some(held)) = containers.hold(&id) else {
-            continue;
-        };
-        let Some(container) = containers.read(&id)? else {
-            // Killed while it was made, or being removed by somebody this moment.
-            unmount_all(containers, &id)?;
-            containers.delete(&id, held)?;
-            continue;
-        };
-        if container.state() == State::Exited || still_runs(&container) {
-            continue;
+        // One that cannot be put right does not hide the others.
+        if let Err(error) = tidy_one(containers, &id) {
+            tracing::warn!(container = id, %error, "something of it stays");
         }
-        clean(containers, container, held)?;
     }
     Ok(())
+}
+
+fn tidy_one(containers: &Containers, id: &str) -> Result<()> {
+    let Ok(Some(held)) = containers.hold_made(id) else {
+        return Ok(());
+    };
+    let Some(container) = containers.read(id)? else {
+        // What somebody changed goes only when it is sure to be nobody's.
+        if containers.has_record(id) {
+            return Ok(());
+        }
+        // Killed while it was made, or being removed by somebody this moment.
+        unmount_all(containers, id)?;
+        return containers.delete(id, held);
+    };
+    if container.state() == State::Exited || still_runs(&container) {
+        return Ok(());
+    }
+    clean(containers, container, held)
 }
 
 /// Does the container's first process live, or can that not be told?
@@ -407,12 +423,15 @@ fn clean(containers: &Containers, mut container: Container, held: Held) -> Resul
 pub fn kill(containers: &Containers, container: &Container) -> Result<Option<Held>> {
     let deadline = std::time::Instant::now() + PATIENCE;
     loop {
-        if let Some(init) = &container.init {
+        // One that was just being made may have started meanwhile.
+        let now = containers.read(&container.id)?;
+        if let Some(init) = &now.as_ref().unwrap_or(container).init {
             send(init, libc::SIGKILL)?;
         }
         match containers.hold(&container.id) {
             Ok(None) => {}
-            Ok(held) => return Ok(held),
+            Ok(held) if !still_runs(now.as_ref().unwrap_or(container)) => return Ok(held),
+            Ok(_) => {}
             Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
                 return Ok(None);
             }

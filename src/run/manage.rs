@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -10,7 +11,7 @@ use super::attach::{self, Streams};
 use super::error::{Error, Result};
 use super::inside::Inside;
 use super::lifecycle::{kill, still_runs, tidy, unmount_all};
-use super::record::{Container, Containers, State, new_id, remove_all};
+use super::record::{Container, Containers, Held, State, new_id, remove_all};
 use super::request::ExecRequest;
 use super::rootfs::Rootfs;
 use super::runtime::Runtime;
@@ -40,12 +41,16 @@ pub fn find(containers: &Containers, words: &str) -> Result<Container> {
 pub fn remove(containers: &Containers, words: &str, force: bool) -> Result<String> {
     let container = find(containers, words)?;
     let name = container.name.clone();
-    let held = match containers.hold(&container.id)? {
+    let held = match hold(containers, &container)? {
         Some(held) if container.state() == State::Exited || !still_runs(&container) => held,
-        _ if force => match kill(containers, &container)? {
-            Some(held) => held,
-            None => return Ok(name),
-        },
+        held if force => {
+            // Of a container that nobody looks after we have the lock ourselves.
+            drop(held);
+            match kill(containers, &container)? {
+                Some(held) => held,
+                None => return Ok(name),
+            }
+        }
         _ => {
             return Err(Error::Conflict(format!(
                 "container {name} is running: end it first, or use -f"
@@ -70,6 +75,20 @@ pub fn remove(containers: &Containers, words: &str, force: bool) -> Result<Strin
     containers.delete(&container.id, held)?;
     Ok(name)
 }
+
+/// The container's lock. One that has ended can be in the hands of somebody who lists containers, for a moment.
+fn hold(containers: &Containers, container: &Container) -> Result<Option<Held>> {
+    for _ in 0..HOLD_TRIES {
+        match containers.hold(&container.id)? {
+            None if container.state() == State::Exited => std::thread::sleep(HOLD_PAUSE),
+            held => return Ok(held),
+        }
+    }
+    containers.hold(&container.id)
+}
+
+const HOLD_TRIES: u32 = 50;
+const HOLD_PAUSE: Duration = Duration::from_millis(10);
 
 /// Runs a command in a running container; its exit code.
 pub fn exec(containers: &Containers, request: &ExecRequest) -> Result<i32> {
@@ -175,18 +194,21 @@ fn exec_process(bundle: &Path, request: &ExecRequest) -> Result<Vec<u8>> {
     }
     let env = super::ImageConfig::default().environment(&defaults, &request.env)?;
     let cwd = match &request.workdir {
-        // The runtime looks for it in the container; a descriptor of its own must not be what it finds.
-        Some(dir) if super::rootfs::clean(dir).starts_with("/proc") => {
-            return Err(Error::Usage(format!("-w {dir} leads into /proc")));
+        Some(dir) if !dir.starts_with('/') => {
+            return Err(Error::Usage(format!(
+                "working directory {dir} is not absolute"
+            )));
         }
         Some(dir) => dir.as_str(),
         None => own["cwd"].as_str().unwrap_or("/"),
     };
+    let mounts = config["mounts"].as_array().into_iter().flatten();
+    let mounts = mounts.filter_map(|mount| mount["destination"].as_str());
+    let rootfs = Rootfs::open(&Bundle::rootfs(bundle))?;
+    let inside = Inside::of_running(&rootfs, mounts);
+    inside.check_not_in_proc("working directory", cwd)?;
     if let Some(command) = request.command.first() {
-        let mounts = config["mounts"].as_array().into_iter().flatten();
-        let mounts = mounts.filter_map(|mount| mount["destination"].as_str());
-        let rootfs = Rootfs::open(&Bundle::rootfs(bundle))?;
-        Inside::of_running(&rootfs, mounts).check_command(command, &env, cwd)?;
+        inside.check_command(command, &env, cwd)?;
     }
     let process = process(&request.command, &env, cwd, &user, request.tty);
     serde_json::to_vec(&process).map_err(|e| fail(e.into()))

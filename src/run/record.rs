@@ -176,9 +176,21 @@ impl Containers {
         }
     }
 
+    /// [`Self::hold`], but never of a directory that is just being made.
+    pub fn hold_made(&self, id: &str) -> Result<Option<Held>> {
+        let _all = lock(&self.dir.join("lock"), FlockOperation::LockExclusive)?;
+        self.hold(id)
+    }
+
+    /// Is there a record, readable or not?
+    pub fn has_record(&self, id: &str) -> bool {
+        fs::symlink_metadata(record_file(&self.dir, id))
+            .map_or_else(|e| e.kind() != io::ErrorKind::NotFound, |_| true)
+    }
+
     /// Publishes a record: it is there whole or not at all.
     pub fn write(&self, container: &Container, _: &Held) -> Result<()> {
-        let path = self.dir(&container.id).join("record.json");
+        let path = record_file(&self.dir, &container.id);
         let temporary = path.with_extension("new");
         let write = || -> io::Result<()> {
             let mut out = OpenOptions::new()
@@ -189,6 +201,10 @@ impl Containers {
                 .open(&temporary)?;
             serde_json::to_writer_pretty(&mut out, container)?;
             out.write_all(b"\n")?;
+            if !container.remove {
+                // After a crash of the machine an empty record would be worse than none.
+                out.sync_data()?;
+            }
             fs::rename(&temporary, &path)
         };
         write().map_err(|e| Error::io("writing", &path, e))
@@ -237,24 +253,31 @@ impl Containers {
 
     pub fn delete_bundle(&self, id: &str) -> Result<()> {
         let bundle = self.bundle(id);
-        // Not recursively through a root that, against all care, is still mounted.
-        let point = bundle.join("rootfs");
-        if let Err(error) = fs::remove_dir(&point)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            return Err(Error::io("removing the mount point", &point, error));
+        // All its directories are mount points. Not recursively through one that, against all care, is still mounted.
+        for entry in fs::read_dir(&bundle).into_iter().flatten().flatten() {
+            let point = entry.path();
+            if entry.file_type().is_ok_and(|kind| kind.is_dir())
+                && let Err(error) = fs::remove_dir(&point)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                return Err(Error::io("removing the mount point", &point, error));
+            }
         }
         remove_all(&bundle)
     }
 }
 
+fn record_file(dir: &Path, id: &str) -> PathBuf {
+    dir.join(id).join("record.json")
+}
+
 fn read(dir: &Path, id: &str) -> Result<Option<Container>> {
-    let path = dir.join(id).join("record.json");
+    let path = record_file(dir, id);
     match fs::read(&path) {
         Ok(text) => match serde_json::from_slice(&text) {
             Ok(container) => Ok(Some(container)),
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "not a container's record");
+                tracing::warn!(path = %path.display(), %error, "not a container's record; what it changed is in upper beside it");
                 Ok(None)
             }
         },

@@ -125,7 +125,12 @@ impl Runtime {
         command.spawn().map_err(fail)
     }
 
-    /// Takes away what is left of a container; none is fine.
+    /// Does the runtime know of the container, running or not?
+    pub fn knows(&self, id: &str) -> bool {
+        self.root.join(id).exists()
+    }
+
+    /// Takes away what is left of a container, ending it first if it runs; none is fine.
     pub fn delete(&self, id: &str) -> Result<()> {
         let mut command = self.command("delete", Path::new("/dev/null"));
         command
@@ -135,7 +140,7 @@ impl Runtime {
             .stderr(Stdio::null());
         let status = self.spawn(&mut command)?.wait();
         let status = status.map_err(|e| Error::io("waiting for", &self.path, e))?;
-        if !status.success() && self.root.join(id).exists() {
+        if !status.success() && self.knows(id) {
             return Err(Error::Runtime {
                 runtime: self.path.clone(),
                 said: format!("delete of {id}: {status}"),

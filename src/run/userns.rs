@@ -209,7 +209,8 @@ fn run_mapper(program: &str, pid: u32, own: u32, ranges: &[Range]) -> io::Result
     let mut next = 1;
     for range in ranges {
         command.args([next, range.first, range.count].map(|number| number.to_string()));
-        next += range.count;
+        // Beyond all numbers the mapper refuses.
+        next = next.saturating_add(range.count);
     }
     let output = command.stdin(Stdio::null()).output()?;
     if output.status.success() {
