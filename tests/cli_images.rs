@@ -95,6 +95,83 @@ fn importing_twice_stores_once() {
 }
 
 #[test]
+fn a_failed_import_tells_of_the_layers_that_stay() {
+    let sandbox = Sandbox::new();
+    let mut archive = std::fs::read(busybox()).unwrap();
+    // In the middle of the upper of two layers, behind its header.
+    let name = b"two.tar.gz\0";
+    let header = archive
+        .windows(name.len())
+        .position(|window| window == name)
+        .unwrap();
+    archive[header + 512 + 100] ^= 1;
+    let path = sandbox.write("damaged.tar", archive);
+    let stderr = sandbox.fail(5, ["import".as_ref(), path.as_os_str()]);
+    assert!(
+        stderr.contains("1 layer of it found right so far: kept for another try, until ovl gc"),
+        "{stderr}"
+    );
+    let usage = json(&sandbox.run(["df", "--format", "json"]));
+    assert_eq!((&usage["Images"], &usage["Layers"]), (&0.into(), &1.into()));
+    sandbox.run(["gc"]);
+    let usage = json(&sandbox.run(["df", "--format", "json"]));
+    assert_eq!(usage["Layers"], 0);
+}
+
+#[test]
+fn images_lists_the_rest_when_one_is_damaged() {
+    let sandbox = Sandbox::with_busybox();
+    let mut rootfs = std::ffi::OsString::from("rootfs:");
+    rootfs.push(busybox());
+    sandbox.run([
+        "import".as_ref(),
+        "--tag=good:1".as_ref(),
+        rootfs.as_os_str(),
+    ]);
+    let db = rusqlite::Connection::open(sandbox.root().join("store.db")).unwrap();
+    let config = "(SELECT i.config FROM image AS i JOIN name AS n ON n.image = i.id WHERE n.name LIKE '%busybox%')";
+    let sql = format!("UPDATE document SET data = x'7b' WHERE sha256 = {config}");
+    assert_eq!(db.execute(&sql, []).unwrap(), 1);
+    drop(db);
+    let output = sandbox.ovl(["images"]).output().unwrap();
+    let (stdout, stderr) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert_eq!(output.status.code(), Some(5), "{stdout}{stderr}");
+    assert!(
+        stdout.contains("good") && !stdout.contains("busybox"),
+        "{stdout}"
+    );
+    assert!(
+        stderr.contains("busybox:latest") && stderr.contains("ovl fsck"),
+        "{stderr}"
+    );
+}
+
+/// The archive has room for what the store promised: what does not fit is the store's fault, not the output's.
+#[test]
+fn a_layer_longer_than_it_was_is_damage_and_leaves_no_output() {
+    let sandbox = Sandbox::with_busybox();
+    let db = rusqlite::Connection::open(sandbox.root().join("store.db")).unwrap();
+    db.execute("UPDATE layer SET tar_size = tar_size - 512", [])
+        .unwrap();
+    drop(db);
+    for format in ["docker-archive", "oci-archive"] {
+        let out = sandbox.path(format);
+        let format = format!("--format={format}");
+        let output = sandbox
+            .ovl(["export", &format, "busybox"])
+            .arg(&out)
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(5), "{format}: {stderr}");
+        assert!(!out.exists());
+    }
+}
+
+#[test]
 fn images_has_dockers_columns() {
     let sandbox = Sandbox::with_busybox();
     let table = sandbox.run(["images"]);

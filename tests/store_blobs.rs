@@ -230,6 +230,8 @@ fn a_name_keeps_its_indexes_until_it_moves() {
     assert_eq!(store.name_indexes("n:1").unwrap(), []);
     assert_eq!(store.name_indexes("n:2").unwrap(), both);
     assert!(there("outer") && there("inner"));
+    store.set_name("n:2", &Digest::of(b"a")).unwrap();
+    assert_eq!(store.name_indexes("n:2").unwrap(), both, "it did not move");
     store.set_name("n:2", &b).unwrap();
     assert_eq!(store.name_indexes("n:2").unwrap(), []);
     put("a", &["n:3"], &["outer"]);

@@ -5,12 +5,12 @@ use std::str::FromStr;
 use clap::Args;
 use ovl::image::Reference;
 use ovl::meta::Timestamp;
-use ovl::store::{ImageRecord, Store};
+use ovl::store::ImageRecord;
 use serde::Serialize;
 
 use super::Context;
-use super::error::Failure;
-use super::find::{configuration, created};
+use super::error::{Failure, one_line};
+use super::find::{configuration, created, familiar_names};
 use super::output::{self, Format, Table, id, size};
 use super::time::{ago, rfc3339};
 
@@ -92,12 +92,33 @@ const NONE: &str = "<none>";
 
 impl Images {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
-        let mut rows = Vec::new();
+        let (mut rows, mut bad) = (Vec::new(), Vec::new());
         if let Some(store) = context.existing_store()? {
             for record in store.images()? {
-                self.add_rows(&store, &record, &mut rows)?;
+                // One that is damaged must not hide the others.
+                match configuration(&store, &record) {
+                    Ok(configuration) => self.add_rows(&record, &configuration, &mut rows)?,
+                    Err(error) => {
+                        let names = match familiar_names(&record).join(", ") {
+                            none if none.is_empty() => record.manifest.to_string(),
+                            names => names,
+                        };
+                        bad.push(format!("image {names}: {}", one_line(&error)));
+                    }
+                }
             }
         }
+        self.print(rows)?;
+        if bad.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::damage(format!(
+            "not listed: {}; see: ovl fsck",
+            bad.join("; ")
+        )))
+    }
+
+    fn print(self, rows: Vec<Row>) -> anyhow::Result<()> {
         if self.quiet {
             let mut ids: Vec<&str> = rows.iter().map(|row| row.short_id.as_str()).collect();
             let mut seen = std::collections::HashSet::new();
@@ -112,19 +133,18 @@ impl Images {
 
     fn add_rows(
         &self,
-        store: &Store,
         record: &ImageRecord,
+        configuration: &serde_json::Value,
         rows: &mut Vec<Row>,
     ) -> anyhow::Result<()> {
-        let configuration = configuration(store, record)?;
         if !self
             .filter
             .iter()
-            .all(|filter| filter.admits_image(record, &configuration))
+            .all(|filter| filter.admits_image(record, configuration))
         {
             return Ok(());
         }
-        let made = created(&configuration, record);
+        let made = created(configuration, record);
         let row = |repository: &str, tag: &str| Row {
             repository: repository.to_owned(),
             tag: tag.to_owned(),

@@ -5,8 +5,10 @@ use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use ovl::image::{ImportOptions, KeepCompressed, Platform, Reference, Source};
+use ovl::store::Store;
 
 use super::Context;
+use super::error::{Failure, exit_code, one_line};
 use super::find::familiar;
 use super::output::{self, count, size};
 use super::progress::Progress;
@@ -73,7 +75,9 @@ impl Import {
             context.progress
         });
         let started = Instant::now();
-        let images = ovl::image::import(&context.store()?, &source, &options, &progress)?;
+        let store = context.store()?;
+        let images = ovl::image::import(&store, &source, &options, &progress)
+            .map_err(|error| with_what_stays(&store, error.into()))?;
         if !self.quiet {
             let names: Vec<String> = images
                 .iter()
@@ -122,5 +126,21 @@ impl Import {
             keep_compressed: self.keep_compressed.into(),
             limits: self.limits.limits(),
         })
+    }
+}
+
+/// Adds to a failure that its work is not all lost, and where the room went.
+fn with_what_stays(store: &Store, error: anyhow::Error) -> anyhow::Error {
+    // A store that cannot tell has failed for the same reason.
+    match store.layers_without_image() {
+        Ok(layers @ 1..) => Failure::with_code(
+            exit_code(&error),
+            format!(
+                "{}; {} of it found right so far: kept for another try, until ovl gc",
+                one_line(&error),
+                count(layers, "layer"),
+            ),
+        ),
+        _ => error,
     }
 }

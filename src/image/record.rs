@@ -133,23 +133,28 @@ impl Importer<'_> {
     }
 
     pub(super) fn record(&self, images: Vec<Ready>) -> Result<Vec<ImportedImage>> {
-        let mut imported = Vec::new();
-        for image in images {
+        for image in &images {
             for name in &image.names {
                 self.check_name(name, &Digest::of(&image.config))?;
             }
-            let new = NewImage {
-                manifest: &image.manifest,
-                manifest_media_type: &image.media_type,
-                config: &image.config,
-                layers: &image.layers,
-                names: &image.names,
-            };
-            let origin = Origin {
-                blobs: &image.blobs,
-                indexes: &image.indexes,
-            };
-            self.store.put_image_from(&new, &origin)?;
+        }
+        let new = images.iter().map(|image| NewImage {
+            manifest: &image.manifest,
+            manifest_media_type: &image.media_type,
+            config: &image.config,
+            layers: &image.layers,
+            names: &image.names,
+        });
+        let origins = images.iter().map(|image| Origin {
+            blobs: &image.blobs,
+            indexes: &image.indexes,
+        });
+        let new: Vec<_> = new.zip(origins).collect();
+        let new: Vec<_> = new.iter().map(|(image, origin)| (image, origin)).collect();
+        // All of them at once: an index with half of its images is not what was asked for.
+        self.store.put_images_from(&new)?;
+        let mut imported = Vec::new();
+        for image in images {
             let mut restorable = true;
             for (blob, diff_id) in image.blobs.iter().zip(&image.layers) {
                 restorable &= blob == diff_id || self.store.blob(blob)?.is_some();

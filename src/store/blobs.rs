@@ -336,8 +336,12 @@ pub(super) fn of_image(conn: &Connection, manifest: &Digest) -> Result<Vec<(u64,
 
 /// Bytes of parts in the store.
 pub(super) fn stored_bytes(conn: &Connection) -> Result<u64> {
-    let sum: Option<i64> = conn.query_row("SELECT sum(stored) FROM blob", [], |row| row.get(0))?;
-    Ok(sum.unwrap_or(0).max(0) as u64)
+    let mut stored = conn.prepare_cached("SELECT stored FROM blob")?;
+    let sizes = stored.query_map([], |row| row.get::<_, i64>(0))?;
+    sizes.into_iter().try_fold(
+        0u64,
+        |sum, size| Ok(sum.saturating_add(size?.max(0) as u64)),
+    )
 }
 
 /// Checks every blob and gives what is wrong with which; with `parts`, the parts are hashed, too. For `fsck`.

@@ -11,7 +11,7 @@
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
 
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode};
 
 use super::db::{Database, Durability};
 use super::{Error, Result};
@@ -47,12 +47,19 @@ impl Checkpointer {
         let (wake, woken) = sync_channel(1);
         let run = move || {
             while let Ok(Wake::WriteBack) = woken.recv() {
-                // Another process may be at it just now, and what is not copied now is copied later. A disk that fails
-                // is found by the writer, or when the log is emptied at last.
+                // Another process may be at it just now, and what is not copied now is copied later. A full disk is found
+                // by the writer; that the disk fails is told only once, here.
                 let copied: rusqlite::Result<i64> =
                     conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| row.get(0));
                 if let Err(error) = copied {
-                    tracing::debug!("the log was not written back during an import: {error}");
+                    match error.sqlite_error_code() {
+                        Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy) => tracing::debug!(
+                            "the log was not written back during an import: {error}"
+                        ),
+                        _ => {
+                            tracing::warn!("the log was not written back during an import: {error}")
+                        }
+                    }
                 }
             }
         };

@@ -26,6 +26,8 @@ pub(super) fn write_layer_tar(
     // The other thread reads, unpacks and verifies chunks; this one hashes the whole and writes.
     let (to, pieces) = sync_channel(AHEAD);
     let mut sink = Sink {
+        diff_id,
+        expected: info.tar_size,
         out,
         hash: Sha256::new(),
         len: 0,
@@ -139,6 +141,8 @@ fn damaged(diff_id: &Digest, what: &str) -> Error {
 }
 
 struct Sink<'a> {
+    diff_id: &'a Digest,
+    expected: u64,
     out: &'a mut dyn Write,
     hash: Sha256,
     len: u64,
@@ -148,6 +152,10 @@ impl Sink<'_> {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.hash.update(bytes);
         self.len += bytes.len() as u64;
+        // Whoever takes it has made room for that much, and would complain of us instead.
+        if self.len > self.expected {
+            return Err(damaged(self.diff_id, "the tar is longer than it was"));
+        }
         self.out.write_all(bytes).map_err(Error::Output)
     }
 }

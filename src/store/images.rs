@@ -224,7 +224,11 @@ pub(super) fn resolve(conn: &Connection, name: &str) -> Result<Option<Digest>> {
 
 pub(super) fn set_name(conn: &Connection, name: &str, manifest: &Digest) -> Result<Option<Digest>> {
     let before = resolve(conn, name)?;
-    point(conn, name, must_find(conn, manifest)?)?;
+    let image = must_find(conn, manifest)?;
+    // A name that stays where it is keeps the indexes it came with.
+    if before != Some(*manifest) {
+        point(conn, name, image)?;
+    }
     Ok(before)
 }
 

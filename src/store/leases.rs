@@ -122,6 +122,18 @@ pub(super) fn end_fresh(conn: &Connection, layers: &[i64]) -> Result<()> {
     Ok(())
 }
 
+/// How many layers this process keeps fresh that no image has.
+pub(super) fn fresh_without_image(conn: &Connection) -> Result<u64> {
+    let me = ProcessIdentity::current();
+    let count: i64 = conn
+        .prepare_cached(
+            "SELECT count(DISTINCT ll.layer) FROM lease AS l JOIN lease_layer AS ll ON ll.lease = l.id
+             WHERE l.kind = ?1 AND l.pid = ?2 AND l.start = ?3 AND ll.layer NOT IN (SELECT layer FROM image_layer)",
+        )?
+        .query_row((KIND_FRESH, me.pid, me.start), |row| row.get(0))?;
+    Ok(count.max(0) as u64)
+}
+
 /// Removes the leases of processes that are gone.
 pub(super) fn lapse(conn: &Connection) -> Result<()> {
     let me = ProcessIdentity::current();

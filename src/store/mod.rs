@@ -217,9 +217,21 @@ impl Store {
 
     /// Like [`Self::put_image`], with what is known of where the image came from.
     pub fn put_image_from(&self, image: &NewImage<'_>, origin: &Origin<'_>) -> Result<()> {
-        self.shared
-            .database
-            .write(|tx| images::put(tx, image, origin))
+        self.put_images_from(&[(image, origin)])
+    }
+
+    /// Like [`Self::put_image_from`] for several images: all of them, or none.
+    pub fn put_images_from(&self, images: &[(&NewImage<'_>, &Origin<'_>)]) -> Result<()> {
+        self.shared.database.write(|tx| {
+            images
+                .iter()
+                .try_for_each(|(image, origin)| images::put(tx, image, origin))
+        })
+    }
+
+    /// How many layers this process has published that no image has yet.
+    pub fn layers_without_image(&self) -> Result<u64> {
+        self.shared.database.read(leases::fresh_without_image)
     }
 
     /// One image by the digest of its manifest.

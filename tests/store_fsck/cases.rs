@@ -39,6 +39,11 @@ pub const CASES: &[(&str, bool, Fate)] = &[
     ),
     // Packs and chunks.
     (
+        "UPDATE chunk SET len = 9223372036854775807 WHERE id IN (SELECT id FROM bad_chunk)",
+        true,
+        Goes,
+    ),
+    (
         "DELETE FROM pack WHERE id = (SELECT max(id) FROM bad_pack)",
         true,
         Goes,

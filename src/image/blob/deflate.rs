@@ -214,16 +214,18 @@ impl Decoder {
 }
 
 /// Takes apart the block that begins `bit` bits into `input`: appends its tokens, and its bytes to `plain`, which begins
-/// with what matches may refer to. Gives the block and where it ends.
+/// with what matches may refer to. Gives the block and where it ends. A block that makes `plain` longer than `max` is
+/// [`Stop::Unfit`]: a few bytes of input may stand for a thousand times as many.
 pub fn parse(
     input: &[u8],
     bit: usize,
+    max: usize,
     plain: &mut Vec<u8>,
     tokens: &mut Vec<Token>,
 ) -> Result<(Block, usize), Stop> {
     let (plain_before, tokens_before) = (plain.len(), tokens.len());
     let mut reader = BitReader::at(input, bit);
-    let parsed = parse_from(&mut reader, input, plain, tokens);
+    let parsed = parse_from(&mut reader, input, max, plain, tokens);
     // What comes from beyond the end may look like anything.
     let result = if reader.overrun() {
         Err(Stop::Short)
@@ -245,6 +247,7 @@ pub fn parse(
 fn parse_from(
     reader: &mut BitReader<'_>,
     input: &[u8],
+    max: usize,
     plain: &mut Vec<u8>,
     tokens: &mut Vec<Token>,
 ) -> Result<(bool, Coding, usize), Stop> {
@@ -269,6 +272,9 @@ fn parse_from(
     loop {
         if reader.overrun() {
             return Err(Stop::Short);
+        }
+        if plain.len() > max {
+            return Err(Stop::Unfit);
         }
         let symbol = literals.next(reader).ok_or(Stop::Unfit)?;
         if symbol < END {
@@ -442,7 +448,7 @@ mod tests {
             let (mut plain, mut out, mut at) = (Vec::new(), BitWriter::default(), 0);
             loop {
                 let (mut tokens, from) = (Vec::new(), plain.len());
-                let (block, end) = parse(&packed, at, &mut plain, &mut tokens).unwrap();
+                let (block, end) = parse(&packed, at, usize::MAX, &mut plain, &mut tokens).unwrap();
                 assert_eq!(block.tokens, tokens.len());
                 write(&block, &tokens, &plain[from..], &mut out).unwrap();
                 at = end;
@@ -461,10 +467,31 @@ mod tests {
         let packed = deflated(&data(), 6);
         for cut in (0..packed.len().min(3000)).step_by(37) {
             let (mut plain, mut tokens) = (vec![1, 2, 3], Vec::new());
-            let stop = parse(&packed[..cut], 0, &mut plain, &mut tokens).unwrap_err();
+            let stop = parse(&packed[..cut], 0, usize::MAX, &mut plain, &mut tokens).unwrap_err();
             assert_eq!(stop, Stop::Short, "{cut}");
             assert_eq!((plain.len(), tokens.len()), (3, 0));
         }
+    }
+
+    /// One block that never ends: what is taken apart must not grow with what it claims to hold.
+    #[test]
+    fn a_block_larger_than_wanted_is_left_early() {
+        let mut bomb = BitWriter::default();
+        bomb.put(0, 1);
+        bomb.put(1, 2);
+        // Fixed codes (RFC 1951, 3.2.6): the literal 0, then matches of 258 bytes, one byte back.
+        bomb.put(u64::from(0x30u8.reverse_bits()), 8);
+        for _ in 0..100_000 {
+            bomb.put(u64::from(0xc5u8.reverse_bits()), 8);
+            bomb.put(0, 5);
+        }
+        bomb.align();
+        let (mut plain, mut tokens) = (Vec::new(), Vec::new());
+        let stop = parse(&bomb.bytes, 0, 10_000, &mut plain, &mut tokens).unwrap_err();
+        assert_eq!((stop, plain.len(), tokens.len()), (Stop::Unfit, 0, 0));
+        assert!(plain.capacity() < 100_000, "{}", plain.capacity());
+        let stop = parse(&bomb.bytes, 0, usize::MAX, &mut plain, &mut tokens).unwrap_err();
+        assert_eq!(stop, Stop::Short);
     }
 
     #[test]
@@ -488,7 +515,7 @@ mod tests {
         #[test]
         fn any_bytes_are_refused_or_come_back(bytes: Vec<u8>) {
             let (mut plain, mut tokens) = (Vec::new(), Vec::new());
-            if let Ok((block, end)) = parse(&bytes, 0, &mut plain, &mut tokens) {
+            if let Ok((block, end)) = parse(&bytes, 0, usize::MAX, &mut plain, &mut tokens) {
                 let mut out = BitWriter::default();
                 write(&block, &tokens, &plain, &mut out).unwrap();
                 out.align();

@@ -269,6 +269,7 @@ impl Keeper<'_> {
             let parsed = deflate::parse(
                 &self.input.buffer,
                 unit.end,
+                before + MAX_PLAIN,
                 &mut unit.plain,
                 &mut unit.tokens,
             );

@@ -40,6 +40,7 @@ pub fn rebuild(store: &Store, digest: &Digest, out: &mut dyn Write) -> Result<()
         });
         let mut rebuilder = Rebuilder {
             digest,
+            expected: info.size,
             plain: BufReader::new(from),
             out,
             hash: Sha256::new(),
@@ -75,6 +76,8 @@ fn damaged(digest: &Digest, what: &str) -> Error {
 
 struct Rebuilder<'a, R> {
     digest: &'a Digest,
+    /// Size of the blob.
+    expected: u64,
     plain: R,
     out: &'a mut dyn Write,
     hash: Sha256,
@@ -145,6 +148,10 @@ impl<R: BufRead> Rebuilder<'_, R> {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.hash.update(bytes);
         self.size += bytes.len() as u64;
+        // Whoever takes it has made room for that much, and would complain of us instead.
+        if self.size > self.expected {
+            return Err(damaged(self.digest, "what is made of it is not the blob"));
+        }
         self.out.write_all(bytes).map_err(Error::Output)
     }
 }

@@ -19,9 +19,12 @@ impl Check<'_> {
     pub(super) fn chunk_bytes(&mut self, database: &Database) -> Result<()> {
         let total: i64 = database.read(|conn| {
             Ok(
-                conn.query_row("SELECT coalesce(sum(len), 0) FROM chunk", [], |row| {
-                    row.get(0)
-                })?,
+                // Bounded, for a crafted table may hold lengths that no sum can.
+                conn.query_row(
+                    "SELECT coalesce(sum(len & 0xffffffff), 0) FROM chunk",
+                    [],
+                    |row| row.get(0),
+                )?,
             )
         })?;
         self.phase("chunks", total.max(0) as u64, true);
@@ -68,7 +71,8 @@ impl Check<'_> {
     /// Makes every layer's tar that is not known to be bad.
     pub(super) fn layer_tars(&mut self, shared: &Arc<Shared>) -> Result<()> {
         let all = shared.database.read(layers::all)?;
-        let total = all.iter().map(|(_, info)| info.tar_size).sum();
+        let sizes = all.iter().map(|(_, info)| info.tar_size);
+        let total = sizes.fold(0, u64::saturating_add);
         self.phase("layer tars", total, true);
         for (id, info) in all {
             if self.damage.layers.contains_key(&id) {
