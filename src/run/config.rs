@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::error::{Error, Result};
 
@@ -37,14 +38,17 @@ pub struct ImageConfig {
 impl ImageConfig {
     /// From the configuration document.
     pub fn parse(document: &[u8]) -> Result<Self> {
-        #[derive(Deserialize)]
-        struct Document {
-            #[serde(default)]
-            config: Option<ImageConfig>,
+        // Objects all the way: serde would take a list for a struct, too.
+        let wrong = |e: serde_json::Error| Error::Image(format!("the image's configuration: {e}"));
+        let mut document: serde_json::Map<String, Value> =
+            serde_json::from_slice(document).map_err(wrong)?;
+        match document.remove("config") {
+            None | Some(Value::Null) => Ok(Self::default()),
+            Some(config @ Value::Object(_)) => serde_json::from_value(config).map_err(wrong),
+            Some(_) => Err(Error::Image(
+                "the image's configuration: its config is no object".into(),
+            )),
         }
-        let document: Document = serde_json::from_slice(document)
-            .map_err(|e| Error::Image(format!("the image's configuration: {e}")))?;
-        Ok(document.config.unwrap_or_default())
     }
 
     /// The image's labels but those that somebody could take for their own.
@@ -194,6 +198,7 @@ mod tests {
                 true,
             ),
             (r#"{"config":{"Cmd":"sh"}}"#, false),
+            (r#"{"config":[]}"#, false),
             ("[]", false),
         ] {
             assert_eq!(
