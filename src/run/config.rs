@@ -42,6 +42,12 @@ impl ImageConfig {
             #[serde(default)]
             config: Option<ImageConfig>,
         }
+        // serde takes a list, too, for a structure.
+        if !document.trim_ascii_start().starts_with(b"{") {
+            return Err(Error::Image(
+                "the image's configuration is no JSON object".into(),
+            ));
+        }
         let document: Document = serde_json::from_slice(document)
             .map_err(|e| Error::Image(format!("the image's configuration: {e}")))?;
         Ok(document.config.unwrap_or_default())
