@@ -228,6 +228,15 @@ fn t29_paths_of_the_image() {
             "/etc/hosts where the image's symlink leads, inside"
         );
     }
+    // Nor does what a container put there itself lead a later command.
+    room.run(&["run", "-d", "--name", "c", "busybox", "sleep", "100"]);
+    room.run(&["exec", "c", "ln", "-s", "/proc/self/fd/7", "/leak"]);
+    for dir in ["/leak", "/proc/self/fd/7", "/bin/../leak/.."] {
+        let said = room.fail(125, &["exec", "-w", dir, "c", "ls"]);
+        assert!(said.contains("/proc"), "{said}");
+    }
+    room.fail(125, &["exec", "-w", "tmp", "c", "ls"]);
+    room.run(&["rm", "-f", "c"]);
     for (n, dir) in ["/proc/self/fd/7", "/leak"].into_iter().enumerate() {
         let name = format!("workdir{n}");
         room.change("links", &name, &[&format!("WORKDIR {dir}")]);

@@ -314,6 +314,26 @@ fn terminals() {
         );
         assert_eq!(output.status.code(), Some(3), "{printed:?}");
 
+        // A reader that goes away ends what prints without end, as SIGPIPE does without a terminal.
+        let mut command = room.command([
+            "run",
+            "--rm",
+            "-t",
+            "--runtime",
+            runtime,
+            "busybox",
+            "sh",
+            "-c",
+            "while :; do echo line; done",
+        ]);
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("ovl runs");
+        let mut line = [0; 6];
+        let mut stdout = child.stdout.take().expect("a pipe");
+        stdout.read_exact(&mut line).expect("a line");
+        drop(stdout);
+        assert_eq!(child.wait().expect("its end").code(), Some(137));
+        room.assert_nothing_runs();
+
         // One for a command of a running container.
         room.run(&[
             "run",

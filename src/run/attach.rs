@@ -134,7 +134,8 @@ fn copy_size(master: &OwnedFd) {
 }
 
 impl Terminal {
-    fn start(master: OwnedFd, stdin: bool) -> io::Result<Self> {
+    /// `runtime` is ended when what it prints cannot be passed on: nobody would empty its terminal.
+    fn start(master: OwnedFd, stdin: bool, runtime: OwnedFd) -> io::Result<Self> {
         let mut from = File::from(master.try_clone()?);
         let printing = std::thread::spawn(move || {
             let mut out = io::stdout().lock();
@@ -146,6 +147,7 @@ impl Terminal {
                     .and_then(|()| out.flush())
                     .is_err()
                 {
+                    let _ = pidfd_send_signal(&runtime, Signal::KILL);
                     break;
                 }
             }
@@ -174,7 +176,10 @@ pub fn supervise(
     let process = Pid::from_child(child);
     let process = pidfd_open(process, PidfdFlags::empty())?;
     let terminal = match attached.master {
-        Some(master) => Some(Terminal::start(master, attached.stdin)?),
+        Some(master) => {
+            let runtime = process.try_clone()?;
+            Some(Terminal::start(master, attached.stdin, runtime)?)
+        }
         None => None,
     };
     let mut awaited = true;
