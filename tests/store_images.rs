@@ -230,7 +230,7 @@ fn a_layer_without_image_is_kept_while_its_importer_lives() {
 
 #[test]
 fn collection_waits_for_imports_and_clears_up_after_dropped_ones() {
-    let (_dir, store) = store();
+    let (dir, store) = store();
     let mut tar = Tar::new(&store);
     tar.file("f", &noise(40_000_000, 4));
     let error = store.gc().unwrap_err();
@@ -246,11 +246,15 @@ fn collection_waits_for_imports_and_clears_up_after_dropped_ones() {
         "{left:?}"
     );
     let report = store.gc().unwrap();
-    assert!(
-        report.chunks > 100 && report.freed_bytes > 30_000_000,
-        "{report:?}"
-    );
+    assert!(report.chunks > 100, "{report:?}");
     assert_eq!(store.usage().unwrap().unique_bytes, 0);
+    // Some of it may never have been more than the log, which is emptied at the end.
+    drop(store);
+    let files = walkdir::WalkDir::new(dir.path()).into_iter();
+    let bytes: u64 = files
+        .map(|file| file.unwrap().metadata().unwrap().len())
+        .sum();
+    assert!(bytes < 2_000_000, "{bytes} bytes are left: {report:?}");
 }
 
 /// Only one file in five survives, so all packs are mostly dead and must be rewritten, not just kept.

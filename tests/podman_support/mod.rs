@@ -104,9 +104,20 @@ impl Station {
             station.run("mount", [Path::new("--bind"), &copy, &real]);
         }
         // podman puts things straight into /tmp: into one of these namespaces' own, which shows the sandbox too.
-        let own_tmp = "mount --bind \"$0\" /mnt && mount -t tmpfs -o mode=1777 tmp /tmp && mkdir -p \"$0\" && mount --move /mnt \"$0\"";
+        // And the program, where that is in /tmp.
+        let own_tmp = r#"mount --bind "$0" /mnt && mount --bind "$1" /media && mount -t tmpfs -o mode=1777 tmp /tmp &&
+            mkdir -p "$0" "$1" && mount --move /mnt "$0" && { [ "$1" -ef /media ] || mount --bind /media "$1"; }"#;
         let sandbox = station.sandbox.path("");
-        station.run("sh", ["-c".as_ref(), own_tmp.as_ref(), sandbox.as_os_str()]);
+        let programs = Path::new(env!("CARGO_BIN_EXE_ovl")).parent().unwrap();
+        station.run(
+            "sh",
+            [
+                "-c".as_ref(),
+                own_tmp.as_ref(),
+                sandbox.as_os_str(),
+                programs.as_os_str(),
+            ],
+        );
         let node = at("fuse");
         station.run("mknod", ["-m", "666", &node, "c", "10", "229"]);
         station.run("mount", ["--bind", &node, "/dev/fuse"]);
