@@ -37,13 +37,13 @@ pub(super) fn ensure(place: &Place, conn: &Connection, bytes: u64) -> Result<()>
 }
 
 /// Writes the log back to the database and cuts it to nothing, as far as readers allow: waiting for one of them would
-/// keep all writers waiting as well.
-pub(super) fn empty_log(conn: &Connection) -> Result<()> {
+/// keep all writers waiting as well. `false`: somebody was in the way.
+pub(super) fn empty_log(conn: &Connection) -> Result<bool> {
     empty_log_within(conn, LOG_WAIT)
 }
 
 /// As [`empty_log`], waiting so long.
-pub(super) fn empty_log_within(conn: &Connection, wait: Duration) -> Result<()> {
+pub(super) fn empty_log_within(conn: &Connection, wait: Duration) -> Result<bool> {
     conn.busy_timeout(wait)?;
     let emptied = conn
         .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
@@ -51,8 +51,7 @@ pub(super) fn empty_log_within(conn: &Connection, wait: Duration) -> Result<()> 
         })
         .optional();
     conn.busy_timeout(super::db::busy_timeout())?;
-    emptied?;
-    Ok(())
+    Ok(emptied? == Some(0))
 }
 
 /// Bytes that may still be written below `path`.

@@ -43,6 +43,8 @@ const TIGHT: u64 = 128 << 20;
 /// second, and must now and then find the lock free.
 const PAUSE_PART: u32 = 4;
 const PAUSE_MAX: Duration = Duration::from_millis(100);
+/// How long the end of a collection waits, in short turns, for the log to be emptied.
+const LOG_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a garbage collection did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -179,8 +181,12 @@ impl Collector<'_> {
             left = now;
             std::thread::sleep((begun.elapsed() / PAUSE_PART).min(PAUSE_MAX));
         }
-        // Busy readers may keep the log from being emptied; the next writer does it then.
-        space::empty_log(conn)
+        // Busy readers may keep the log from being emptied, and so does whoever just writes it back: that takes a moment.
+        let deadline = Instant::now() + LOG_PATIENCE;
+        while !space::empty_log(conn)? && Instant::now() < deadline {
+            std::thread::sleep(PAUSE_MAX);
+        }
+        Ok(())
     }
 }
 
