@@ -97,12 +97,7 @@ impl Export {
             report(&ovl::image::export(&store, &images, options, target)?);
             return Ok(());
         }
-        let stdout = std::io::stdout();
-        if stdout.is_terminal() {
-            return Err(Failure::usage(
-                "an archive is nothing for a terminal; send it to a file or a pipe",
-            ));
-        }
+        let stdout = stdout_for_archive()?;
         let target = ExportTarget::Stream(&mut stdout.lock());
         report(&ovl::image::export(&store, &images, options, target)?);
         Ok(())
@@ -141,12 +136,7 @@ impl Export {
         if path != "-" {
             return Ok(export_rootfs(ExportTarget::Path(Path::new(path)), whole)?);
         }
-        let stdout = std::io::stdout();
-        if stdout.is_terminal() {
-            return Err(Failure::usage(
-                "an archive is nothing for a terminal; send it to a file or a pipe",
-            ));
-        }
+        let stdout = stdout_for_archive()?;
         Ok(export_rootfs(
             ExportTarget::Stream(&mut stdout.lock()),
             whole,
@@ -181,6 +171,16 @@ impl Export {
             None => Ok((self.format.unwrap_or(Kind::DockerArchive), target)),
         }
     }
+}
+
+fn stdout_for_archive() -> anyhow::Result<std::io::Stdout> {
+    let stdout = std::io::stdout();
+    if stdout.is_terminal() {
+        return Err(Failure::usage(
+            "an archive is nothing for a terminal; send it to a file or a pipe",
+        ));
+    }
+    Ok(stdout)
 }
 
 /// Says which images did not keep their manifest.

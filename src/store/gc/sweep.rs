@@ -112,12 +112,12 @@ impl Collector<'_> {
             }
             Ok(may)
         })?;
-        let gone = self
-            .database
-            .read(|conn| gone(conn, "blob_part", "blob", "blob"))?;
         if !swept {
             return Ok(false);
         }
+        let gone = self
+            .database
+            .read(|conn| gone(conn, "blob_part", "blob", "blob"))?;
         for blob in gone {
             loop {
                 let removed = self.transaction(|tx| {
