@@ -3,7 +3,7 @@
 //!
 //! Nothing of it survives: the benchmark runs in a mount namespace of its own, the image file is unlinked as soon as it
 //! is mounted, and the loop device frees itself with the last unmount, whether this process returns, panics or is
-//! killed.
+//! killed; no process that keeps the mount outlives it either (see `place`).
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use rustix::mount::UnmountFlags;
 
-use crate::command::{command, output, run};
+use super::command::{command, output, run};
 
 pub struct Arena {
     at: PathBuf,
@@ -22,11 +22,17 @@ pub struct Arena {
 }
 
 impl Arena {
-    pub fn new(bytes: u64, inodes: u64) -> Result<Self> {
+    /// `sparse` saves the time of writing the image file, at the price of figures that mean less.
+    pub fn new(bytes: u64, inodes: u64, sparse: bool) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("ovl-bench.").tempdir()?;
         let image = dir.path().join("disk");
-        write_zeros(&image, bytes)
-            .context("making the disk image; TMPDIR can name a roomier place")?;
+        match sparse {
+            true => File::create_new(&image)
+                .and_then(|file| file.set_len(bytes))
+                .map_err(Into::into),
+            false => write_zeros(&image, bytes),
+        }
+        .context("making the disk image; TMPDIR can name a roomier place")?;
         let at = dir.path().join("mnt");
         fs::create_dir(&at)?;
         // Lazy initialisation would go on in the background of the first minutes.
@@ -57,6 +63,13 @@ impl Arena {
 
     pub fn path(&self) -> &Path {
         &self.at
+    }
+
+    /// A message without this machine's paths.
+    pub fn hidden(&self, words: &str) -> String {
+        words
+            .replace(&*self.at.to_string_lossy(), "ARENA")
+            .replace(super::systems::OVL, "ovl")
     }
 
     /// Writes out what earlier work left dirty, so that it is not charged to the next.
