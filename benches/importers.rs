@@ -14,6 +14,9 @@ use super::results::ImportCosts;
 use super::stats::Random;
 use super::systems::OVL;
 
+/// Made of the store and the directory to mount at.
+type MountCommand = fn(&Path, &Path) -> Command;
+
 /// One program that takes images in.
 struct Importer {
     id: &'static str,
@@ -22,9 +25,8 @@ struct Importer {
     import: fn(&Images, &Path, Source) -> Command,
     /// Whether it reads archives with gzip layers, too.
     gzip: bool,
-    /// The commands that mount version 1 and unmount it again, where there are such; given the store and a directory beside
-    /// which there is nothing.
-    mount: Option<[fn(&Path, &Path) -> Command; 2]>,
+    /// The commands that mount version 1 and unmount it again, where there are such.
+    mount: Option<[MountCommand; 2]>,
     /// The command that writes version 1 to an archive, where there is one.
     export: Option<fn(&Path, &Path) -> Command>,
     /// The command that removes version 1 and gives its space back, where there is one.

@@ -37,7 +37,7 @@ pub fn all(results: &Results) -> BTreeMap<Group, String> {
 
 /// The same system has the same colour in every plot, whatever else is measured. Peers come first.
 fn colour(id: &str) -> usize {
-    const KNOWN: [&str; 7] = [
+    const KNOWN: [&str; 8] = [
         "kernel",
         "fo1",
         "fo2",
@@ -45,6 +45,7 @@ fn colour(id: &str) -> usize {
         "ovl-image",
         "ovl-through",
         "ovl-kernel",
+        "ovl-ring",
     ];
     let known = KNOWN.iter().position(|known| *known == id);
     known.unwrap_or_else(|| {

@@ -320,3 +320,80 @@ fn method(results: &Results) -> String {
         s.package_files,
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::plots;
+    use super::super::results::tests::{results, row, stamp};
+    use super::super::results::{Failure, MountLatency};
+    use super::*;
+
+    fn page_of(results: &Results) -> String {
+        page(results, &Remarks::new(), &plots::all(results))
+    }
+
+    #[test]
+    fn ratios_are_taken_within_a_repetition_and_misses_are_marked() {
+        // Noise hits all systems of a repetition alike: 10 times slower, the same ratio.
+        let noisy = [
+            [1.0, 10.0, 1.0],
+            [1.5, 15.0, 1.5],
+            [4.0, 40.0, 4.0],
+            [2.0, 20.0, 2.0],
+        ];
+        let failed_once = [[1.0; 3], [1.0; 3], [1.0, 0.0, 3.0], [1.0; 3]];
+        let page = page_of(&results(vec![
+            row("open.warm", Group::Metadata, noisy),
+            row("find.warm", Group::Metadata, failed_once),
+        ]));
+        assert!(
+            page.contains("| work open.warm | 1.00 s | 10.0 | 1.50 | 4.00 | **2.00** | ≤ 1.6 |"),
+            "{page}"
+        );
+        assert!(
+            page.contains("| work find.warm | 1.00 s | 1.00 | 1.00 | 2.00 | 1.00 | ≤ 3.5 |"),
+            "{page}"
+        );
+        assert!(page.contains("## Targets missed: 1 of 2"), "{page}");
+        assert!(page.contains("| work open.warm | ≤ 1.6 | 2.00 | not looked into yet |"));
+        assert!(page.contains("![Looking up and reading many files](benchmarks/metadata.svg)"));
+        assert!(page.contains("Measured at commit aaaa, 2026-01-01 10:00 UTC, 3 repetitions."));
+        assert!(
+            !page.contains("## Store") && !page.contains("## Data"),
+            "{page}"
+        );
+    }
+
+    #[test]
+    fn each_table_tells_what_it_is_of() {
+        let mut results = results(vec![
+            row("create", Group::Changes, [[1.0; 3]; 4]),
+            row("rename", Group::Changes, [[1.0; 3]; 4]),
+        ]);
+        results.rows[1].stamp = stamp("bbbb", "2026-01-02 10:00");
+        results.mounts = vec![MountLatency {
+            files: 1000,
+            seconds: vec![0.005, 0.007, 0.006],
+            resident: 8 << 20,
+        }];
+        results
+            .stamps
+            .insert(Group::Mount, stamp("cccc", "2026-01-03 10:00"));
+        results.absent = vec!["ovl, io_uring: unknown option".to_owned()];
+        results.failures = vec![Failure {
+            of: "create".to_owned(),
+            said: "create, ext4, repetition 1: no\nspace".to_owned(),
+        }];
+        let page = page_of(&results);
+        for wanted in [
+            "Measured in 3 runs, the last at commit cccc, 2026-01-03 10:00 UTC",
+            "Measured at commit aaaa, 2026-01-01 10:00 UTC, 3 repetitions; work rename at commit bbbb, 2026-01-02 10:00",
+            "Measured at commit cccc, 2026-01-03 10:00 UTC, 3 repetitions.",
+            "- ovl, io_uring: unknown option",
+            "- create, ext4, repetition 1: no space",
+            "| 1000 | 6.0 | 5.0 | 7.0 | 8.0 |",
+        ] {
+            assert!(page.contains(wanted), "{wanted:?} is not in {page}");
+        }
+    }
+}

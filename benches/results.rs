@@ -269,3 +269,138 @@ pub struct ImportCosts {
     pub disk_both: Option<u64>,
     pub failure: Option<String>,
 }
+
+#[cfg(test)]
+pub mod tests {
+    use super::super::groups::Group;
+    use super::super::settings::Mode;
+    use super::*;
+
+    pub fn stamp(commit: &str, date: &str) -> Stamp {
+        Stamp {
+            commit: commit.to_owned(),
+            date: date.to_owned(),
+            repetitions: 3,
+        }
+    }
+
+    /// Seconds of ext4, the kernel's overlay, fuse-overlayfs 2.x and ovl, each in three repetitions.
+    pub fn row(id: &str, group: Group, values: [[f64; 3]; 4]) -> RowResults {
+        let systems = ["ext4", "kernel", "fo2", "ovl"];
+        let values = systems.iter().zip(values).map(|(system, values)| {
+            let values = values.iter().map(|value| (*value > 0.0).then_some(*value));
+            ((*system).to_owned(), values.collect())
+        });
+        RowResults {
+            id: id.to_owned(),
+            group,
+            title: format!("work {id}"),
+            unit: "s".to_owned(),
+            more_is_better: false,
+            stamp: stamp("aaaa", "2026-01-01 10:00"),
+            values: values.collect(),
+            daemon_cpu: BTreeMap::new(),
+        }
+    }
+
+    pub fn results(rows: Vec<RowResults>) -> Results {
+        let system = |(id, title): (&str, &str)| SystemName {
+            id: id.to_owned(),
+            title: title.to_owned(),
+            version: "1".to_owned(),
+        };
+        let systems = [
+            ("ext4", "ext4"),
+            ("kernel", "kernel overlayfs"),
+            ("fo2", "fuse-overlayfs 2.x"),
+            ("ovl", "ovl, directory"),
+        ];
+        Results {
+            mode: Mode::Quick,
+            machine: Machine {
+                processor: "some".to_owned(),
+                cores: 2,
+                memory_gib: 4,
+                kernel: "6".to_owned(),
+                distribution: "Debian".to_owned(),
+                programs: Vec::new(),
+            },
+            sizes: Mode::Quick.sizes(),
+            systems: systems.map(system).to_vec(),
+            absent: Vec::new(),
+            rows,
+            walks: BTreeMap::new(),
+            mounts: Vec::new(),
+            imports: Vec::new(),
+            unique_layer_bytes: 0,
+            archive_bytes: 0,
+            gzip_bytes: 0,
+            containers: Vec::new(),
+            stamps: BTreeMap::new(),
+            failures: Vec::new(),
+            minutes: 1.0,
+        }
+    }
+
+    const ALIKE: [[f64; 3]; 4] = [[1.0; 3]; 4];
+
+    #[test]
+    fn a_part_replaces_what_it_measured_and_nothing_else() {
+        let mut kept = results(vec![
+            row("stat.warm", Group::Metadata, ALIKE),
+            row("create", Group::Changes, ALIKE),
+        ]);
+        let failure = |of: &str| Failure {
+            of: of.to_owned(),
+            said: format!("{of} failed"),
+        };
+        kept.failures = vec![failure("create"), failure("stat.warm"), failure("store")];
+        kept.stamps
+            .insert(Group::Mount, stamp("aaaa", "2026-01-01 10:00"));
+        let mut again = row("create", Group::Changes, [[2.0; 3]; 4]);
+        again.stamp = stamp("bbbb", "2026-01-02 10:00");
+        let mut newer = results(vec![row("find.warm", Group::Metadata, ALIKE), again]);
+        newer
+            .stamps
+            .insert(Group::Store, stamp("bbbb", "2026-01-02 10:00"));
+        newer.unique_layer_bytes = 7;
+
+        let joined = kept.with(newer).unwrap();
+        let rows: Vec<(&str, &str)> = joined
+            .rows
+            .iter()
+            .map(|row| (row.id.as_str(), row.stamp.commit.as_str()))
+            .collect();
+        assert_eq!(
+            rows,
+            [
+                ("find.warm", "aaaa"),
+                ("stat.warm", "aaaa"),
+                ("create", "bbbb")
+            ]
+        );
+        let failed: Vec<&str> = joined.failures.iter().map(|f| f.of.as_str()).collect();
+        assert_eq!(failed, ["stat.warm"]);
+        assert_eq!(joined.unique_layer_bytes, 7);
+        assert_eq!(joined.stamps[&Group::Mount].commit, "aaaa");
+        assert_eq!(joined.all_stamps().len(), 2);
+    }
+
+    #[test]
+    fn what_cannot_stand_together_is_refused() {
+        let kept = || results(vec![row("create", Group::Changes, ALIKE)]);
+        let refused = |newer: Results| kept().with(newer).unwrap_err().to_string();
+        let mut other = kept();
+        other.sizes.creates += 1;
+        assert!(refused(other).contains("other amounts of work"));
+        let mut other = kept();
+        other.machine.kernel = "7".to_owned();
+        assert!(refused(other).contains("another machine"));
+        let mut fewer = kept();
+        fewer.rows[0].values.remove("fo2");
+        assert!(refused(fewer).contains("fo2"));
+        let mut oftener = kept();
+        oftener.sizes.repetitions += 5;
+        assert!(kept().with(oftener).is_ok());
+    }
+}

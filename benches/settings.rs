@@ -118,7 +118,7 @@ macro_rules! sizes {
 }
 
 sizes!(SMOKE,
-    repetitions: 1, row_seconds: 0, store_repetitions: 1, mounts: 2, disk: 1536 * MIB, inodes: 60_000, small_files: 300,
+    repetitions: 1, row_seconds: 0, store_repetitions: 1, mounts: 2, disk: 8192 * MIB, inodes: 60_000, small_files: 300,
     big_directory: 200, stats: 100, opens: 100, creates: 50, lower_changes: 20, big_file: 8 * MIB, sequential_write: 8 * MIB,
     random_write: 4 * MIB, fio_ms: 50, fsyncs: 5, dbench_seconds: 2, transactions: 5, clone_files: 50, package_files: 10,
     crate_modules: 2, walk_files: 1500, huge_files: 0,

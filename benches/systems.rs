@@ -61,6 +61,8 @@ const MODES: &[(&str, &str, bool, &[&str])] = &[
         true,
         &["--merge", "kernel"],
     ),
+    // `on`, not `auto`: without it this would silently be the first column again.
+    ("ovl-ring", "ovl, io_uring", false, &["-o", "io_uring=on"]),
 ];
 
 /// What a run compares, and what it had to leave out.

@@ -352,3 +352,44 @@ fn store(results: &Results, verdicts: &mut Vec<Verdict>) {
         ));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::groups::Group;
+    use super::super::results::tests::{results, row};
+    use super::*;
+
+    #[test]
+    fn targets_that_name_others_are_marked_at_what_these_reached() {
+        let mut row = row(
+            "lower.unlink",
+            Group::Changes,
+            [[1.0; 3], [1.5; 3], [20.0; 3], [16.0; 3]],
+        );
+        // No slower than fuse-overlayfs 2.x (20), within ten times the kernel (15): the latter is stricter, and missed.
+        assert_eq!(mark(&row), Some(15.0));
+        let of = |row: &RowResults| -> Vec<bool> {
+            let verdicts = verdicts(&results(vec![row.clone()]));
+            verdicts.iter().map(|verdict| verdict.met).collect()
+        };
+        assert_eq!(of(&row), [true, false]);
+        row.values.remove("kernel");
+        assert_eq!(mark(&row), Some(20.0));
+        assert_eq!(of(&row), [true], "what was not measured is not judged");
+    }
+
+    #[test]
+    fn rates_are_judged_the_other_way_round() {
+        let rates = [[100.0; 3], [98.0; 3], [40.0; 3], [50.0; 3]];
+        let mut row = row("write.seq", Group::Data, rates);
+        row.more_is_better = true;
+        assert_eq!(mark(&row), Some(0.3));
+        let under_kernel = [Some(90.0), Some(80.0), Some(90.0)];
+        row.values
+            .insert(UNDER_KERNEL.to_owned(), under_kernel.to_vec());
+        let verdicts = verdicts(&results(vec![row]));
+        let told: Vec<(&str, bool)> = verdicts.iter().map(|v| (v.id.as_str(), v.met)).collect();
+        assert_eq!(told, [("write.seq", true), ("ovl-kernel:write.seq", true)]);
+        assert_eq!(verdicts[1].found, "1.09x kernel overlayfs");
+    }
+}
