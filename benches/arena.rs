@@ -63,9 +63,17 @@ impl Arena {
 
     /// A message without this machine's paths.
     pub fn hidden(&self, words: &str) -> String {
-        words
+        let mut words = words
             .replace(&*self.at.to_string_lossy(), "ARENA")
             .replace(super::systems::OVL, "ovl")
+            .replace(env!("CARGO_MANIFEST_DIR"), "REPOSITORY");
+        for (name, sign) in [("OVL_CACHE", "CACHE"), ("HOME", "~")] {
+            let path = std::env::var(name).unwrap_or_default();
+            if path.len() > 1 {
+                words = words.replace(&path, sign);
+            }
+        }
+        words
     }
 
     /// Writes out what earlier work left dirty, so that it is not charged to the next.

@@ -1,7 +1,7 @@
 //! A run: the file system it happens on, then each part that was asked for. What fails is noted, and the rest goes on.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
 
@@ -16,8 +16,9 @@ use super::stats::Random;
 use super::systems::{self, System};
 use super::{Words, containers, importers, machine, memory};
 
-/// Repetitions that are done however long they take.
-const LEAST_REPETITIONS: usize = 3;
+/// Repetitions that are done however long they take, and those that are done if it is not half as long again as was meant.
+const LEAST_REPETITIONS: usize = 2;
+const USUAL_REPETITIONS: usize = 3;
 
 /// Letters of a failure that are kept; programs can say a lot.
 const MOST_WORDS: usize = 400;
@@ -106,7 +107,9 @@ pub fn measure(words: &Words) -> Result<Results> {
         );
     }
     if wants(Group::Store) {
-        let store = importers::measure(&arena, sizes.store_repetitions, &mut run.random);
+        let each_gzip = words.mode == Mode::Full;
+        let repetitions = sizes.store_repetitions;
+        let store = importers::measure(&arena, repetitions, each_gzip, &mut run.random);
         if let Some(store) = run.noted(Group::Store.name(), "all", store) {
             results.imports = store.costs;
             results.unique_layer_bytes = store.unique_layer_bytes;
@@ -176,10 +179,13 @@ impl Run<'_> {
         let started = Instant::now();
         let mut done = 0;
         while done < self.sizes.repetitions {
-            let bound = Duration::from_secs(self.sizes.row_seconds);
-            if done >= LEAST_REPETITIONS && !bound.is_zero() && started.elapsed() > bound {
-                eprintln!("no further repetition after {bound:?}");
-                break;
+            if done >= LEAST_REPETITIONS && self.sizes.row_seconds > 0 {
+                let end = started.elapsed().as_secs_f64() * (done + 1) as f64 / done as f64;
+                let bound = self.sizes.row_seconds as f64;
+                if end > bound * if done < USUAL_REPETITIONS { 1.5 } else { 1.0 } {
+                    eprintln!("no repetition {}: it would end after {end:.0} s", done + 1);
+                    break;
+                }
             }
             done += 1;
             for row in rows {

@@ -274,7 +274,7 @@ fn method(results: &Results) -> String {
     let bound = match s.row_seconds {
         0 => String::new(),
         seconds => format!(
-            ", or as many (three at least) as are begun within {} minutes",
+            ", or as many as fit into {} minutes (two at least, three unless that takes half as long again)",
             seconds / 60
         ),
     };
@@ -285,7 +285,7 @@ fn method(results: &Results) -> String {
         default options, as root; ovl with its own, but for what a column's name says.\n\
         - In each of {} repetitions{bound}, each row is run on every system in random order. A run has a fresh mount with an empty \
         upper; what was dirty is written out before. For cold figures the kernel's caches are dropped; warm ones are the median of \
-        three to fifteen passes after the cold one.\n\
+        three to fifteen passes after the cold one, or of as many as take a second.\n\
         - Lower tree: a Debian root, {} small files (64 B to 6 KiB), {} files to be changed, a directory of {} entries, a crate, a file \
         of {} MiB that does not compress. \"ovl, image\" and \"ovl, kernel merge\" have the same tree imported into ovl's store.\n\
         - Amounts: stat of {} files, open+read+close of {}, create, rename, unlink of {}, clone of {} files, unpacking {unpacked}, \

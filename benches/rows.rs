@@ -16,9 +16,10 @@ use super::stats::median;
 use super::{changes, data, metadata, programs};
 
 /// Passes over what is cached, which may be too short to be measured once: at least so many, and more up to a second bound
-/// until they have taken [`WARM_SECONDS`] together.
+/// until they have taken [`WARM_SECONDS`] together; fewer where they are long.
 const WARM_PASSES: std::ops::Range<usize> = 3..15;
 const WARM_SECONDS: f64 = 0.25;
+const LONG_SECONDS: f64 = 1.0;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Better {
@@ -143,6 +144,7 @@ impl Case<'_> {
         let enough = |spans: &[Span]| {
             let taken: f64 = spans.iter().map(|span| span.seconds).sum();
             spans.len() >= WARM_PASSES.end
+                || taken >= LONG_SECONDS
                 || (spans.len() >= WARM_PASSES.start && taken >= WARM_SECONDS)
         };
         while !enough(&spans) {

@@ -45,8 +45,8 @@ impl Mode {
 pub struct Sizes {
     /// Repetitions of the file system rows.
     pub repetitions: usize,
-    /// Once these many seconds have gone into the file system rows, and three repetitions are done, no further one is
-    /// begun; 0: no such bound.
+    /// No further repetition of the file system rows is begun that would end later than this many seconds after the first
+    /// began, three (on a slow machine two) being done; 0: no such bound.
     pub row_seconds: u64,
     /// Repetitions of the store rows.
     pub store_repetitions: usize,
@@ -125,9 +125,9 @@ sizes!(SMOKE,
 );
 sizes!(QUICK,
     repetitions: 5, row_seconds: 300, store_repetitions: 2, mounts: 10, disk: 6144 * MIB, inodes: 400_000,
-    small_files: 12_000, big_directory: 10_000, stats: 5000, opens: 4000, creates: 2000, lower_changes: 1000, big_file: 128 * MIB,
-    sequential_write: 128 * MIB, random_write: 64 * MIB, fio_ms: 300, fsyncs: 200, dbench_seconds: 3, transactions: 100,
-    clone_files: 2000, package_files: 300, crate_modules: 10, walk_files: 100_000, huge_files: 0,
+    small_files: 10_000, big_directory: 10_000, stats: 5000, opens: 3000, creates: 1500, lower_changes: 600, big_file: 128 * MIB,
+    sequential_write: 128 * MIB, random_write: 64 * MIB, fio_ms: 200, fsyncs: 150, dbench_seconds: 2, transactions: 100,
+    clone_files: 1500, package_files: 200, crate_modules: 6, walk_files: 100_000, huge_files: 0,
 );
 sizes!(FULL,
     repetitions: 5, row_seconds: 0, store_repetitions: 5, mounts: 20, disk: 16_384 * MIB, inodes: 2_500_000,

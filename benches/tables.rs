@@ -77,7 +77,7 @@ pub fn store(results: &Results, plot: bool) -> String {
     let _ = write!(
         text,
         "The five-layer test image as a docker archive of {} MB, cached, into an empty store each time; medians. Gzip: the same \
-        image as an OCI archive of {} MB with gzip layers. Disk is what du counts. Both versions together have {} MB of different \
+        image as an OCI archive of {} MB with gzip layers, of which ovl keeps what gives the compressed bytes back. Disk is what du counts. Both versions together have {} MB of different \
         layer bytes. umoci reads no archive: it is given an OCI layout with gzip layers, made beforehand, and unpacks it; \
         containerd runs as a daemon, whose time and memory count. ovl has its store synced when it returns; the others leave that \
         to the kernel.\n\n\
