@@ -42,7 +42,8 @@ pub struct Corpus {
 }
 
 impl Corpus {
-    pub fn new(arena: &Arena, sizes: &Sizes) -> Result<Self> {
+    /// The trees that are walked and mounted are made if they are `wanted`: that takes a while.
+    pub fn new(arena: &Arena, sizes: &Sizes, wanted: bool) -> Result<Self> {
         let at = |name: &str| arena.path().join(name);
         let mut random = Random::new(1);
         let lower = Lower {
@@ -80,7 +81,7 @@ impl Corpus {
                 sizes.huge_files,
             ),
         ];
-        mounted.retain(|(_, files)| *files > 0);
+        mounted.retain(|(_, files)| wanted && *files > 0);
         for (tree, files) in &mounted {
             empty_files(&tree.dir, *files)?;
             import(arena, tree)?;

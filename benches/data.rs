@@ -72,15 +72,18 @@ pub const ROWS: &[Row] = &[
         &[rate("write.rand", "4k random write", "IOPS")],
         |case| random_write(case, "write.rand", Engine::Psync, false),
     ),
-    row(
-        Group::Data,
-        &[rate(
-            "write.rand.uring",
-            "4k random write, io_uring",
-            "IOPS",
-        )],
-        |case| random_write(case, "write.rand.uring", Engine::Uring, false),
-    ),
+    Row {
+        full_only: true,
+        ..row(
+            Group::Data,
+            &[rate(
+                "write.rand.uring",
+                "4k random write, io_uring",
+                "IOPS",
+            )],
+            |case| random_write(case, "write.rand.uring", Engine::Uring, false),
+        )
+    },
     Row {
         full_only: true,
         ..row(

@@ -71,12 +71,13 @@ pub fn measure(words: &Words) -> Result<Results> {
         random: Random::new(std::process::id().into()),
         failures: Vec::new(),
     };
-    if !chosen.is_empty() || wants(Group::Memory) || wants(Group::Mount) {
+    let walks = wants(Group::Memory) || wants(Group::Mount);
+    if !chosen.is_empty() || walks {
         let systems = systems::usable(&words.systems, &words.peer, &arena)?;
         let titles: Vec<&str> = systems.present.iter().map(|system| system.title).collect();
         eprintln!("columns: {}", titles.join("; "));
         eprintln!("making the trees");
-        let corpus = Corpus::new(&arena, &sizes)?;
+        let corpus = Corpus::new(&arena, &sizes, walks)?;
         eprintln!("made after {:.0} s", started.elapsed().as_secs_f64());
         (results.rows, stamp.repetitions) = run.rows(&chosen, &systems.present, &corpus, &stamp);
         let once = |repetitions| Stamp {

@@ -284,7 +284,8 @@ fn containers(results: &Results) -> Panels {
     }
     Panels {
         title: Group::Containers.title().to_owned(),
-        note: "`true` in a container, from the command to its end; less is better.".to_owned(),
+        note: "A container that does nothing, from the command to its end; less is better."
+            .to_owned(),
         panels,
     }
 }

@@ -272,7 +272,8 @@ fn senseless_words_are_refused_at_once() {
     assert_eq!(fs::read(&kept).unwrap(), before);
 }
 
-/// The page and the plots come from the kept results alone: the ones in the repository belong together.
+/// The page and the plots come from the kept results alone: the ones in the repository belong together. If they do not:
+/// `cargo bench --bench ovl -- --render docs/benchmarks/quick.json --out docs`.
 #[test]
 fn the_page_in_the_repository_is_that_of_its_results() {
     let home = tempfile::Builder::new()
