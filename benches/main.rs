@@ -62,6 +62,7 @@ use clap::Parser;
 use groups::Group;
 use results::Results;
 use settings::{Mode, Sizes};
+use systems::BASE;
 
 /// Words for us from the test that runs us: those of the command line are its harness's. One a line.
 const WORDS: &str = "OVL_BENCH_WORDS";
@@ -175,14 +176,24 @@ impl Words {
     }
 
     /// The results that are to be kept: those of this mode that lie where the new ones are to go, if only a part is measured.
+    /// Refused where they would lose something.
     fn kept(&self) -> Result<Option<Results>> {
-        let Some(out) = self.out.as_ref().filter(|_| !self.only.is_empty()) else {
+        let part = !self.only.is_empty() || !self.systems.is_empty();
+        let Some(out) = self.out.as_ref().filter(|_| part) else {
             return Ok(None);
         };
         let file = json(out, self.mode);
         match file.exists() {
             true => {
                 let kept = read(&file)?;
+                let asked = |id: &String| self.systems.is_empty() || self.systems.contains(id);
+                let ids = kept.systems.iter().map(|system| &system.id);
+                let lost: Vec<&String> = ids.filter(|id| *id != BASE && !asked(id)).collect();
+                ensure!(
+                    lost.is_empty(),
+                    "{}: has {lost:?}, too, which would be lost; name these systems as well, or choose another --out",
+                    file.display()
+                );
                 kept.fits(&self.sizes(), &machine::machine()?)?;
                 Ok(Some(kept))
             }

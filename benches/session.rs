@@ -93,7 +93,7 @@ impl<'a> Session<'a> {
                 program.arg(&mnt);
                 program
             }
-            Kind::Ovl { image, words } => {
+            Kind::Ovl { image, words, .. } => {
                 let mut lower = std::ffi::OsString::from("dir:");
                 match image {
                     true => lower = format!("image:{}", self.lower.image).into(),

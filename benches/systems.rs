@@ -24,6 +24,8 @@ pub enum Kind {
         image: bool,
         /// Further words for `ovl mount`.
         words: &'static [&'static str],
+        /// Whether the daemon is to use io_uring: an ovl that does not know the option passes over it.
+        ring: bool,
     },
 }
 
@@ -45,24 +47,51 @@ pub const UNDER_KERNEL: &str = "ovl-kernel";
 /// The program under test, as cargo built it beside this one.
 pub const OVL: &str = env!("CARGO_BIN_EXE_ovl");
 
-/// The columns of ovl: key, title, whether the lower is a stored image, words for `ovl mount`.
-const MODES: &[(&str, &str, bool, &[&str])] = &[
-    (OURS, "ovl, directory", false, &[]),
-    ("ovl-image", "ovl, image", true, &[]),
-    (
+/// One column of ovl.
+struct Mode {
+    id: &'static str,
+    title: &'static str,
+    kind: Kind,
+}
+
+const fn mode(
+    id: &'static str,
+    title: &'static str,
+    image: bool,
+    words: &'static [&'static str],
+) -> Mode {
+    let ring = false;
+    Mode {
+        id,
+        title,
+        kind: Kind::Ovl { image, words, ring },
+    }
+}
+
+const MODES: &[Mode] = &[
+    mode(OURS, "ovl, directory", false, &[]),
+    mode("ovl-image", "ovl, image", true, &[]),
+    mode(
         "ovl-through",
         "ovl, no write-back",
         false,
         &["-o", "writeback=0"],
     ),
-    (
+    mode(
         UNDER_KERNEL,
         "ovl, kernel merge",
         true,
         &["--merge", "kernel"],
     ),
-    // `on`, not `auto`: without it this would silently be the first column again.
-    ("ovl-ring", "ovl, io_uring", false, &["-o", "io_uring=on"]),
+    Mode {
+        id: "ovl-ring",
+        title: "ovl, io_uring",
+        kind: Kind::Ovl {
+            image: false,
+            words: &["-o", "io_uring=on"],
+            ring: true,
+        },
+    },
 ];
 
 /// What a run compares, and what it had to leave out.
@@ -76,7 +105,7 @@ pub struct Systems {
 /// Every column's key, for those who choose.
 pub fn keys() -> Vec<&'static str> {
     let mut keys = vec![BASE, "kernel", "fo1", "fo2"];
-    keys.extend(MODES.iter().map(|(id, ..)| *id));
+    keys.extend(MODES.iter().map(|mode| mode.id));
     keys
 }
 
@@ -107,6 +136,9 @@ pub fn usable(keys: &[String], peer: &Path, arena: &Arena) -> Result<Systems> {
             let session = Session::open(&system, arena, &probe)?;
             let read = fs::read(session.lower("file"))?;
             anyhow::ensure!(read == b"probe", "a file reads as something else");
+            if let (Kind::Ovl { ring: true, .. }, Some(daemon)) = (&system.kind, session.daemon()) {
+                anyhow::ensure!(daemon.uses_ring()?, "this ovl does not use io_uring");
+            }
             session.close()?;
             Ok(system)
         });
@@ -138,7 +170,7 @@ fn table(peer: &Path) -> Vec<(&'static str, &'static str, Kind)> {
     ];
     let ours = MODES
         .iter()
-        .map(|&(id, title, image, words)| (id, title, Kind::Ovl { image, words }));
+        .map(|mode| (mode.id, mode.title, mode.kind.clone()));
     table.extend(ours);
     table
 }
