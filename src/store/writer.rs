@@ -140,9 +140,9 @@ impl LayerWriter {
         self.tar_size += bytes.len() as u64;
         let chunks = &mut self.chunks;
         let announced = std::mem::take(&mut self.announced);
-        if announced > 0 && bytes.len() as u64 == announced && bytes.len() <= chunker::WHOLE {
-            // All of it at once, and small: what the chunker would give, without a copy.
-            return chunks.add(bytes, list);
+        if announced > 0 && bytes.len() as u64 == announced {
+            // All of it at once: what the chunker would give, without a copy.
+            return chunker::cut_whole(bytes, &mut |chunk| chunks.add(chunk, list));
         }
         self.chunker
             .feed(bytes, &mut |chunk| chunks.add(chunk, list))
