@@ -62,12 +62,13 @@ impl Unpublished {
         !self.links.is_empty()
     }
 
-    /// Resolves hard links into `lowers` (bottom first) and makes the layer visible.
+    /// Resolves hard links into `lowers` (bottom first) and makes the layer visible. It is on the disk with the image that
+    /// is recorded next.
     pub fn publish(mut self, store: &Store, lowers: &[Digest]) -> Result<LayerFacts> {
         if let Err((path, stop)) = self.links.resolve(&mut self.writer, store, lowers) {
             return Err(stop.at(&self.what, &path));
         }
-        self.writer.finish(&self.facts.diff_id)?;
+        self.writer.finish_in_order(&self.facts.diff_id)?;
         self.kept.publish(&self.facts)?;
         Ok(self.facts)
     }

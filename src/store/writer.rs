@@ -92,7 +92,7 @@ impl LayerWriter {
                 Sequence::Content.take(tx, CONTENT_IDS)?,
             ))
         })?;
-        let conn = database.writer(Durability::Durable)?;
+        let conn = database.writer(Durability::Ordered)?;
         checkpoint::leave_to_checkpointer(&conn)?;
         conn.execute_batch(super::publish::TABLES)?;
         Ok(Self {
@@ -351,7 +351,17 @@ impl LayerWriter {
 
     /// Publishes the layer under `diff_id` (which the caller has compared with [`Self::diff_id`]), in one transaction, on
     /// the disk when this returns. If the layer is already there, the new one is dropped and the old one's info returned.
-    pub fn finish(mut self, diff_id: &Digest) -> Result<LayerInfo> {
+    pub fn finish(self, diff_id: &Digest) -> Result<LayerInfo> {
+        self.publish(diff_id, Durability::Durable)
+    }
+
+    /// The same without waiting for the disk: a power cut may take the layer, but never with a later change left. For a
+    /// layer that is worth nothing without the image that is recorded after it.
+    pub fn finish_in_order(self, diff_id: &Digest) -> Result<LayerInfo> {
+        self.publish(diff_id, Durability::Ordered)
+    }
+
+    fn publish(mut self, diff_id: &Digest, durability: Durability) -> Result<LayerInfo> {
         if self.content.is_some() {
             return Err(Error::Misuse("the end of a layer within a content"));
         }
@@ -367,6 +377,7 @@ impl LayerWriter {
             super::publish::publish(
                 &database.place,
                 self.tree.connection(),
+                durability,
                 diff_id,
                 self.tar_size,
                 &aliases,
