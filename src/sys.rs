@@ -1,4 +1,7 @@
-//! System calls that std and rustix do not offer safely. All `unsafe` of the crate lives here.
+//! System calls that std and rustix do not offer safely, and what the processor offers only that way. All `unsafe` of the
+//! crate lives here.
+
+pub mod sha256;
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 

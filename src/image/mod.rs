@@ -19,6 +19,7 @@ mod export;
 mod export_oci;
 mod host_dir;
 mod import;
+mod import_stream;
 mod ingest;
 mod json;
 mod layer_entry;

@@ -236,7 +236,7 @@ impl Database {
         self.write_with(Durability::Ordered, change)
     }
 
-    fn write_with<T>(
+    pub(super) fn write_with<T>(
         &self,
         durability: Durability,
         change: impl FnOnce(&Transaction<'_>) -> Result<T>,

@@ -54,6 +54,7 @@ pub use gc::GcReport;
 pub use images::{ImageRecord, NewImage, Origin};
 pub use layers::LayerInfo;
 pub use leases::Lease;
+pub use pack::lacked_memory;
 pub use progress::Progress;
 pub use reader::{Dirent, Inode, LayerReader, ROOT_INODE};
 pub use usage::{ImageUsage, Usage};

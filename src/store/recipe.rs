@@ -84,7 +84,7 @@ pub(super) fn decode_literals(raw_len: i64, literals: &[u8]) -> Result<Vec<u8>> 
     let raw = if raw_len == 0 {
         Vec::new()
     } else {
-        zstd::bulk::decompress(literals, raw_len).map_err(|_| damaged())?
+        super::pack::unzstd(literals, raw_len)?.ok_or_else(damaged)?
     };
     if raw.len() == raw_len {
         Ok(raw)

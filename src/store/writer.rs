@@ -19,6 +19,7 @@ use super::schema::Sequence;
 use super::tree::{Row, Tree};
 use super::{ContentRef, Digest, Error, LayerInfo, LayerReader, Result, xattrs};
 use crate::meta::{FileKind, Timestamp};
+use crate::sys::sha256::Sha256;
 
 /// Chunk ids reserved at a time.
 const CHUNK_IDS: i64 = 1 << 16;
@@ -91,7 +92,7 @@ impl LayerWriter {
                 Sequence::Content.take(tx, CONTENT_IDS)?,
             ))
         })?;
-        let conn = database.writer(Durability::Durable)?;
+        let conn = database.writer(Durability::Ordered)?;
         checkpoint::leave_to_checkpointer(&conn)?;
         conn.execute_batch(super::publish::TABLES)?;
         Ok(Self {
@@ -114,6 +115,7 @@ impl LayerWriter {
             return Err(Error::Misuse("literal bytes within a content"));
         }
         self.tar_size += bytes.len() as u64;
+        self.chunks.tar.update(bytes);
         let (tree, segments) = (&self.tree, &mut self.segments);
         self.recipe
             .literal(bytes, &mut |segment| keep_segment(tree, segments, &segment))
@@ -138,9 +140,9 @@ impl LayerWriter {
         self.tar_size += bytes.len() as u64;
         let chunks = &mut self.chunks;
         let announced = std::mem::take(&mut self.announced);
-        if announced > 0 && bytes.len() as u64 == announced && bytes.len() <= chunker::WHOLE {
-            // All of it at once, and small: what the chunker would give, without a copy.
-            return chunks.add(bytes, list);
+        if announced > 0 && bytes.len() as u64 == announced {
+            // All of it at once: what the chunker would give, without a copy.
+            return chunker::cut_whole(bytes, &mut |chunk| chunks.add(chunk, list));
         }
         self.chunker
             .feed(bytes, &mut |chunk| chunks.add(chunk, list))
@@ -339,10 +341,27 @@ impl LayerWriter {
         self.tree.add_opaque(path)
     }
 
-    /// Publishes the layer under `diff_id` (SHA-256 of all bytes given by `literal` and `data`, hashed by the caller),
-    /// in one transaction, on the disk when this returns. If the layer is already there, the new one is dropped and the
-    /// old one's info returned.
-    pub fn finish(mut self, diff_id: &Digest) -> Result<LayerInfo> {
+    /// SHA-256 of all bytes given by `literal` and `data`: the layer's diff ID, once all of it was given.
+    pub fn diff_id(&self) -> Result<Digest> {
+        if self.content.is_some() {
+            return Err(Error::Misuse("a diff ID asked for within a content"));
+        }
+        Ok(Digest::from_bytes(self.chunks.tar.clone().finish()))
+    }
+
+    /// Publishes the layer under `diff_id` (which the caller has compared with [`Self::diff_id`]), in one transaction, on
+    /// the disk when this returns. If the layer is already there, the new one is dropped and the old one's info returned.
+    pub fn finish(self, diff_id: &Digest) -> Result<LayerInfo> {
+        self.publish(diff_id, Durability::Durable)
+    }
+
+    /// The same without waiting for the disk: a power cut may take the layer, but never with a later change left. For a
+    /// layer that is worth nothing without the image that is recorded after it.
+    pub fn finish_in_order(self, diff_id: &Digest) -> Result<LayerInfo> {
+        self.publish(diff_id, Durability::Ordered)
+    }
+
+    fn publish(mut self, diff_id: &Digest, durability: Durability) -> Result<LayerInfo> {
         if self.content.is_some() {
             return Err(Error::Misuse("the end of a layer within a content"));
         }
@@ -358,6 +377,7 @@ impl LayerWriter {
             super::publish::publish(
                 &database.place,
                 self.tree.connection(),
+                durability,
                 diff_id,
                 self.tar_size,
                 &aliases,
@@ -393,6 +413,8 @@ fn too_large() -> Error {
 
 /// Turns chunks into ids, storing each once.
 struct ChunkSink {
+    /// Over the whole tar. Here, because a chunk's bytes are hashed into it and into the chunk's digest in one go.
+    tar: Sha256,
     database: Arc<Database>,
     pipeline: Option<Pipeline>,
     pack: RawPack,
@@ -404,6 +426,7 @@ impl ChunkSink {
     fn new(database: Arc<Database>, ids: std::ops::Range<i64>) -> Result<Self> {
         let pipeline = Some(Pipeline::start(Arc::clone(&database))?);
         Ok(Self {
+            tar: Sha256::new(),
             database,
             pipeline,
             pack: RawPack::default(),
@@ -413,7 +436,9 @@ impl ChunkSink {
     }
 
     fn add(&mut self, bytes: &[u8], list: &mut ListBuilder) -> Result<()> {
-        let digest = Digest::of(bytes);
+        let mut hash = Sha256::new();
+        self.tar.update_both(&mut hash, bytes);
+        let digest = Digest::from_bytes(hash.finish());
         let chunk = self.id_of(digest, bytes)?;
         list.push(
             Extent::Data {

@@ -21,10 +21,10 @@ pub struct KeptBlob(Option<BlobWriter>);
 impl KeptBlob {
     pub const NOTHING: Self = Self(None);
 
-    /// Makes the blob appear; its layer must be published.
+    /// Makes the blob appear; its layer must be published. On the disk with the image that is recorded next.
     pub fn publish(self, facts: &LayerFacts) -> Result<()> {
         if let Some(writer) = self.0 {
-            writer.finish(&facts.blob, facts.blob_size, METHOD, &facts.diff_id)?;
+            writer.finish_in_order(&facts.blob, facts.blob_size, METHOD, &facts.diff_id)?;
         }
         Ok(())
     }

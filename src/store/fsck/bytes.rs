@@ -159,12 +159,12 @@ pub(super) fn verify(conn: &Connection, chunk: i64) -> Result<()> {
 
 /// The raw bytes of a pack, if it is there and can be unpacked.
 fn load(conn: &Connection, id: i64) -> Result<Option<Vec<u8>>> {
-    let raw = conn
+    let raw: Option<Result<Option<Vec<u8>>>> = conn
         .prepare_cached("SELECT raw_len, codec, data FROM pack WHERE id = ?1")?
         .query_row([id], |row| {
             let (raw_len, codec): (i64, i64) = (row.get(0)?, row.get(1)?);
             Ok(pack::unpack(raw_len, codec, row.get_ref(2)?.as_blob()?))
         })
         .optional()?;
-    Ok(raw.flatten())
+    Ok(raw.transpose()?.flatten())
 }
