@@ -51,7 +51,7 @@ pub use digest::{Digest, ParseDigestError};
 pub use error::{Error, Result};
 pub use fsck::{Cure, DocumentCheck, FsckOptions, FsckReport, Problem};
 pub use gc::GcReport;
-pub use images::{ImageRecord, NewImage, Origin};
+pub use images::{DamagedImage, ImageRecord, NewImage, Origin};
 pub use layers::LayerInfo;
 pub use leases::Lease;
 pub use progress::Progress;
@@ -241,8 +241,20 @@ impl Store {
             .read(|conn| images::get(conn, manifest))
     }
 
-    /// All images, newest first, each with its names (possibly none).
+    /// All images, newest first, each with its names (possibly none). [`Error::Corrupt`] if one of them is damaged.
     pub fn images(&self) -> Result<Vec<ImageRecord>> {
+        match self.list_images()? {
+            (images, damaged) if damaged.is_empty() => Ok(images),
+            (_, damaged) => Err(Error::Corrupt(format!(
+                "image {}: {}",
+                damaged[0].called(),
+                damaged[0].why
+            ))),
+        }
+    }
+
+    /// All images that are sound, newest first, and those that are not.
+    pub fn list_images(&self) -> Result<(Vec<ImageRecord>, Vec<DamagedImage>)> {
         self.shared.database.read(images::all)
     }
 
@@ -307,7 +319,7 @@ impl Store {
         usage::measure(&self.shared.database)
     }
 
-    /// What each image has of that, newest first.
+    /// What each image that is not damaged has of that, newest first.
     pub fn image_usage(&self) -> Result<Vec<ImageUsage>> {
         usage::of_images(&self.shared.database)
     }
