@@ -16,6 +16,7 @@ mod blobs;
 mod checkpoint;
 mod chunker;
 mod content;
+mod damage;
 mod db;
 mod digest;
 mod error;
@@ -145,6 +146,12 @@ impl Store {
                 .map(|(_, info)| info)
                 .collect())
         })
+    }
+
+    /// Whether a layer of the store needs bytes that are damaged. Written again by [`Self::layer_writer`], they are put right.
+    /// It is looked into only if a read or a check has found damage before.
+    pub fn needs_healing(&self, diff_id: &Digest) -> Result<bool> {
+        damage::harms(&self.shared.database, diff_id)
     }
 
     /// Starts a new layer. Dropping the writer without `finish` leaves at most unreachable chunks.
