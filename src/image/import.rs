@@ -75,7 +75,10 @@ pub fn import(
             let meta = file.metadata().map_err(Error::io(path))?;
             if meta.is_dir() {
                 importer.directory(path)
-            } else if source.transport == Transport::Directory {
+            } else if matches!(
+                source.transport,
+                Transport::Directory | Transport::SkopeoDir
+            ) {
                 Err(importer.unlike("it is no directory"))
             } else if meta.is_file() {
                 importer.file(file)
@@ -128,7 +131,9 @@ impl Importer<'_> {
         let flat = dir.is_skopeo_dir();
         let dialect = match self.source.transport {
             Transport::Auto | Transport::OciLayout if layout => Dialect::Oci,
-            Transport::Auto | Transport::Directory if flat => Dialect::FlatDir,
+            Transport::Auto | Transport::Directory | Transport::SkopeoDir if flat => {
+                Dialect::FlatDir
+            }
             Transport::Directory | Transport::Rootfs => return self.host_directory(path),
             Transport::Auto => {
                 return Err(Error::MissingManifest {
@@ -140,6 +145,12 @@ impl Importer<'_> {
                 return Err(Error::MissingManifest {
                     what: self.what.clone(),
                     reason: "it has no oci-layout and index.json",
+                });
+            }
+            Transport::SkopeoDir => {
+                return Err(Error::MissingManifest {
+                    what: self.what.clone(),
+                    reason: "it has no version and manifest.json, as skopeo copy writes them",
                 });
             }
             Transport::DockerArchive | Transport::OciArchive => {
@@ -201,7 +212,7 @@ impl Importer<'_> {
             })
         };
         let dialect = match self.source.transport {
-            Transport::Rootfs | Transport::Directory => None,
+            Transport::Rootfs | Transport::Directory | Transport::SkopeoDir => None,
             Transport::DockerArchive if docker => Some(Dialect::DockerSave),
             Transport::DockerArchive => return missing("it has no manifest.json"),
             Transport::OciArchive | Transport::OciLayout if oci => Some(Dialect::Oci),

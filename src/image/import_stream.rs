@@ -76,7 +76,7 @@ impl Importer<'_> {
             });
         }
         let beginning = match self.source.transport {
-            Transport::Rootfs | Transport::Directory => Beginning::Rootfs,
+            Transport::Rootfs | Transport::Directory | Transport::SkopeoDir => Beginning::Rootfs,
             Transport::Auto => Beginning::of(head, self.limits()),
             Transport::DockerArchive | Transport::OciArchive | Transport::OciLayout => {
                 Beginning::Images

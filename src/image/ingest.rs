@@ -105,10 +105,14 @@ impl<'scope, 'env> Publisher<'scope, 'env> {
         Ok(())
     }
 
-    /// Holds a layer that is in the store, or is about to be, against `gc`; `None` if it is not there.
+    /// Holds a layer that is in the store, or is about to be, against `gc`; `None` if it is not there, or is known to be
+    /// damaged, so that it must be read.
     pub fn hold(&mut self, diff_id: &Digest) -> Result<Option<Lease>> {
         if matches!(&self.pending, Some((pending, _)) if pending == diff_id) {
             self.finish()?;
+        }
+        if self.store.needs_healing(diff_id)? {
+            return Ok(None);
         }
         hold(self.store, diff_id)
     }

@@ -16,6 +16,7 @@ mod compress;
 mod documents;
 mod error;
 mod export;
+mod export_index;
 mod export_oci;
 mod host_dir;
 mod import;
@@ -30,6 +31,7 @@ mod output;
 #[doc(hidden)]
 pub mod parsers;
 mod plan;
+mod plan_index;
 mod platform;
 mod progress;
 mod pump;

@@ -16,6 +16,7 @@ use rusqlite::limits::Limit;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 use super::checkpoint::{Checkpointer, LogGrowth};
+use super::damage::Noted;
 use super::place::Place;
 use super::schema::{self, Found};
 use super::{Error, Result};
@@ -45,6 +46,7 @@ pub(super) struct Database {
     pid: u32,
     readers: Mutex<Vec<Connection>>,
     turn: Mutex<()>,
+    pub(super) noted: Noted,
     /// Started by the first import.
     checkpointer: Mutex<Option<Checkpointer>>,
 }
@@ -66,6 +68,7 @@ impl Database {
             pid: std::process::id(),
             readers: Mutex::default(),
             turn: Mutex::default(),
+            noted: Noted::default(),
             checkpointer: Mutex::default(),
         };
         let in_store = |error: Error| match error {

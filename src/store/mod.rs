@@ -16,6 +16,7 @@ mod blobs;
 mod checkpoint;
 mod chunker;
 mod content;
+mod damage;
 mod db;
 mod digest;
 mod error;
@@ -51,7 +52,7 @@ pub use digest::{Digest, ParseDigestError};
 pub use error::{Error, Result};
 pub use fsck::{Cure, DocumentCheck, FsckOptions, FsckReport, Problem};
 pub use gc::GcReport;
-pub use images::{ImageRecord, NewImage, Origin};
+pub use images::{DamagedImage, ImageRecord, NewImage, Origin};
 pub use layers::LayerInfo;
 pub use leases::Lease;
 pub use pack::lacked_memory;
@@ -148,6 +149,12 @@ impl Store {
         })
     }
 
+    /// Whether a layer of the store needs bytes that are damaged. Written again by [`Self::layer_writer`], they are put right.
+    /// It is looked into only if a read or a check has found damage before.
+    pub fn needs_healing(&self, diff_id: &Digest) -> Result<bool> {
+        damage::harms(&self.shared.database, diff_id)
+    }
+
     /// Starts a new layer. Dropping the writer without `finish` leaves at most unreachable chunks.
     ///
     /// The finished layer is kept for as long as this process lives, or until an image takes it.
@@ -242,8 +249,20 @@ impl Store {
             .read(|conn| images::get(conn, manifest))
     }
 
-    /// All images, newest first, each with its names (possibly none).
+    /// All images, newest first, each with its names (possibly none). [`Error::Corrupt`] if one of them is damaged.
     pub fn images(&self) -> Result<Vec<ImageRecord>> {
+        match self.list_images()? {
+            (images, damaged) if damaged.is_empty() => Ok(images),
+            (_, damaged) => Err(Error::Corrupt(format!(
+                "image {}: {}",
+                damaged[0].called(),
+                damaged[0].why
+            ))),
+        }
+    }
+
+    /// All images that are sound, newest first, and those that are not.
+    pub fn list_images(&self) -> Result<(Vec<ImageRecord>, Vec<DamagedImage>)> {
         self.shared.database.read(images::all)
     }
 
@@ -308,7 +327,7 @@ impl Store {
         usage::measure(&self.shared.database)
     }
 
-    /// What each image has of that, newest first.
+    /// What each image that is not damaged has of that, newest first.
     pub fn image_usage(&self) -> Result<Vec<ImageUsage>> {
         usage::of_images(&self.shared.database)
     }

@@ -372,11 +372,26 @@ impl PackCache {
         ))
     }
 
-    /// Reads and verifies a chunk.
+    /// Reads and verifies a chunk. One that is bad is noted for the next import.
     pub(super) fn chunk(&self, database: &Database, chunk: i64) -> Result<ChunkBytes> {
+        let mut name = None;
+        let read = self.read(database, chunk, &mut name);
+        if let (Err(Error::Corrupt(_)), Some(name)) = (&read, name) {
+            database.noted.note(&database.place, name);
+        }
+        read
+    }
+
+    fn read(
+        &self,
+        database: &Database,
+        chunk: i64,
+        name: &mut Option<Digest>,
+    ) -> Result<ChunkBytes> {
         // `gc` may move a chunk to another pack between the two look-ups; its new place is found the second time.
         for _ in 0..2 {
             let at = database.read(|conn| Location::must_find(conn, chunk))?;
+            *name = Some(at.digest);
             let pack = self.0.get_or_insert_with(&at.pack, || {
                 database
                     .read(|conn| Pack::load(conn, at.pack))

@@ -20,7 +20,9 @@ use std::thread::{self, JoinHandle};
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 
 use super::checkpoint::{self, LogGrowth};
+use super::damage;
 use super::db::{Database, Durability};
+use super::fsck::Verifier;
 use super::pack::{self, Buffers, RawPack, StoredPack};
 use super::schema::Sequence;
 use super::{Error, Result, space};
@@ -64,7 +66,8 @@ pub(super) struct Pipeline {
 }
 
 impl Pipeline {
-    pub(super) fn start(database: Arc<Database>) -> Result<Self> {
+    /// With `heal`, chunks that are stored already get the new bytes if those they have are bad.
+    pub(super) fn start(database: Arc<Database>, heal: bool) -> Result<Self> {
         let (jobs, job_queue) = sync_channel::<Vec<RawPack>>(RAW_QUEUE);
         let (messages, message_queue) = sync_channel::<Message>(STORE_QUEUE);
         let job_queue = Arc::new(Mutex::new(job_queue));
@@ -106,6 +109,7 @@ impl Pipeline {
                 batch: Vec::new(),
                 raw: 0,
                 aliases: Aliases::new(),
+                heal,
                 abandoned,
             };
             run.run(&message_queue)
@@ -241,6 +245,7 @@ struct Writer<'a> {
     batch: Vec<StoredPack>,
     raw: usize,
     aliases: Aliases,
+    heal: bool,
     abandoned: Arc<AtomicBool>,
 }
 
@@ -287,7 +292,7 @@ impl Writer<'_> {
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
         let first = Sequence::Pack.take(&transaction, self.batch.len() as i64)?;
         for (id, pack) in (first..).zip(self.batch.drain(..)) {
-            if insert_chunks(&transaction, &pack, id, &mut self.aliases)? {
+            if insert_chunks(&transaction, &pack, id, &mut self.aliases, self.heal)? {
                 pack.insert(&transaction, id)?;
             }
             self.buffers.give(pack.into_buffer());
@@ -306,6 +311,7 @@ fn insert_chunks(
     pack: &StoredPack,
     pack_id: i64,
     aliases: &mut Aliases,
+    heal: bool,
 ) -> Result<bool> {
     let mut insert = conn.prepare_cached(
         "INSERT INTO chunk (id, sha256, pack, offset, len) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (sha256) DO NOTHING",
@@ -329,6 +335,13 @@ fn insert_chunks(
                 ))
             })?;
             aliases.insert(chunk.id, theirs);
+            if heal && !damage::is_sound(&mut Verifier::default(), conn, theirs)? {
+                conn.prepare_cached(
+                    "UPDATE chunk SET pack = ?2, offset = ?3, len = ?4 WHERE id = ?1",
+                )?
+                .execute((theirs, pack_id, chunk.offset, chunk.len))?;
+                needed = true;
+            }
         }
     }
     Ok(needed)
@@ -351,7 +364,7 @@ mod tests {
     fn a_flush_does_not_wait_for_packs_that_a_panic_took_along() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("store")).unwrap();
-        let mut pipeline = Pipeline::start(Arc::clone(&store.shared.database)).unwrap();
+        let mut pipeline = Pipeline::start(Arc::clone(&store.shared.database), false).unwrap();
         // It stands in for a compressor: a pack counts as sent, and is lost.
         pipeline.sent += 1;
         let messages = pipeline.messages.clone().unwrap();

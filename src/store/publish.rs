@@ -158,13 +158,17 @@ fn rename_contents(conn: &Connection, renamed: &HashMap<ContentRef, ContentRef>)
         let Some((seq, ops)) = segment else {
             return Ok(());
         };
-        let ops = recipe::decode_ops(&ops)?.into_iter().map(|op| match op {
-            Op::Content { content, len } => Op::Content {
-                content: *renamed.get(&content).unwrap_or(&content),
-                len,
-            },
-            literal @ Op::Literal(_) => literal,
-        });
+        let ops = recipe::decode_ops(&ops)?
+            .map(|op| {
+                Ok(match op? {
+                    Op::Content { content, len } => Op::Content {
+                        content: *renamed.get(&content).unwrap_or(&content),
+                        len,
+                    },
+                    literal @ Op::Literal(_) => literal,
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
         conn.prepare_cached("UPDATE t_recipe SET ops = ?2 WHERE seq = ?1")?
             .execute((seq, recipe::encode_ops(ops)))?;
         after = seq;

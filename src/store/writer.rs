@@ -1,6 +1,6 @@
 //! Taking a layer in: the tar's bytes in stream order, and the tree they describe.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
@@ -9,8 +9,10 @@ use rusqlite::OptionalExtension;
 
 use super::checkpoint;
 use super::chunker::{self, Chunker};
+use super::damage;
 use super::db::{Database, Durability};
 use super::extents::{Extent, ListBuilder, MAX_SIZE};
+use super::fsck::Verifier;
 use super::leases::Lease;
 use super::pack::{self, RawPack};
 use super::pipeline::{self, Pipeline};
@@ -80,6 +82,8 @@ pub struct LayerWriter {
     segments: i64,
     tar_size: u64,
     content_ids: std::ops::Range<i64>,
+    /// Chunks that were found bad before.
+    damaged: HashSet<Digest>,
     // Declared last: dropped last, when nothing of the import runs any more.
     lease: Lease,
 }
@@ -92,11 +96,13 @@ impl LayerWriter {
                 Sequence::Content.take(tx, CONTENT_IDS)?,
             ))
         })?;
+        let damaged = damage::known(&database.place);
+        let chunk_ids = chunk_id..chunk_id + CHUNK_IDS;
         let conn = database.writer(Durability::Ordered)?;
         checkpoint::leave_to_checkpointer(&conn)?;
         conn.execute_batch(super::publish::TABLES)?;
         Ok(Self {
-            chunks: ChunkSink::new(Arc::clone(database), chunk_id..chunk_id + CHUNK_IDS)?,
+            chunks: ChunkSink::new(Arc::clone(database), chunk_ids, !damaged.is_empty())?,
             chunker: Chunker::new(),
             content: None,
             announced: 0,
@@ -105,6 +111,7 @@ impl LayerWriter {
             segments: 0,
             tar_size: 0,
             content_ids: content_id..content_id + CONTENT_IDS,
+            damaged,
             lease,
         })
     }
@@ -384,6 +391,9 @@ impl LayerWriter {
             )
         };
         let info = run().map_err(|error| database.explain(error))?;
+        if !self.damaged.is_empty() {
+            damage::settle(&database, &self.damaged)?;
+        }
         drop(self.lease);
         Ok(info)
     }
@@ -420,11 +430,13 @@ struct ChunkSink {
     pack: RawPack,
     ids: std::ops::Range<i64>,
     remembered: HashMap<Digest, i64>,
+    /// Looks at stored chunks before they are used again: some are known to be bad.
+    verifier: Option<Verifier>,
 }
 
 impl ChunkSink {
-    fn new(database: Arc<Database>, ids: std::ops::Range<i64>) -> Result<Self> {
-        let pipeline = Some(Pipeline::start(Arc::clone(&database))?);
+    fn new(database: Arc<Database>, ids: std::ops::Range<i64>, heal: bool) -> Result<Self> {
+        let pipeline = Some(Pipeline::start(Arc::clone(&database), heal)?);
         Ok(Self {
             tar: Sha256::new(),
             database,
@@ -432,6 +444,7 @@ impl ChunkSink {
             pack: RawPack::default(),
             ids,
             remembered: HashMap::new(),
+            verifier: heal.then(Verifier::default),
         })
     }
 
@@ -460,9 +473,16 @@ impl ChunkSink {
             self.pipeline()?.flush()?;
             self.remembered.clear();
         }
-        let stored = self
-            .database
-            .read(|conn| pipeline::find_chunk(conn, digest.as_bytes()))?;
+        let verifier = &mut self.verifier;
+        let stored = self.database.read(|conn| {
+            let stored = pipeline::find_chunk(conn, digest.as_bytes())?;
+            match (stored, verifier) {
+                (Some(id), Some(verifier)) => {
+                    Ok(damage::is_sound(verifier, conn, id)?.then_some(id))
+                }
+                _ => Ok(stored),
+            }
+        })?;
         let id = match stored {
             Some(id) => id,
             None => {

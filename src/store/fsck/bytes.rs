@@ -123,13 +123,13 @@ const PACKS: usize = 8;
 
 /// Hashes chunks, each pack unpacked once where chunks come in order.
 #[derive(Default)]
-struct Verifier {
+pub(in crate::store) struct Verifier {
     packs: VecDeque<(i64, Option<Vec<u8>>)>,
 }
 
 impl Verifier {
     /// Length of a chunk that hashes to its name; [`Error::Corrupt`] if it does not, or cannot be had at all.
-    fn verify(&mut self, conn: &Connection, chunk: i64) -> Result<u32> {
+    pub(in crate::store) fn verify(&mut self, conn: &Connection, chunk: i64) -> Result<u32> {
         let at = Location::must_find(conn, chunk)?;
         let damaged = |what: &str| Err(Error::Corrupt(format!("chunk {}: {what}", at.digest)));
         if !self.packs.iter().any(|(id, _)| *id == at.pack) {
