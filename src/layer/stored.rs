@@ -48,7 +48,8 @@ impl Layer for StoredLayer {
         Ok(LayerNode {
             key: key(ROOT_INODE),
             kind: FileKind::Directory,
-            path: OsStr::new("").into(),
+            dir: OsStr::new("").into(),
+            name: None,
         })
     }
 
@@ -60,7 +61,8 @@ impl Layer for StoredLayer {
                 LayerNode {
                     key: key(ino),
                     kind,
-                    path: dir.path.clone(),
+                    dir: Arc::clone(&dir.dir),
+                    name: None,
                 },
                 None,
             ),

@@ -299,7 +299,7 @@ impl Overlay {
             return None;
         }
         let link = node.state().links.first().cloned()?;
-        let parent = link.parent.state().lower_path.clone()?;
+        let parent = link.parent.dir().ok()?.lower_path()?;
         let mut path = OsString::from("/");
         if !parent.is_empty() {
             path.push(&*parent);
@@ -340,7 +340,7 @@ impl Overlay {
         let mut state = node.state_mut();
         if let Some(mut object) = state.upper.clone() {
             object.data_below = false;
-            node.set_upper(&mut state, object);
+            node.set_upper(&mut state, *object);
         }
         drop(state);
         self.files.remove(&node.id.0);
@@ -379,7 +379,7 @@ impl Overlay {
             self.index_names_mut().insert(index.to_os_string());
             upper.permitted(dir.as_fd(), PASS_AND_WRITE, || {
                 let flags = AtFlags::empty();
-                rustix::fs::linkat(upper.index(), index, &*dir, &link.name, flags)
+                rustix::fs::linkat(upper.index(), index, &*dir, &*link.name, flags)
             })?;
         } else {
             // A directory that moves is written to: its `..` changes.
@@ -394,12 +394,12 @@ impl Overlay {
             };
             upper.all_permitted(places, || {
                 let flags = RenameFlags::NOREPLACE;
-                rustix::fs::renameat_with(upper.work(), &temp, &*dir, &link.name, flags)
+                rustix::fs::renameat_with(upper.work(), &temp, &*dir, &*link.name, flags)
             })?;
             copy.name = None;
         }
         let mut state = node.state_mut();
-        for known in &mut state.links {
+        for known in &mut *state.links {
             if Arc::ptr_eq(&known.parent, parent) && known.name == link.name {
                 known.in_upper = true;
             }
@@ -408,6 +408,7 @@ impl Overlay {
             node.set_upper(&mut state, object);
         }
         drop(state);
+        self.list_add(parent, &link.name, node.id, node.kind);
         attrs::restore_mtime(dir.as_fd(), before)?;
         Ok(true)
     }
@@ -467,6 +468,7 @@ impl Overlay {
         self.uncount(node)?;
         attrs::restore_mtime(dir.as_fd(), before)?;
         node.add_link(parent, name, true);
+        self.list_add(parent, name, node.id, node.kind);
         Ok(())
     }
 
