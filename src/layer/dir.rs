@@ -197,7 +197,11 @@ impl Layer for DirLayer {
             },
             name: (!is_dir).then(|| name.into()),
         };
-        Ok(Some(LayerEntry::Node(node, Some(stat.attr))))
+        Ok(Some(LayerEntry::Node {
+            node,
+            attr: Some(stat.attr),
+            opaque: None,
+        }))
     }
 
     fn read_dir(&self, dir: &LayerNode) -> Result<Vec<LayerDirent>> {

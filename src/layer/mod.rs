@@ -57,8 +57,13 @@ impl LayerNode {
 /// What a directory of one layer says of one name.
 #[derive(Clone, Debug)]
 pub enum LayerEntry {
-    /// An object, with its attributes where finding it brought them along.
-    Node(LayerNode, Option<Attr>),
+    Node {
+        node: LayerNode,
+        /// Its attributes, where finding it brought them along.
+        attr: Option<Attr>,
+        /// Of a directory, what [`Layer::is_opaque`] says, where finding it brought that along.
+        opaque: Option<bool>,
+    },
     /// The name is absent from this layer down.
     Whiteout,
 }

@@ -8,7 +8,8 @@ use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 
 use super::attrs;
-use super::copyup::{Extent, write_all};
+use super::bytes::write_all;
+use super::copyup::Extent;
 use super::engine::{OpenFile, Overlay};
 use super::node::{Node, lock};
 use super::{Caller, NodeId, Result};

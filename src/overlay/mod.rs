@@ -8,6 +8,7 @@
 mod acl;
 mod attrs;
 mod aufs;
+mod bytes;
 mod changes;
 mod copyup;
 mod create;

@@ -241,7 +241,11 @@ impl Overlay {
             return Err(Errno::NOMEM);
         }
         let is_there = |seen: &Seen| seen.place.upper != InUpper::Nothing || !seen.closed;
-        let names = names.iter().filter(|(_, seen)| is_there(seen));
+        // Some file systems have longer names than a mount can have: nobody could look them up.
+        let is_name = |name: &OsString| name.len() <= 255;
+        let names = names
+            .iter()
+            .filter(|(name, seen)| is_name(name) && is_there(seen));
         let items = names.map(|(name, seen)| Item {
             at: listing::position(&self.hasher, name),
             name,

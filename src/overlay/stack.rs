@@ -204,7 +204,7 @@ impl Lowers {
             match layer.lookup(&dir.node, &name)? {
                 None => {}
                 Some(LayerEntry::Whiteout) => break,
-                Some(LayerEntry::Node(node, attr)) => {
+                Some(LayerEntry::Node { node, attr, opaque }) => {
                     let is_dir = node.kind.is_dir();
                     if !is_dir && !hit.found.is_empty() {
                         break;
@@ -212,7 +212,12 @@ impl Lowers {
                     // Without anything below there is nothing to hide, or to be elsewhere.
                     let is_last = usize::from(dir.layer) + 1 == self.layers.len();
                     let follow = self.follow && !is_last;
-                    let opaque = is_dir && (left > 0 || follow) && layer.is_opaque(&node)?;
+                    let opaque = is_dir
+                        && (left > 0 || follow)
+                        && match opaque {
+                            Some(opaque) => opaque,
+                            None => layer.is_opaque(&node)?,
+                        };
                     let redirect = if is_dir && !opaque && follow {
                         layer.redirect(&node)?
                     } else {
@@ -267,7 +272,7 @@ impl Lowers {
             match self.layer(dir.layer).lookup(&dir.node, name)? {
                 None => {}
                 Some(LayerEntry::Whiteout) => return Ok(false),
-                Some(LayerEntry::Node(..)) => return Ok(true),
+                Some(LayerEntry::Node { .. }) => return Ok(true),
             }
         }
         Ok(false)

@@ -355,9 +355,22 @@ impl PackCache {
 
     /// Reads and verifies a chunk.
     pub(super) fn chunk(&self, database: &Database, chunk: i64) -> Result<ChunkBytes> {
-        // `gc` may move a chunk to another pack between the two look-ups; its new place is found the second time.
-        for _ in 0..2 {
-            let at = database.read(|conn| Location::must_find(conn, chunk))?;
+        self.chunk_at(database, chunk, None)
+    }
+
+    /// The same where its place was looked up before.
+    pub(super) fn chunk_at(
+        &self,
+        database: &Database,
+        chunk: i64,
+        mut known: Option<Location>,
+    ) -> Result<ChunkBytes> {
+        // `gc` may move a chunk to another pack after it was looked up; its new place is found the second time.
+        for _ in 0..2 + u8::from(known.is_some()) {
+            let at = match known.take() {
+                Some(at) => at,
+                None => database.read(|conn| Location::must_find(conn, chunk))?,
+            };
             let pack = self.0.get_or_insert_with(&at.pack, || {
                 database
                     .read(|conn| Pack::load(conn, at.pack))
