@@ -82,9 +82,9 @@ struct Shared {
 }
 
 impl Shared {
-    /// A verified chunk, which must be `len` bytes long.
-    fn chunk(&self, chunk: i64, len: u32) -> Result<ChunkBytes> {
-        let bytes = self.packs.chunk(&self.database, chunk)?;
+    /// A verified chunk, which must be `len` bytes long; `known`: where it was.
+    fn chunk(&self, chunk: i64, len: u32, known: Option<pack::Location>) -> Result<ChunkBytes> {
+        let bytes = self.packs.chunk_at(&self.database, chunk, known)?;
         if bytes.len() == len as usize {
             Ok(bytes)
         } else {

@@ -374,8 +374,18 @@ impl PackCache {
 
     /// Reads and verifies a chunk. One that is bad is noted for the next import.
     pub(super) fn chunk(&self, database: &Database, chunk: i64) -> Result<ChunkBytes> {
+        self.chunk_at(database, chunk, None)
+    }
+
+    /// The same where its place was looked up before.
+    pub(super) fn chunk_at(
+        &self,
+        database: &Database,
+        chunk: i64,
+        known: Option<Location>,
+    ) -> Result<ChunkBytes> {
         let mut name = None;
-        let read = self.read(database, chunk, &mut name);
+        let read = self.read(database, chunk, known, &mut name);
         if let (Err(Error::Corrupt(_)), Some(name)) = (&read, name) {
             database.noted.note(&database.place, name);
         }
@@ -386,11 +396,15 @@ impl PackCache {
         &self,
         database: &Database,
         chunk: i64,
+        mut known: Option<Location>,
         name: &mut Option<Digest>,
     ) -> Result<ChunkBytes> {
-        // `gc` may move a chunk to another pack between the two look-ups; its new place is found the second time.
-        for _ in 0..2 {
-            let at = database.read(|conn| Location::must_find(conn, chunk))?;
+        // `gc` may move a chunk to another pack after it was looked up; its new place is found the second time.
+        for _ in 0..2 + u8::from(known.is_some()) {
+            let at = match known.take() {
+                Some(at) => at,
+                None => database.read(|conn| Location::must_find(conn, chunk))?,
+            };
             *name = Some(at.digest);
             let pack = self.0.get_or_insert_with(&at.pack, || {
                 database
