@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -104,6 +104,7 @@ pub fn serve(
         log: log
             .filter(|_| !alone)
             .map(|path| EscapedPath(path.to_owned())),
+        panics: 0,
     };
     if let Err(error) = spec.run_dir.write(&record) {
         // The mount can be used and unmounted all the same.
@@ -133,6 +134,7 @@ pub fn serve(
             }
         }
     };
+    tell_of_panics(&counters, &record, &spec.run_dir);
     let counters = {
         let engine = engine.clone();
         move || {
@@ -159,6 +161,18 @@ pub fn serve(
     cleanup();
     drop((lock, work_lock, opened.lease));
     outcome.map_err(|e| Error::io("serving the mount on", &mount_point, e))
+}
+
+/// Each panic is told in the list of mounts, besides the log.
+fn tell_of_panics(counters: &fuse::Counters, record: &Record, run: &RunDir) {
+    let (told, run) = (Mutex::new(record.clone()), run.clone());
+    counters.on_panic(move |panics| {
+        let mut record = told.lock().unwrap_or_else(PoisonError::into_inner);
+        record.panics = record.panics.max(panics);
+        if let Err(error) = run.write(&record) {
+            tracing::warn!(%error, "the list of mounts does not tell of the bug");
+        }
+    });
 }
 
 /// A mount just made, not yet told of.
