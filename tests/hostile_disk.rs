@@ -174,7 +174,7 @@ const CALLS: &[&str] = &[
     "mknodat",
     "symlinkat",
     "fchownat",
-    "chmod",
+    "fchmodat",
     "utimensat",
     "setxattr",
     "fsync",
@@ -281,6 +281,7 @@ fn disk(site: &Site, options: &[&str]) -> PathBuf {
     fs::write(at.join("lower/hello"), "from below").unwrap();
     fs::write(at.join("lower/other"), "from below").unwrap();
     fs::write(at.join("lower/sub/inner"), "deep").unwrap();
+    rustix::fs::syncfs(fs::File::open(&at).unwrap()).unwrap();
     at
 }
 

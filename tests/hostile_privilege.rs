@@ -44,16 +44,23 @@ fn tempting() -> Sandbox {
     let sandbox = Sandbox::new();
     fs::set_permissions(sandbox.path("."), fs::Permissions::from_mode(0o755)).unwrap();
     let lower = sandbox.mkdir("lower");
-    for name in ["su", "capable"] {
-        fs::copy("/bin/busybox", lower.join(name)).expect("this test needs busybox-static");
-    }
+    // It tells who runs it.
+    fs::copy("/usr/bin/id", lower.join("su")).expect("coreutils");
+    fs::write(lower.join("capable"), "x").unwrap();
     fs::set_permissions(lower.join("su"), fs::Permissions::from_mode(0o4755)).unwrap();
     fs::set_permissions(lower.join("capable"), fs::Permissions::from_mode(0o777)).unwrap();
     set_xattr(&lower.join("capable"), "security.capability", &CAPABILITY);
     // Their own, so that it can be copied up.
-    fs::copy("/bin/busybox", lower.join("own")).unwrap();
+    fs::write(lower.join("own"), "x").unwrap();
     std::os::unix::fs::chown(lower.join("own"), Some(NOBODY), Some(NOBODY)).unwrap();
     set_xattr(&lower.join("own"), "security.capability", &CAPABILITY);
+    // Where everybody can reach it, wherever the checkout is.
+    let program = Path::new(env!("CARGO_BIN_EXE_ovl"));
+    fs::hard_link(program, sandbox.path("ovl"))
+        .or_else(|_| fs::copy(program, sandbox.path("ovl")).map(drop))
+        .unwrap();
+    sandbox.write("lower/open", "as it was\n");
+    fs::set_permissions(lower.join("open"), fs::Permissions::from_mode(0o666)).unwrap();
     let user = sandbox.mkdir("user");
     for dir in [&lower, &user] {
         std::os::unix::fs::chown(dir, Some(NOBODY), Some(NOBODY)).unwrap();
@@ -69,10 +76,7 @@ fn as_nobody(sandbox: &Sandbox, wrap: &str, script: &str) -> Output {
          exec setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups {wrap} sh -uc \"$1\"",
         device.display()
     );
-    let script = format!(
-        "ovl() {{ '{}' \"$@\"; }}; {script}",
-        env!("CARGO_BIN_EXE_ovl")
-    );
+    let script = format!("ovl() {{ ../ovl \"$@\"; }}; {script}");
     Command::new("unshare")
         .args(["-m", "sh", "-c", &outer, "sh", &script])
         .current_dir(sandbox.path("."))
@@ -114,7 +118,7 @@ for words in 'chmod 4777' 'chown 0' 'touch' 'mv -T mnt/../mnt/su'; do
 done
 ln mnt/su mnt/linked && echo done: ln
 sh -c 'echo more >> mnt/su' && echo done: write
-mnt/su id -u
+mnt/su -u
 stat -c '%u %a' mnt/su
 mv mnt/own mnt/own2; chmod 4755 mnt/own2; ls -ln mnt
 ovl umount mnt";
@@ -139,9 +143,10 @@ fn t18_a_plain_users_mount_gives_nobody_rights() {
     let sandbox = tempting();
     let script = "mkdir up mnt; ovl mount ../lower ./up ./mnt || exit 9
 grep \" $PWD/mnt \" /proc/self/mounts
-mnt/su id -u
+mnt/su -u
 mv mnt/su mnt/moved && echo done: mv
-chmod 4755 mnt/own && stat -c '%u %a' mnt/own
+sh -c 'echo more >> mnt/open' && echo done: write
+cat mnt/open
 sh -c 'echo more >> mnt/capable'; ovl umount mnt";
     let output = as_nobody(&sandbox, "", script);
     let said = text(&output);
@@ -576,10 +581,7 @@ grep \" $PWD/mnt \" /proc/self/mounts; : > ready; cat > /dev/null; ovl umount mn
          exec setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups sh -uc \"$1\"",
         device.display()
     );
-    let script = format!(
-        "ovl() {{ '{}' \"$@\"; }}; {script}",
-        env!("CARGO_BIN_EXE_ovl")
-    );
+    let script = format!("ovl() {{ ../ovl \"$@\"; }}; {script}");
     let mut child = Command::new("unshare")
         .args(["-m", "sh", "-c", &outer, "sh", &script])
         .current_dir(sandbox.path("."))

@@ -139,6 +139,10 @@ const VALUES: &[&[u8]] = &[
 /// A body that suits `opcode`, with the worst in it. `nodes` are some that are known.
 fn body(dice: &mut Dice, opcode: u32, nodes: &[u64]) -> Body {
     let b = Body::default();
+    let any = dice.pick(nodes);
+    let dir = dice.pick(&[1, any]);
+    let (offset, size) = (dice.number(), dice.pick(&[0, 1, 23, 24, 4096, 65_536]));
+    let most = opcode == 15 && dice.roll() % 4 == 0;
     match opcode {
         1 | 10 | 11 => b.name(&dice.name()),
         2 => b.u64(dice.number()),
@@ -169,28 +173,23 @@ fn body(dice: &mut Dice, opcode: u32, nodes: &[u64]) -> Body {
             .u32(0)
             .name(&dice.name()),
         9 => b.u32(mode(dice)).u32(dice.word()).name(&dice.name()),
-        12 => b
-            .u64(dice.pick(nodes))
-            .name(&dice.name())
-            .name(&dice.name()),
+        12 => b.u64(dir).name(&dice.name()).name(&dice.name()),
         13 => b.u64(dice.pick(nodes)).name(&dice.name()),
         14 | 27 => b.u32(dice.word()).u32(dice.word()),
         15 | 28 | 44 => b
             .u64(dice.number())
-            .u64(dice.number())
-            .u32(dice.pick(&[0, 1, 23, 24, 4096, 1 << 20, u32::MAX]))
+            .u64(if most { offset | 1 << 62 } else { offset })
+            // An answer must fit into a packet.
+            .u32(if most { u32::MAX } else { size })
             .u32(dice.word())
             .u64(dice.number())
             .u32(dice.word())
             .u32(0),
         16 => {
             let length = dice.pick(&[0, 1, 4096, 4097, 100_000]);
-            let claimed = dice.pick(&[length, 0, 1, u32::MAX]);
-            // Where it would make a file of gigabytes, a real disk answers; here it would only take time.
-            let at = dice.number();
             b.u64(dice.number())
-                .u64(at)
-                .u32(claimed)
+                .u64(dice.number())
+                .u32(length)
                 .u32(dice.word())
                 .u64(dice.number())
                 .u32(dice.word())
@@ -265,7 +264,7 @@ fn body(dice: &mut Dice, opcode: u32, nodes: &[u64]) -> Body {
             .u32(dice.pick(&[0, 1, 2, 3, 8, 16, 32, 64, u32::MAX]))
             .u32(0),
         45 => b
-            .u64(dice.pick(nodes))
+            .u64(dir)
             .u32(dice.pick(&[0, 1, 2, 3, 4, 5, 6, 7, 8, u32::MAX]))
             .u32(0)
             .name(&dice.name())
@@ -416,7 +415,9 @@ fn t39_any_request_gets_an_answer() {
         let mut succeeded = BTreeMap::<u32, u32>::new();
         for round in 0..rounds() / 2 {
             let opcode = dice.pick(&opcodes());
-            let node = dice.pick(&nodes);
+            // Half of them go to the root, where the names are.
+            let any = dice.pick(&nodes);
+            let node = dice.pick(&[1, any]);
             if round % 64 == 0 {
                 for name in [&b"file"[..], b"dir", b"link", b"fifo", b"twice", b"big"] {
                     nodes.extend(kernel.lookup(1, name));

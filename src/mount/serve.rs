@@ -222,7 +222,11 @@ fn by_engine(
     let mounted = kernel::mount(target, &flags)?;
     let key = MountKey::of(&mounted.info);
     let mount = Unmounter(key);
-    let session = fuse::Session::start(Arc::clone(&engine), mounted.device, &spec.fuse)
+    let transport = fuse::Config {
+        writeback: spec.fuse.writeback && may_give_away(),
+        ..spec.fuse.clone()
+    };
+    let session = fuse::Session::start(Arc::clone(&engine), mounted.device, &transport)
         .map_err(|e| Error::io("preparing the mount on", &spec.mount_point, e))?;
     kernel::raise_read_ahead(mounted.info.major, mounted.info.minor);
     Ok(Made {
@@ -234,6 +238,13 @@ fn by_engine(
         counters: session.counters(),
         serve: Some(Box::new(|| session.run())),
     })
+}
+
+/// May this process make a copy of somebody else's file? Where it may not, a write to one must fail at once: under write-back
+/// the kernel would take it, and only fsync would tell that it is lost.
+fn may_give_away() -> bool {
+    use rustix::thread::{CapabilitySet, capabilities};
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::CHOWN))
 }
 
 /// `None`: the kernel is not to merge, or will not.
