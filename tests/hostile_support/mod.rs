@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test file uses its part
 
 pub mod kernel;
+pub mod requests;
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
