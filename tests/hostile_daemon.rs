@@ -391,7 +391,7 @@ fn t40_notifications_in_masses_do_not_lock_up() {
                     ))
                     .unwrap();
                     file.write_all(&[2; 4096]).unwrap();
-                    let whence = if round % 2 == 0 {
+                    let whence = if round.is_multiple_of(2) {
                         libc::SEEK_DATA
                     } else {
                         libc::SEEK_HOLE

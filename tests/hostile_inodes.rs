@@ -89,7 +89,7 @@ fn t40_a_million_inodes_are_known_and_forgotten() {
     let mut kernel = Kernel::new(Arc::clone(&engine), &ovl::fuse::Config::default());
     let before = resident();
     let mut nodes = Vec::with_capacity(MANY as usize);
-    let held = MANY * 8 >> 20;
+    let held = (MANY * 8) >> 20;
     for number in 0..MANY {
         let name = number.to_string();
         let found = engine.lookup(NodeId::ROOT, OsStr::new(&name));

@@ -25,6 +25,9 @@ fn rounds() -> u64 {
     std::env::var("OVL_REQUESTS").map_or(30_000, |n| n.parse().expect("a number"))
 }
 
+/// Mode, owner, links, size, time and bytes.
+type Facts = (u32, u32, u64, u64, i64, Vec<u8>);
+
 struct Ground {
     dir: tempfile::TempDir,
 }
@@ -71,8 +74,8 @@ impl Ground {
         Arc::new(Overlay::new(stack, &Options::default()).unwrap())
     }
 
-    /// Everything but upper and work: path to kind, mode, owner, size, links, mtime.
-    fn others(&self) -> BTreeMap<PathBuf, (u32, u32, u64, u64, i64, Vec<u8>)> {
+    /// Everything but upper and work.
+    fn others(&self) -> BTreeMap<PathBuf, Facts> {
         let walk = walkdir::WalkDir::new(self.dir.path()).into_iter();
         let mine = |path: &Path| {
             path == self.at("upper") || path == self.at("work") || path == self.dir.path()
@@ -135,7 +138,7 @@ fn t39_any_request_gets_an_answer() {
             // Half of them go to the root, where the names are.
             let any = dice.pick(&nodes);
             let node = dice.pick(&[1, any]);
-            if round % 64 == 0 {
+            if round.is_multiple_of(64) {
                 for name in [&b"file"[..], b"dir", b"link", b"fifo", b"twice", b"big"] {
                     nodes.extend(kernel.lookup(1, name));
                 }

@@ -120,7 +120,7 @@ pub fn body(dice: &mut Dice, opcode: u32, nodes: &[u64]) -> Body {
     let any = dice.pick(nodes);
     let dir = dice.pick(&[1, any]);
     let (offset, size) = (dice.number(), dice.pick(&[0, 1, 23, 24, 4096, 65_536]));
-    let most = opcode == 15 && dice.roll() % 4 == 0;
+    let most = opcode == 15 && dice.roll().is_multiple_of(4);
     match opcode {
         1 | 10 | 11 => b.name(&dice.name()),
         2 => b.u64(dice.number()),
