@@ -326,6 +326,7 @@ impl Overlay {
             let indexed = self.index_names().contains(&entry);
             return Ok((id, indexed.then_some(entry)));
         }
-        Ok((own, None))
+        let known = lock(&self.unmarked).get(&own).copied();
+        Ok((known.unwrap_or(own), None))
     }
 }

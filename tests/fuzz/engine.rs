@@ -250,6 +250,17 @@ struct Run {
     owed: BTreeMap<NodeId, u64>,
     /// Objects somebody has open: they live on when their names go.
     held: Vec<(Id, NodeId)>,
+    /// What was done, for the reader of a failure.
+    trace: Vec<String>,
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("layers {:?}, {:?}", self.lowers, self.options);
+            self.trace.iter().for_each(|line| eprintln!("  {line}"));
+        }
+    }
 }
 
 /// Operations on the engine. The first byte chooses layers and options, the others are operations with their arguments.
@@ -307,6 +318,7 @@ fn run(lowers: &Lowers, setting: u8, ops: &[u8]) {
         numbers: HashMap::new(),
         owed: BTreeMap::new(),
         held: Vec::new(),
+        trace: Vec::new(),
     };
     run.mount();
     let mut input = Input(ops);
@@ -340,6 +352,7 @@ impl Input<'_> {
 }
 
 /// A directory and a name in it.
+#[derive(Debug)]
 struct Spot {
     dir: Id,
     node: NodeId,
@@ -353,6 +366,7 @@ impl Run {
 
     /// Anew, if it is mounted.
     fn mount(&mut self) {
+        self.trace.push("mount".into());
         if let Some(old) = self.overlay.take() {
             old.shutdown();
         }
@@ -361,6 +375,16 @@ impl Run {
         if self.options.ino32 {
             // Those are the same only while it is mounted.
             self.numbers.clear();
+        }
+        if self.options.userxattr == Some(true) {
+            // Only files and directories can have `user.` xattrs, and with them say which number they came with.
+            let marked = |id: &Id| {
+                matches!(
+                    self.model.inodes[*id].kind,
+                    FileKind::Regular | FileKind::Directory
+                )
+            };
+            self.numbers.retain(|id, _| marked(id));
         }
         let open = |dir: &PathBuf| {
             let layer = DirLayer::open_with(dir, self.options.permissions).expect("a lower");
@@ -386,8 +410,8 @@ impl Run {
         assert_eq!(entry.attr.kind, inode.kind);
         assert_eq!(entry.attr.perm, inode.perm, "{:?}'s mode", inode.kind);
         if !inode.kind.is_dir() {
-            assert_eq!(entry.attr.size, inode.data.len() as u64, "size");
-            assert_eq!(entry.attr.nlink, inode.names, "link count");
+            assert_eq!(entry.attr.size, inode.data.len() as u64, "size of {id}");
+            assert_eq!(entry.attr.nlink, inode.names, "link count of {id}");
         }
     }
 
@@ -413,7 +437,7 @@ impl Run {
         let held: Vec<_> = held.filter(|(id, _)| self.model.is_dir(*id)).collect();
         let choice = input.byte() % (live.len() + held.len());
         match live.get(choice) {
-            Some((path, id)) => (*id, self.find(&path.clone())),
+            Some((path, id)) => (*id, self.find(path)),
             None => held[choice - live.len()],
         }
     }
@@ -421,6 +445,8 @@ impl Run {
     fn spot(&mut self, input: &mut Input<'_>) -> Spot {
         let (dir, node) = self.dir(input);
         let name = NAMES[input.byte() % self.names];
+        let there = self.model.child(dir, name);
+        self.trace.push(format!("  {name} in {dir} ({node:?}): {there:?}"));
         Spot { dir, node, name }
     }
 
@@ -428,10 +454,13 @@ impl Run {
     fn object(&mut self, input: &mut Input<'_>) -> (Id, NodeId) {
         let live = self.model.walk();
         let choice = input.byte() % (live.len() + self.held.len());
-        match live.get(choice) {
-            Some((path, id)) => (*id, self.find(&path.clone())),
+        let (id, node) = match live.get(choice) {
+            Some((path, id)) => (*id, self.find(path)),
             None => self.held[choice - live.len()],
-        }
+        };
+        let path = live.get(choice).map(|(path, _)| path);
+        self.trace.push(format!("  {path:?} is {id} ({node:?})"));
+        (id, node)
     }
 
     /// A name that was made, or why not.
@@ -456,9 +485,39 @@ fn unless(errors: Errors) -> Result<(), Errors> {
     if errors.is_empty() { Ok(()) } else { Err(errors) }
 }
 
+/// What `step` does.
+const WORDS: [&str; 24] = [
+    "create",
+    "create",
+    "mkdir",
+    "mkdir",
+    "mknod",
+    "symlink",
+    "link",
+    "link",
+    "unlink",
+    "unlink",
+    "rmdir",
+    "rename",
+    "rename",
+    "rename",
+    "write",
+    "write",
+    "truncate",
+    "chmod",
+    "xattr",
+    "copy or punch",
+    "hold or let go",
+    "forget",
+    "look",
+    "compare, perhaps remount",
+];
+
 impl Run {
     fn step(&mut self, input: &mut Input<'_>) {
-        match input.byte() % 24 {
+        let what = input.byte() % 24;
+        self.trace.push(WORDS[what].into());
+        match what {
             0 | 1 => {
                 let spot = self.spot(input);
                 let perm = *input.pick(&[0o644, 0o600, 0o755, 0o6711]) as u32;
@@ -536,6 +595,7 @@ impl Run {
                     whiteout: false,
                 };
                 let names = [from.name, to.name].map(OsStr::new);
+                self.trace.push(format!("  {flags:?}"));
                 let got = (self.engine()).rename(from.node, names[0], to.node, names[1], flags);
                 let expected = self.model.rename(
                     (from.dir, from.name),
