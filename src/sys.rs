@@ -1,4 +1,8 @@
 //! System calls that std and rustix do not offer safely. All `unsafe` of the crate lives here.
+#![allow(
+    unsafe_code,
+    reason = "here and below only; each block says why it is sound"
+)]
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 

@@ -44,7 +44,10 @@ fn random_operations_hold() {
             };
             let data: Vec<u8> = (0..400).map(|_| byte()).collect();
             let held = std::panic::catch_unwind(|| target(&data));
-            assert!(held.is_ok(), "target {name} fails with seed {seed}: {data:?}");
+            assert!(
+                held.is_ok(),
+                "target {name} fails with seed {seed}: {data:?}"
+            );
         }
     }
 }

@@ -6,6 +6,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, RwLock};
 
+use super::engine::check_name;
 use super::node::{LayerIndex, LowerRef};
 use super::{NodeId, Result};
 use crate::layer::{Identity, Layer, LayerEntry, ObjectKey};
@@ -223,7 +224,7 @@ impl Lowers {
                                 .extend(below.into_iter().filter(|l| l.node.kind.is_dir()));
                             break;
                         }
-                        Some(other) if other.as_bytes().contains(&b'/') => break,
+                        Some(other) if check_name(&other).is_err() => break,
                         Some(other) => name = Cow::Owned(other),
                     }
                 }
@@ -280,8 +281,8 @@ impl Lowers {
             .split(|b| *b == b'/')
             .filter(|n| !n.is_empty())
         {
-            // A redirect may not leave its layer.
-            if name == b"." || name == b".." {
+            // A redirect may not leave its layer; and what no file can be called is not there.
+            if check_name(OsStr::from_bytes(name)).is_err() {
                 return Ok(Vec::new());
             }
             if dirs.first().is_none_or(|d| !d.node.kind.is_dir()) {

@@ -288,8 +288,8 @@ fn run(lowers: &Lowers, setting: u8, ops: &[u8]) {
     for layer in STACKS[stack] {
         layer.iter().for_each(|has| lay(&mut model, has));
     }
-    let aufs = [Aufs::Ordinary, Aufs::Ordinary, Aufs::Read, Aufs::Write]
-        [usize::from(setting >> 2 & 3)];
+    let aufs =
+        [Aufs::Ordinary, Aufs::Ordinary, Aufs::Read, Aufs::Write][usize::from(setting >> 2 & 3)];
     let options = Options {
         // Nothing here outlives the process.
         no_fsync: true,
@@ -314,7 +314,11 @@ fn run(lowers: &Lowers, setting: u8, ops: &[u8]) {
         upper,
         options,
         // Names that are marks in the upper are nobody's to make there.
-        names: if aufs == Aufs::Ordinary { NAMES.len() } else { 7 },
+        names: if aufs == Aufs::Ordinary {
+            NAMES.len()
+        } else {
+            7
+        },
         numbers: HashMap::new(),
         owed: BTreeMap::new(),
         held: Vec::new(),
@@ -446,7 +450,8 @@ impl Run {
         let (dir, node) = self.dir(input);
         let name = NAMES[input.byte() % self.names];
         let there = self.model.child(dir, name);
-        self.trace.push(format!("  {name} in {dir} ({node:?}): {there:?}"));
+        self.trace
+            .push(format!("  {name} in {dir} ({node:?}): {there:?}"));
         Spot { dir, node, name }
     }
 
@@ -482,7 +487,11 @@ fn same(what: &str, expected: Result<(), Errors>, got: Result<(), Errno>) {
 }
 
 fn unless(errors: Errors) -> Result<(), Errors> {
-    if errors.is_empty() { Ok(()) } else { Err(errors) }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(errors)
+    }
 }
 
 /// What `step` does.
@@ -528,8 +537,7 @@ impl Run {
                     libc::S_IFREG | perm,
                     0,
                 );
-                let expected =
-                    (self.model).make(spot.dir, spot.name, FileKind::Regular, perm, b"");
+                let expected = (self.model).make(spot.dir, spot.name, FileKind::Regular, perm, b"");
                 self.made(&spot, expected, got);
             }
             2 | 3 => {
@@ -611,7 +619,11 @@ impl Run {
                 let bytes = vec![input.byte() as u8; len];
                 let got = self.engine().write(node, offset as u64, &bytes, false);
                 let errors = self.model.regular(id);
-                same("write", unless(errors.clone()), got.map(|n| assert_eq!(n, len)));
+                same(
+                    "write",
+                    unless(errors.clone()),
+                    got.map(|n| assert_eq!(n, len)),
+                );
                 if errors.is_empty() && len > 0 {
                     self.model.write(id, offset, &bytes);
                 }
@@ -712,8 +724,7 @@ impl Run {
         let len = *input.pick(&LENGTHS);
         if from.0 == to.0 {
             const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-            let got =
-                (self.engine()).fallocate(CALLER, to.1, PUNCH as u32, b as u64, len as u64);
+            let got = (self.engine()).fallocate(CALLER, to.1, PUNCH as u32, b as u64, len as u64);
             let mut errors = self.model.regular(to.0);
             if len == 0 {
                 errors.push(Errno::INVAL);
@@ -737,7 +748,11 @@ impl Run {
         let bytes = self.model.range(from.0, a, len).to_vec();
         let expected = bytes.len();
         let fine = errors.is_empty();
-        same("copy_file_range", unless(errors), got.map(|n| assert_eq!(n, expected)));
+        same(
+            "copy_file_range",
+            unless(errors),
+            got.map(|n| assert_eq!(n, expected)),
+        );
         if fine && expected > 0 {
             self.model.write(to.0, b, &bytes);
         }
@@ -745,7 +760,9 @@ impl Run {
 
     fn compare_object(&mut self, path: &str, id: Id, node: NodeId) {
         let engine = self.overlay.as_ref().expect("mounted");
-        let attr = engine.getattr(node).unwrap_or_else(|e| panic!("{path}: {e}"));
+        let attr = engine
+            .getattr(node)
+            .unwrap_or_else(|e| panic!("{path}: {e}"));
         self.check(id, &Entry { node, attr });
         let inode = &self.model.inodes[id];
         match inode.kind {
@@ -818,7 +835,11 @@ impl Run {
         let mut numbers: HashMap<NodeId, Id> = HashMap::new();
         for (path, id) in &tree {
             let node = self.find(path);
-            assert_eq!(*numbers.entry(node).or_insert(*id), *id, "{path}: a number twice");
+            assert_eq!(
+                *numbers.entry(node).or_insert(*id),
+                *id,
+                "{path}: a number twice"
+            );
             self.compare_object(path, *id, node);
         }
         for (id, node) in self.held.clone() {

@@ -93,7 +93,8 @@ pub fn marks(data: &[u8]) {
     let scratch = super::scratch();
     fs::write(scratch.path().join("canary"), CANARY).expect("a file");
     let dirs = ["lower0", "lower1", "upper", "work"].map(|name| scratch.path().join(name));
-    dirs.iter().for_each(|dir| fs::create_dir(dir).expect("a directory"));
+    dirs.iter()
+        .for_each(|dir| fs::create_dir(dir).expect("a directory"));
     let mut input = Input(rest);
     for _ in 0..MOST {
         if !input.put(&dirs[..3]) {
@@ -394,7 +395,10 @@ fn look(overlay: &Overlay, node: NodeId, kind: FileKind) {
             Ok(_) => {}
             Err(e) => assert!(excused(e), "{name:?} is listed: {e}"),
         }
-        assert!(!name.as_bytes().starts_with(b"user.fuseoverlayfs."), "{name:?}");
+        assert!(
+            !name.as_bytes().starts_with(b"user.fuseoverlayfs."),
+            "{name:?}"
+        );
     }
 }
 
@@ -461,7 +465,9 @@ fn has(path: &Path, mark: &str) -> Option<Vec<u8>> {
 
 fn marked(path: &Path, prefixes: &[&str], value: &[u8]) -> bool {
     let opaque = |prefix: &&str| xattr(path, &format!("{prefix}opaque"));
-    prefixes.iter().any(|prefix| opaque(prefix).as_deref() == Some(value))
+    prefixes
+        .iter()
+        .any(|prefix| opaque(prefix).as_deref() == Some(value))
 }
 
 /// Is there `.wh.NAME` beside NAME?
@@ -478,7 +484,10 @@ fn compare(overlay: &Overlay, node: NodeId, dirs: &[PathBuf], layers: &[PathBuf]
             && (marked(dir, &PREFIXES, b"y")
                 || fs::symlink_metadata(dir.join(".wh..wh..opq")).is_ok())
     };
-    let last = dirs.iter().position(root_opaque).map_or(dirs.len(), |n| n + 1);
+    let last = dirs
+        .iter()
+        .position(root_opaque)
+        .map_or(dirs.len(), |n| n + 1);
     let tree = merged(&dirs[..last]);
     let mut names = BTreeSet::new();
     let listed = overlay.read_dir(node, 0, false, &mut |item| {
@@ -491,7 +500,10 @@ fn compare(overlay: &Overlay, node: NodeId, dirs: &[PathBuf], layers: &[PathBuf]
     let expected: BTreeSet<_> = tree.keys().cloned().collect();
     assert_eq!(names, expected, "{dirs:?}");
     for (name, found) in tree {
-        let entry = overlay.lookup(node, &name).expect("a look-up").expect("listed");
+        let entry = overlay
+            .lookup(node, &name)
+            .expect("a look-up")
+            .expect("listed");
         let meta = fs::symlink_metadata(&found[0]).expect("an object");
         assert_eq!(entry.attr.mode(), meta.mode(), "{name:?}");
         if meta.is_dir() {
@@ -499,7 +511,10 @@ fn compare(overlay: &Overlay, node: NodeId, dirs: &[PathBuf], layers: &[PathBuf]
         } else if meta.is_file() && has(&found[0], "metacopy").is_none() {
             let mut buffer = vec![0; meta.len() as usize + 1];
             let n = overlay.read(entry.node, 0, &mut buffer).expect("reading");
-            assert!(buffer[..n] == fs::read(&found[0]).expect("a file"), "{name:?}");
+            assert!(
+                buffer[..n] == fs::read(&found[0]).expect("a file"),
+                "{name:?}"
+            );
         }
     }
 }

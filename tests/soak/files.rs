@@ -43,7 +43,9 @@ impl Files {
     }
 
     fn some(&mut self, wanted: impl Fn(&Entry) -> bool) -> Option<PathBuf> {
-        let all: Vec<_> = (self.names.iter()).filter(|(_, entry)| wanted(entry)).collect();
+        let all: Vec<_> = (self.names.iter())
+            .filter(|(_, entry)| wanted(entry))
+            .collect();
         let n = self.rng.below(all.len().max(1));
         all.get(n).map(|(path, _)| (*path).clone())
     }
@@ -51,7 +53,11 @@ impl Files {
     fn fresh(&mut self) -> PathBuf {
         let dir = self.some(|entry| *entry == Entry::Dir).unwrap_or_default();
         // Half of the time at the top, so that the tree stays flat enough.
-        let dir = if self.rng.below(2) == 0 { PathBuf::new() } else { dir };
+        let dir = if self.rng.below(2) == 0 {
+            PathBuf::new()
+        } else {
+            dir
+        };
         dir.join(format!("n{}", self.rng.below(60)))
     }
 
@@ -125,7 +131,10 @@ impl Files {
         let len = self.rng.below(self.bytes[&id].len() + 3000);
         let file = OpenOptions::new().write(true).open(root.join(&path));
         at("truncate", file.and_then(|file| file.set_len(len as u64)))?;
-        self.bytes.get_mut(&id).expect("a known file").resize(len, 0);
+        self.bytes
+            .get_mut(&id)
+            .expect("a known file")
+            .resize(len, 0);
         Ok(())
     }
 
@@ -145,11 +154,15 @@ impl Files {
         };
         let to = self.fresh();
         let is_dir = self.names[&from] == Entry::Dir;
-        let in_the_way = self.names.get(&to).is_some_and(|entry| is_dir || *entry == Entry::Dir);
+        let in_the_way = self
+            .names
+            .get(&to)
+            .is_some_and(|entry| is_dir || *entry == Entry::Dir);
         if in_the_way || to.starts_with(&from) || from.starts_with(&to) {
             return Ok(());
         }
-        if let (Some(Entry::File(a)), Some(Entry::File(b))) = (self.names.get(&from), self.names.get(&to))
+        if let (Some(Entry::File(a)), Some(Entry::File(b))) =
+            (self.names.get(&from), self.names.get(&to))
             && a == b
         {
             return Ok(());
@@ -157,11 +170,18 @@ impl Files {
         self.doubt = vec![from.clone(), to.clone()];
         at("rename", fs::rename(root.join(&from), root.join(&to)))?;
         self.forget_name(&to);
-        let moved: Vec<_> = (self.names.keys()).filter(|p| p.starts_with(&from)).cloned().collect();
+        let moved: Vec<_> = (self.names.keys())
+            .filter(|p| p.starts_with(&from))
+            .cloned()
+            .collect();
         for old in moved {
             let entry = self.names.remove(&old).expect("listed");
             let rest = old.strip_prefix(&from).expect("filtered");
-            let new = if rest == Path::new("") { to.clone() } else { to.join(rest) };
+            let new = if rest == Path::new("") {
+                to.clone()
+            } else {
+                to.join(rest)
+            };
             self.names.insert(new, entry);
         }
         Ok(())
@@ -203,7 +223,10 @@ impl Files {
             return Ok(());
         };
         self.doubt = vec![path.clone()];
-        let below: Vec<_> = (self.names.keys()).filter(|p| p.starts_with(&path)).cloned().collect();
+        let below: Vec<_> = (self.names.keys())
+            .filter(|p| p.starts_with(&path))
+            .cloned()
+            .collect();
         if below.len() > 8 {
             let refused = fs::remove_dir(root.join(&path));
             return match refused.map_err(|e| e.raw_os_error()) {
@@ -253,7 +276,12 @@ impl Files {
         Ok((names, bytes))
     }
 
-    fn compare(&self, root: &Path, excused: impl Fn(&Path) -> bool, torn: &BTreeSet<u64>) -> Outcome {
+    fn compare(
+        &self,
+        root: &Path,
+        excused: impl Fn(&Path) -> bool,
+        torn: &BTreeSet<u64>,
+    ) -> Outcome {
         let (names, bytes) = Self::look(root)?;
         let mut numbers: HashMap<u64, u64> = HashMap::new();
         let both: BTreeSet<_> = names.keys().chain(self.names.keys()).collect();

@@ -138,7 +138,13 @@ impl Load for Git {
 
     fn recover(&mut self, dir: &Path) -> Outcome {
         // What a killed git leaves.
-        for left in ["index.lock", "HEAD.lock", "refs/heads/main.lock", "index", "gc.pid"] {
+        for left in [
+            "index.lock",
+            "HEAD.lock",
+            "refs/heads/main.lock",
+            "index",
+            "gc.pid",
+        ] {
             let _ = fs::remove_file(dir.join(".git").join(left));
         }
         let _ = fs::remove_dir_all(dir.join(".git/clone"));

@@ -15,15 +15,21 @@ mod packages;
 mod place;
 mod sqlite;
 
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{Sandbox, images, require_mounting};
 use place::{Place, Tally};
+use rustix::process::{Pid, Signal};
 
-const SECONDS: u64 = 20;
+const SECONDS: u64 = 15;
 /// Set in the process that has a mount namespace of its own.
 const INSIDE: &str = "OVL_SOAK_INSIDE";
 
@@ -77,16 +83,50 @@ pub fn at<T>(what: &str, result: std::io::Result<T>) -> Outcome<T> {
     result.map_err(|e| format!("{what}: {e}"))
 }
 
-/// Runs a program; what it printed.
+thread_local! {
+    /// Set when the daemon under this thread's load was killed.
+    pub static GONE: RefCell<Arc<AtomicBool>> = RefCell::default();
+}
+
+/// Runs a program; what it printed. Once its file system is gone it has a moment to notice: some never do, as git 2.39, which
+/// goes on reading a directory for ever that only gives errors.
 pub fn run(command: &mut Command) -> Outcome<String> {
-    let output = command.stdin(std::process::Stdio::null()).output();
-    let output = at(&format!("{command:?}"), output)?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    let gone = GONE.with_borrow(Arc::clone);
+    let said = at("a temporary file", tempfile::tempfile())?;
+    let words = at("a temporary file", tempfile::tempfile())?;
+    let copy = |file: &File| at("a temporary file", file.try_clone());
+    command
+        .stdin(Stdio::null())
+        .stdout(copy(&said)?)
+        .stderr(copy(&words)?)
+        .process_group(0);
+    let mut child = at(&format!("{command:?}"), command.spawn())?;
+    let mut patience = 200;
+    let status = loop {
+        if let Some(status) = at("wait", child.try_wait())? {
+            break status;
+        }
+        if gone.load(Ordering::Relaxed) {
+            patience -= 1;
+            if patience == 0 {
+                let group = Pid::from_child(&child);
+                let _ = rustix::process::kill_process_group(group, Signal::KILL);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let read = |mut file: File| -> std::io::Result<String> {
+        let mut text = Vec::new();
+        file.rewind()?;
+        file.take(100_000).read_to_end(&mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    };
+    let said = at("what was printed", read(said))?;
+    if status.success() {
+        return Ok(said);
     }
-    let words = String::from_utf8_lossy(&output.stderr);
-    let said = String::from_utf8_lossy(&output.stdout);
-    Err(format!("{command:?}: {}\n{said}{words}", output.status))
+    let words = at("what was said", read(words))?;
+    Err(format!("{command:?}: {status}\n{said}{words}"))
 }
 
 fn setting(name: &str, default: u64) -> u64 {
@@ -160,7 +200,11 @@ fn soak() {
 fn beside(sandbox: &Sandbox, stop: &AtomicBool) -> String {
     let (mut collections, mut imports, mut drops) = (0, 0, 0);
     while !stop.load(Ordering::Relaxed) {
-        sandbox.run(["import".as_ref(), common::busybox().as_os_str(), "-q".as_ref()]);
+        sandbox.run([
+            "import".as_ref(),
+            common::busybox().as_os_str(),
+            "-q".as_ref(),
+        ]);
         imports += 1;
         // 3: data, names and inodes.
         std::fs::write("/proc/sys/vm/drop_caches", "3").expect("root may drop caches");

@@ -97,7 +97,8 @@ impl Load for Packages {
             let names: Vec<_> = found.keys().collect();
             return Err(format!("version {}: other files: {names:?}", self.version));
         }
-        let script = "dpkg-query -W -f '${Status} ${Version}' soak && dpkg --verify soak && dpkg --audit";
+        let script =
+            "dpkg-query -W -f '${Status} ${Version}' soak && dpkg --verify soak && dpkg --audit";
         let said = Self::chroot(dir, script, 0)?;
         let expected = format!("install ok installed {}", self.version);
         if said != expected {

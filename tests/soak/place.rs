@@ -3,11 +3,12 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::common::Sandbox;
-use crate::{Load, Outcome, Rng, at, compile, files, git, packages, run, sqlite};
+use crate::{GONE, Load, Outcome, Rng, at, compile, files, git, packages, run, sqlite};
 
 pub struct Place {
     pub name: &'static str,
@@ -154,7 +155,10 @@ impl Place {
         let mine = (mounts.as_array().into_iter().flatten())
             .find(|mount| mount["MountPoint"].as_str().map(Path::new) == Some(&mine))
             .ok_or_else(|| format!("{} is not in {text}", mine.display()))?;
-        Ok(mine["Pid"].as_i64().filter(|pid| *pid > 1).map(|pid| pid as i32))
+        Ok(mine["Pid"]
+            .as_i64()
+            .filter(|pid| *pid > 1)
+            .map(|pid| pid as i32))
     }
 
     fn kill(&self, sandbox: &Sandbox) -> Outcome<bool> {
@@ -169,7 +173,10 @@ impl Place {
 
     /// After a kill: the mount goes, whoever still has something open in it.
     fn detach(&self, sandbox: &Sandbox) -> Outcome {
-        run(Command::new("umount").arg("-l").arg(self.mount_point(sandbox))).map(|_| ())
+        run(Command::new("umount")
+            .arg("-l")
+            .arg(self.mount_point(sandbox)))
+        .map(|_| ())
     }
 
     fn unmount(&self, sandbox: &Sandbox) -> Outcome {
@@ -214,10 +221,12 @@ impl Place {
             load.prepare(dir)
         })?;
         for round in 0.. {
-            self.check(sandbox).map_err(|w| format!("round {round}, at its beginning: {w}"))?;
+            self.check(sandbox)
+                .map_err(|w| format!("round {round}, at its beginning: {w}"))?;
             let long = Duration::from_millis(1500 + self.rng.below(6000) as u64);
             let left = over.saturating_duration_since(Instant::now());
-            let end = [End::Unmount, End::KillAtRest, End::KillAtWork][(round + self.rng.below(2)) % 3];
+            let end =
+                [End::Unmount, End::KillAtRest, End::KillAtWork][(round + self.rng.below(2)) % 3];
             self.round(sandbox, long.min(left), end, stop)
                 .map_err(|words| format!("round {round}: {words}"))?;
             if self.said.elapsed() > Duration::from_secs(20) {
@@ -228,20 +237,16 @@ impl Place {
                 break;
             }
         }
-        self.check(sandbox).map_err(|w| format!("at the end: {w}"))?;
+        self.check(sandbox)
+            .map_err(|w| format!("at the end: {w}"))?;
         self.unmount(sandbox)
     }
 
     /// Works for a while, and brings the mount to an end and back.
-    fn round(
-        &mut self,
-        sandbox: &Sandbox,
-        long: Duration,
-        end: End,
-        stop: &AtomicBool,
-    ) -> Outcome {
+    fn round(&mut self, sandbox: &Sandbox, long: Duration, end: End, stop: &AtomicBool) -> Outcome {
         let mount = self.mount_point(sandbox);
         let rest = AtomicBool::new(false);
+        let gone = Arc::new(AtomicBool::new(false));
         let daemon = self.daemon(sandbox)?;
         let killing = end == End::KillAtWork && daemon.is_some();
         let mut loads = std::mem::take(&mut self.loads);
@@ -251,7 +256,9 @@ impl Place {
                 .map(|(n, load)| {
                     let dir = mount.join(format!("{n}-{}", load.name()));
                     let rest = &rest;
+                    let gone = Arc::clone(&gone);
                     scope.spawn(move || {
+                        GONE.set(gone);
                         let mut done = 0;
                         while !rest.load(Ordering::Relaxed) {
                             if let Err(words) = load.work(&dir) {
@@ -264,7 +271,12 @@ impl Place {
                 })
                 .collect();
             nap(long, stop);
-            let killed = if killing { this.kill(sandbox).map(|_| ()) } else { Ok(()) };
+            let killed = if killing {
+                this.kill(sandbox).map(|_| ())
+            } else {
+                Ok(())
+            };
+            gone.store(killing, Ordering::Relaxed);
             if killing {
                 // They notice, or find nothing to notice.
                 nap(Duration::from_millis(300), stop);

@@ -45,7 +45,9 @@ impl Sqlite {
 
     fn transaction(&mut self, db: &mut Connection) -> rusqlite::Result<()> {
         let number = self.last + 1;
-        let rows: Vec<_> = (0..5).map(|_| self.rng.below(ROWS as usize) as i64).collect();
+        let rows: Vec<_> = (0..5)
+            .map(|_| self.rng.below(ROWS as usize) as i64)
+            .collect();
         self.pending.clone_from(&rows);
         let all = db.transaction()?;
         for row in &rows {
@@ -69,11 +71,17 @@ impl Sqlite {
 
     fn sound(dir: &Path) -> Outcome<(Connection, i64)> {
         let db = Self::open(dir)?;
-        let sound: String = said("check", db.query_row("PRAGMA integrity_check", [], |r| r.get(0)))?;
+        let sound: String = said(
+            "check",
+            db.query_row("PRAGMA integrity_check", [], |r| r.get(0)),
+        )?;
         if sound != "ok" {
             return Err(format!("integrity_check: {sound}"));
         }
-        let n = said("state", db.query_row("SELECT n FROM state", [], |r| r.get(0)))?;
+        let n = said(
+            "state",
+            db.query_row("SELECT n FROM state", [], |r| r.get(0)),
+        )?;
         Ok((db, n))
     }
 }
@@ -98,8 +106,15 @@ impl Load for Sqlite {
 
     fn work(&mut self, dir: &Path) -> Outcome {
         let mut db = Self::open(dir)?;
-        let journal = if self.rng.below(2) == 0 { "WAL" } else { "DELETE" };
-        said("journal_mode", db.pragma_update(None, "journal_mode", journal))?;
+        let journal = if self.rng.below(2) == 0 {
+            "WAL"
+        } else {
+            "DELETE"
+        };
+        said(
+            "journal_mode",
+            db.pragma_update(None, "journal_mode", journal),
+        )?;
         for _ in 0..20 {
             said("transaction", self.transaction(&mut db))?;
         }
@@ -116,7 +131,10 @@ impl Load for Sqlite {
             let filler: Vec<u8> = row.get(2)?;
             Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, filler))
         });
-        let rows = said("rows", rows.and_then(Iterator::collect::<rusqlite::Result<Vec<_>>>))?;
+        let rows = said(
+            "rows",
+            rows.and_then(Iterator::collect::<rusqlite::Result<Vec<_>>>),
+        )?;
         if rows.len() != self.rows.len() {
             return Err(format!("{} rows, not {}", rows.len(), self.rows.len()));
         }
