@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use ovl::layer::{DirLayer, Layer, Permissions};
@@ -172,9 +172,11 @@ fn write_out(dir: &Path, has: &Has) -> std::io::Result<()> {
     }
 }
 
-/// What the process keeps from input to input: the lowers.
+/// What the process keeps from input to input: the lowers. Opening one clones a mount, which the kernel takes its time to give up.
 struct Lowers {
     dir: tempfile::TempDir,
+    /// By stack and by where permissions are kept.
+    open: HashMap<(usize, bool), Vec<Arc<dyn Layer>>>,
     runs: u64,
     before: Vec<String>,
 }
@@ -196,16 +198,24 @@ impl Lowers {
         let before = fingerprint(dir.path());
         Self {
             dir,
+            open: HashMap::new(),
             runs: 0,
             before,
         }
     }
 
-    fn of(&self, stack: usize) -> Vec<PathBuf> {
-        let layers = (0..STACKS[stack].len()).rev();
-        layers
-            .map(|n| self.dir.path().join(format!("stack{stack}-{n}")))
-            .collect()
+    fn of(&mut self, stack: usize, permissions: Permissions) -> Vec<Arc<dyn Layer>> {
+        let key = (stack, permissions == Permissions::Inode);
+        let open = self.open.entry(key).or_insert_with(|| {
+            let layers = (0..STACKS[stack].len()).rev();
+            let open = |n| {
+                let dir = self.dir.path().join(format!("stack{stack}-{n}"));
+                let layer = DirLayer::open_with(&dir, permissions).expect("a lower");
+                Arc::new(layer) as Arc<dyn Layer>
+            };
+            layers.map(open).collect()
+        });
+        open.clone()
     }
 }
 
@@ -241,7 +251,8 @@ thread_local! {
 struct Run {
     model: Model,
     overlay: Option<Overlay>,
-    lowers: Vec<PathBuf>,
+    stack: usize,
+    lowers: Vec<Arc<dyn Layer>>,
     upper: UpperDirs,
     options: Options,
     names: usize,
@@ -257,7 +268,7 @@ struct Run {
 impl Drop for Run {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("layers {:?}, {:?}", self.lowers, self.options);
+            eprintln!("stack {}, {:?}", self.stack, self.options);
             self.trace.iter().for_each(|line| eprintln!("  {line}"));
         }
     }
@@ -282,7 +293,7 @@ pub fn engine(data: &[u8]) {
     });
 }
 
-fn run(lowers: &Lowers, setting: u8, ops: &[u8]) {
+fn run(lowers: &mut Lowers, setting: u8, ops: &[u8]) {
     let stack = usize::from(setting & 3);
     let mut model = Model::new();
     for layer in STACKS[stack] {
@@ -310,7 +321,8 @@ fn run(lowers: &Lowers, setting: u8, ops: &[u8]) {
     let mut run = Run {
         model,
         overlay: None,
-        lowers: lowers.of(stack),
+        stack,
+        lowers: lowers.of(stack, options.permissions),
         upper,
         options,
         // Names that are marks in the upper are nobody's to make there.
@@ -390,12 +402,8 @@ impl Run {
             };
             self.numbers.retain(|id, _| marked(id));
         }
-        let open = |dir: &PathBuf| {
-            let layer = DirLayer::open_with(dir, self.options.permissions).expect("a lower");
-            Arc::new(layer) as Arc<dyn Layer>
-        };
         let stack = Stack {
-            lowers: self.lowers.iter().map(open).collect(),
+            lowers: self.lowers.clone(),
             upper: Some(self.upper.clone()),
         };
         self.overlay = Some(Overlay::new(stack, &self.options).expect("an engine"));

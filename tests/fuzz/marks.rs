@@ -84,17 +84,79 @@ const MOST: usize = 60;
 const BUDGET: usize = 600;
 const CHANGES: usize = 30;
 
+/// Directories that are filled anew for each input. They stay, since opening a layer clones a mount, which the kernel takes its
+/// time to give up.
+struct Site {
+    scratch: tempfile::TempDir,
+    dirs: [PathBuf; 4],
+    /// Of the first three directories: with permissions in the inode, and in an xattr.
+    open: Vec<[Arc<dyn Layer>; 2]>,
+}
+
+impl Site {
+    fn new() -> Self {
+        let scratch = super::scratch();
+        fs::write(scratch.path().join("canary"), CANARY).expect("a file");
+        let dirs = ["lower0", "lower1", "upper", "work"].map(|name| scratch.path().join(name));
+        for dir in &dirs {
+            fs::create_dir(dir).expect("a directory");
+        }
+        let open = |dir: &PathBuf| {
+            [Permissions::Inode, Permissions::UserXattr].map(|permissions| {
+                let layer = DirLayer::open_with(dir, permissions).expect("a lower");
+                Arc::new(layer) as Arc<dyn Layer>
+            })
+        };
+        Self {
+            open: dirs[..3].iter().map(open).collect(),
+            scratch,
+            dirs,
+        }
+    }
+
+    /// Takes everything away again.
+    fn clear(&self) {
+        for dir in &self.dirs {
+            for entry in fs::read_dir(dir).expect("a layer") {
+                let path = entry.expect("an entry").path();
+                let is_dir = fs::symlink_metadata(&path).expect("an object").is_dir();
+                let removed = if is_dir {
+                    fs::remove_dir_all(&path)
+                } else {
+                    fs::remove_file(&path)
+                };
+                removed.expect("an empty layer");
+            }
+            let mut names = vec![0; 65536];
+            let len = rustix::fs::listxattr(dir, names.as_mut_slice()).expect("a list");
+            for name in names[..len].split(|b| *b == 0).filter(|name| !name.is_empty()) {
+                rustix::fs::removexattr(dir, OsStr::from_bytes(name)).expect("a mark gone");
+            }
+        }
+    }
+}
+
+thread_local! {
+    static SITE: std::cell::RefCell<Option<Site>> = const { std::cell::RefCell::new(None) };
+}
+
 /// Layers and marks made as the input says, and some changes.
 pub fn marks(data: &[u8]) {
     pure(data);
     let Some((&setting, rest)) = data.split_first() else {
         return;
     };
-    let scratch = super::scratch();
-    fs::write(scratch.path().join("canary"), CANARY).expect("a file");
-    let dirs = ["lower0", "lower1", "upper", "work"].map(|name| scratch.path().join(name));
-    dirs.iter()
-        .for_each(|dir| fs::create_dir(dir).expect("a directory"));
+    SITE.with_borrow_mut(|slot| {
+        // Not one that a failure was found in.
+        let site = slot.take().unwrap_or_else(Site::new);
+        merge(&site, setting, rest);
+        site.clear();
+        *slot = Some(site);
+    });
+}
+
+fn merge(site: &Site, setting: u8, rest: &[u8]) {
+    let dirs = &site.dirs;
     let mut input = Input(rest);
     for _ in 0..MOST {
         if !input.put(&dirs[..3]) {
@@ -117,12 +179,10 @@ pub fn marks(data: &[u8]) {
     // The upper as one more lower, which is read in every spelling; or as an upper.
     let as_upper = setting & 0x20 != 0;
     let below = if as_upper { &dirs[..2] } else { &dirs[..3] };
-    let open = |dir: &PathBuf| {
-        let layer = DirLayer::open_with(dir, options.permissions).expect("a lower");
-        Arc::new(layer) as Arc<dyn Layer>
-    };
+    let layers = site.open[..below.len()].iter().rev();
+    let layer = |open: &[Arc<dyn Layer>; 2]| Arc::clone(&open[usize::from(setting >> 4 & 1)]);
     let stack = Stack {
-        lowers: below.iter().rev().map(open).collect(),
+        lowers: layers.map(layer).collect(),
         upper: as_upper.then(|| UpperDirs {
             upper: dirs[2].clone(),
             work: dirs[3].clone(),
@@ -134,7 +194,7 @@ pub fn marks(data: &[u8]) {
     let plain = !as_upper && options.redirect != Redirect::All;
     if plain && options.permissions == Permissions::Inode {
         let merged: Vec<_> = below.iter().rev().cloned().collect();
-        compare(&overlay, NodeId::ROOT, &merged, &dirs);
+        compare(&overlay, NodeId::ROOT, &merged, dirs);
     }
     let mut seen = walk(&overlay);
     if as_upper {
@@ -148,9 +208,10 @@ pub fn marks(data: &[u8]) {
         let _ = overlay.changes(&mut |_| Ok(()));
     }
     overlay.shutdown();
-    let canary = fs::read(scratch.path().join("canary")).expect("the canary");
+    let beside = site.scratch.path();
+    let canary = fs::read(beside.join("canary")).expect("the canary");
     assert!(canary == CANARY, "what lies outside was changed");
-    assert_eq!(fs::read_dir(scratch.path()).expect("ours").count(), 5);
+    assert_eq!(fs::read_dir(beside).expect("ours").count(), 5);
 }
 
 /// What needs no file system: names, and values of kept owners.
