@@ -27,7 +27,7 @@ fn the_corpus_holds() {
 /// machine. Those from which a failure can be learnt are printed.
 #[test]
 fn random_operations_hold() {
-    let inputs = std::env::var("OVL_FUZZ_INPUTS").map_or(400, |n| n.parse().expect("a number"));
+    let inputs = std::env::var("OVL_FUZZ_INPUTS").map_or(150, |n| n.parse().expect("a number"));
     for (name, target) in [
         ("engine", targets::engine as targets::Target),
         ("marks", targets::marks),

@@ -129,7 +129,10 @@ impl Site {
             }
             let mut names = vec![0; 65536];
             let len = rustix::fs::listxattr(dir, names.as_mut_slice()).expect("a list");
-            for name in names[..len].split(|b| *b == 0).filter(|name| !name.is_empty()) {
+            for name in names[..len]
+                .split(|b| *b == 0)
+                .filter(|name| !name.is_empty())
+            {
                 rustix::fs::removexattr(dir, OsStr::from_bytes(name)).expect("a mark gone");
             }
         }
