@@ -108,8 +108,11 @@ impl Load for Packages {
     }
 
     fn recover(&mut self, dir: &Path) -> Outcome {
-        // dpkg brings its own books in order, and may say that the package wants to be installed once more: it is.
-        Self::chroot(dir, "dpkg --configure -a || true", 0)?;
+        // An installation cut short leaves copies of the old files beside the new (`.dpkg-tmp`) that dpkg does not know of later,
+        // and it may refuse to go on but from the beginning: the package goes, with all it has, and comes again.
+        let script =
+            "dpkg --purge --force-all soak || true; rm -rf /opt/soak; apt-get check > /dev/null";
+        Self::chroot(dir, script, 0)?;
         self.version += 1;
         self.install(dir)?;
         self.check(dir)
