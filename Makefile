@@ -53,6 +53,22 @@ target/tools/bin/cargo-fuzz:
 	$(CARGO) install --locked --root target/tools --target-dir target/tools/build cargo-fuzz@0.13.2
 	rm -rf target/tools/build
 
+soak: images ## Everyday programs on several mounts for TIME=60 seconds, with kills, remounts and gc; all is checked by content
+	OVL_SOAK_SECONDS=$(TIME) $(CARGO) test --locked --test soak -- --nocapture
+
+# The parsers and the rooms with unsafe code, with the compiler's address sanitizer; nightly's switch, as for fuzzing.
+SANITIZED = -Zsanitizer=address
+sanitize: ## Run the unit tests and the fuzz corpus with the address sanitizer
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS="$(SANITIZED)" ASAN_OPTIONS=detect_leaks=0 $(CARGO) test --locked --target-dir target/sanitize \
+		--target $$(rustc -vV | sed -n 's/^host: //p') --lib --test fuzz_corpus
+
+audit: target/tools/bin/cargo-deny ## Ask cargo-deny about vulnerabilities (needs the network), licences, duplicates and sources
+	$< check
+
+target/tools/bin/cargo-deny:
+	$(CARGO) install --locked --root target/tools --target-dir target/tools/build cargo-deny@0.20.2
+	rm -rf target/tools/build
+
 lint: ## Check the formatting and run clippy
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
@@ -78,4 +94,4 @@ clean: ## Remove what was built, and the test images
 	$(CARGO) clean
 	rm -rf "$${OVL_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/ovl-test-images}"
 
-.PHONY: help demo test images bench bench-quick bench-with torture fuzz lint build install clean
+.PHONY: help demo test images bench bench-quick bench-with torture fuzz soak sanitize audit lint build install clean

@@ -1,5 +1,9 @@
 //! System calls that std and rustix do not offer safely, and what the processor offers only that way. All `unsafe` of the
 //! crate lives here.
+#![allow(
+    unsafe_code,
+    reason = "here and below only; each block says why it is sound"
+)]
 
 pub mod sha256;
 

@@ -353,3 +353,58 @@ fn few_descriptors_are_enough() {
         assert_eq!(b.read(&format!("d{i}/f")), b"x");
     }
 }
+
+/// Found by fuzzing: the link count was kept relative to the lower file's, which is not found by the new name.
+#[test]
+fn a_renamed_hard_link_counts_all_its_names() {
+    let mut b = Bench::new(|one, _| {
+        fs::create_dir(one.join("d")).unwrap();
+        fs::write(one.join("a"), "x").unwrap();
+        fs::hard_link(one.join("a"), one.join("b")).unwrap();
+        fs::hard_link(one.join("a"), one.join("d/c")).unwrap();
+    });
+    b.rename("a", "new").unwrap();
+    for _ in 0..2 {
+        for name in ["new", "d/c", "b"] {
+            assert_eq!(b.get(name).attr.nlink, 3, "{name}");
+        }
+        b.remount();
+    }
+    b.unlink("b").unwrap();
+    b.remount();
+    assert_eq!(b.get("new").attr.nlink, 2);
+}
+
+/// Found by fuzzing: `..` in a relative redirect led out of the directory it stands in, and out of the layer at its root; a NUL
+/// byte was EINVAL for whoever looked.
+#[test]
+fn a_redirect_that_is_no_name_leads_nowhere() {
+    for redirect in [&b".."[..], b".", b"a\0b", b"", b"x/y", &[b'n'; 300]] {
+        let b = Bench::new(|one, _| {
+            fs::create_dir_all(one.join("d/e")).unwrap();
+            fs::write(one.join("d/inner"), "x").unwrap();
+        });
+        drop(b.get("d"));
+        let b = {
+            let mut b = b;
+            b.close();
+            for dir in ["new", "d", "d/new"] {
+                fs::create_dir(b.upper(dir)).unwrap();
+                if dir != "d" {
+                    rustix::fs::setxattr(
+                        b.upper(dir),
+                        "trusted.overlay.redirect",
+                        redirect,
+                        rustix::fs::XattrFlags::empty(),
+                    )
+                    .unwrap();
+                }
+            }
+            b.remount();
+            b
+        };
+        assert_eq!(b.ls("new"), [""; 0], "{redirect:?}");
+        assert_eq!(b.ls("d/new"), [""; 0], "{redirect:?}");
+        assert_eq!(b.ls("d"), ["e", "inner", "new"], "{redirect:?}");
+    }
+}

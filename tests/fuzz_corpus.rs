@@ -22,3 +22,32 @@ fn the_corpus_holds() {
         }
     }
 }
+
+/// The stateful targets find most with inputs nobody thought of: a few new ones each (`OVL_FUZZ_INPUTS`, from `OVL_FUZZ_FIRST` on), the same on every
+/// machine. Those from which a failure can be learnt are printed.
+#[test]
+fn random_operations_hold() {
+    let inputs = std::env::var("OVL_FUZZ_INPUTS").map_or(150, |n| n.parse().expect("a number"));
+    for (name, target) in [
+        ("engine", targets::engine as targets::Target),
+        ("marks", targets::marks),
+    ] {
+        let first = std::env::var("OVL_FUZZ_FIRST").map_or(0, |n| n.parse().expect("a number"));
+        for seed in first..first + inputs {
+            let mut state: u64 = seed;
+            let mut byte = || {
+                // The multiplier and increment of Knuth's MMIX.
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                (state >> 56) as u8
+            };
+            let data: Vec<u8> = (0..400).map(|_| byte()).collect();
+            let held = std::panic::catch_unwind(|| target(&data));
+            assert!(
+                held.is_ok(),
+                "target {name} fails with seed {seed}: {data:?}"
+            );
+        }
+    }
+}

@@ -391,14 +391,12 @@ fn t40_notifications_in_masses_do_not_lock_up() {
                     ))
                     .unwrap();
                     file.write_all(&[2; 4096]).unwrap();
-                    let whence = if round.is_multiple_of(2) {
-                        libc::SEEK_DATA
+                    let from = if round.is_multiple_of(2) {
+                        rustix::fs::SeekFrom::Data(0)
                     } else {
-                        libc::SEEK_HOLE
+                        rustix::fs::SeekFrom::Hole(0)
                     };
-                    // SAFETY: a plain system call on an open descriptor.
-                    let found = unsafe { libc::lseek(file.as_raw_fd(), 0, whence) };
-                    assert!(found >= 0);
+                    rustix::fs::seek(&file, from).unwrap();
                     seeks.fetch_add(1, Ordering::Relaxed);
                     round += 1;
                 }

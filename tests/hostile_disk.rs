@@ -371,6 +371,7 @@ fn the_disk_goes_away() {
     let how: u32 = 2;
     let root = fs::File::open(&at).unwrap();
     // SAFETY: the call reads an integer that lives as long as it.
+    #[allow(unsafe_code, reason = "an ioctl of ext4 alone")]
     let rc = unsafe { libc::ioctl(root.as_raw_fd(), SHUTDOWN, &raw const how) };
     assert_eq!(rc, 0, "{}", std::io::Error::last_os_error());
     drop((root, kept, changed));

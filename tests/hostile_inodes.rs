@@ -30,9 +30,13 @@ impl Layer for Endless {
         let number: u64 = name.to_str().and_then(|n| n.parse().ok()).unwrap_or(0);
         let found = self.0.lookup(dir, OsStr::new("file"))?;
         Ok(found.map(|entry| match entry {
-            LayerEntry::Node(mut node, attr) => {
+            LayerEntry::Node {
+                mut node,
+                attr,
+                opaque,
+            } => {
                 node.key.ino = (1 << 32) + number;
-                LayerEntry::Node(node, attr)
+                LayerEntry::Node { node, attr, opaque }
             }
             LayerEntry::Whiteout => LayerEntry::Whiteout,
         }))

@@ -58,15 +58,19 @@ impl Reference {
         format!("{}/{}", self.domain, self.path)
     }
 
-    /// Repository as Docker shows it: without `docker.io/` and `library/`.
+    /// Repository as Docker shows it: without `docker.io/` and `library/`, unless what remains means something else.
     pub fn familiar_repository(&self) -> String {
         if self.domain != DEFAULT_DOMAIN {
             return self.repository();
         }
-        match self.path.strip_prefix(OFFICIAL) {
-            Some(name) if !name.contains('/') => name.to_owned(),
-            _ => self.path.clone(),
+        let short = match self.path.strip_prefix(OFFICIAL) {
+            Some(name) if !name.contains('/') => name,
+            _ => &self.path,
+        };
+        if split_domain(short) != (DEFAULT_DOMAIN, short) {
+            return self.repository();
         }
+        short.to_owned()
     }
 
     /// The short form for people, such as `alpine:latest`.
@@ -262,6 +266,17 @@ mod tests {
                 "docker.io/library/a/b:1",
                 "docker.io/library/a/b:1",
                 "library/a/b:1",
+            ),
+            // What would be taken for a domain keeps its own before it.
+            (
+                "docker.io/example.org/a",
+                "docker.io/example.org/a:latest",
+                "docker.io/example.org/a:latest",
+            ),
+            (
+                "index.docker.io/localhost/a",
+                "docker.io/localhost/a:latest",
+                "docker.io/localhost/a:latest",
             ),
             ("localhost/a", "localhost/a:latest", "localhost/a:latest"),
             (

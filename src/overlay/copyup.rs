@@ -115,7 +115,11 @@ impl Overlay {
         let (mark, value) = origin.mark();
         // User xattrs cannot be on symlinks and devices: those then keep their number only until the next mount.
         match upper.mark(copy.fd.as_fd(), mark, value) {
-            Ok(()) | Err(Errno::PERM | Errno::OPNOTSUPP) => {}
+            Ok(()) => {}
+            Err(Errno::PERM | Errno::OPNOTSUPP) => {
+                let own = self.lowers.host_ino(host::stat_fd(copy.fd.as_fd())?.key);
+                lock(&self.unmarked).insert(own, node.id);
+            }
             Err(e) => return Err(e),
         }
         if indexed {

@@ -1,6 +1,6 @@
 //! The engine itself: its parts, its beginning and end, and the nodes it hands out.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::hash::RandomState;
 use std::os::fd::{AsFd, OwnedFd};
@@ -43,6 +43,9 @@ pub struct Overlay {
     pub(super) listings: listing::Listings,
     /// Names in the index, so that most look-ups need not ask for them.
     index: RwLock<HashSet<OsString>>,
+    /// Copied-up objects that cannot carry the mark of their origin (without privilege, symlinks and devices), by the
+    /// number their copy has of itself: the number they go by until the next mount.
+    pub(super) unmarked: Mutex<HashMap<NodeId, NodeId>>,
     /// Held while a directory moves to another parent, so that none becomes its own ancestor.
     pub(super) dir_moves: Mutex<()>,
     pub(super) files: quick_cache::sync::Cache<u64, OpenFile>,
@@ -148,6 +151,7 @@ impl Overlay {
             hasher: RandomState::new(),
             listings: listing::Listings::new(),
             index: RwLock::new(index),
+            unmarked: Mutex::default(),
             dir_moves: Mutex::default(),
             files: quick_cache::sync::Cache::new(kept_each()),
             dirs: quick_cache::sync::Cache::new(kept_each()),

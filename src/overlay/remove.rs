@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::copyup::Extent;
 use super::engine::{Overlay, check_name};
-use super::node::{Node, own_all};
+use super::node::{Node, lock, own_all};
 use super::resolve::Listed;
 use super::{NodeId, Result};
 
@@ -149,6 +149,16 @@ impl Overlay {
         }
     }
 
+    /// The last name of an object without a mark is gone: its number in the upper may come to be another's.
+    fn forget_unmarked(&self, node: &Node) {
+        let state = node.state();
+        let gone = !state.links.iter().any(|link| link.in_upper);
+        if let Some(upper) = state.upper.as_ref().filter(|_| gone) {
+            let own = self.lowers.host_ino(upper.key);
+            lock(&self.unmarked).remove(&own);
+        }
+    }
+
     /// The name is gone: node, listing and index follow.
     pub(super) fn after_goodbye(
         &self,
@@ -163,6 +173,7 @@ impl Overlay {
             self.dirs.remove(&node.id.0);
             return Ok(());
         }
+        self.forget_unmarked(node);
         let index = node.state().upper.as_ref().and_then(|u| u.index.clone());
         if let Some(index) = index
             && self.indexed_nlink(node)? == 0

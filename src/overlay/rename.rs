@@ -18,6 +18,12 @@ use super::resolve::UpperName;
 use super::{NodeId, Redirect, RenameFlags, Result};
 use crate::layer::host;
 
+/// Is it one inode for several names of a lower file?
+fn indexed(node: &Node) -> bool {
+    let state = node.state();
+    state.upper.as_ref().is_some_and(|u| u.index.is_some())
+}
+
 /// One side of a rename.
 struct Side<'a> {
     dir: &'a Arc<Node>,
@@ -173,6 +179,9 @@ impl Overlay {
                 .is_some_and(|l| l.in_upper)
             {
                 self.link_alias(node, side.dir, side.name)?;
+            } else if indexed(node) {
+                // By its new name the lower's count is not found.
+                self.base_nlink_on_upper(node)?;
             }
             held.push(self.hold(node, side.dir, side.name)?);
             let key = node.state().upper.as_ref().map(|u| u.key);

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use super::engine::Overlay;
+use super::engine::{Overlay, check_name};
 use super::few::Few;
 use super::listing::{self, InUpper, Item, Where};
 use super::node::{LowerRef, Node, lock};
@@ -259,7 +259,7 @@ impl Overlay {
             Some(path) if path.first() == Some(&b'/') => {
                 self.lowers.find(OsStr::from_bytes(&path[1..]))?
             }
-            Some(other) if !other.contains(&b'/') => {
+            Some(other) if check_name(OsStr::from_bytes(&other)).is_ok() => {
                 self.lowers.lookup(below, OsStr::from_bytes(&other))?.found
             }
             Some(_) => Few::None,
@@ -344,7 +344,8 @@ impl Overlay {
                 let path: Arc<OsStr> = OsStr::from_bytes(&redirect[1..]).into();
                 (self.lowers.walk(&path)?, Some(path))
             }
-            Some(redirect) if !redirect.is_empty() && !redirect.contains(&b'/') => {
+            // `..` is no name: it would lead out of the layer.
+            Some(redirect) if check_name(OsStr::from_bytes(&redirect)).is_ok() => {
                 let target = OsStr::from_bytes(&redirect);
                 let parent = lower_path
                     .as_deref()
@@ -427,6 +428,7 @@ impl Overlay {
             let indexed = self.index_names().contains(&entry);
             return Ok((id, indexed.then_some(entry)));
         }
-        Ok((own, None))
+        let known = lock(&self.unmarked).get(&own).copied();
+        Ok((known.unwrap_or(own), None))
     }
 }

@@ -6,6 +6,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, RwLock};
 
+use super::engine::check_name;
 use super::few::Few;
 use super::node::{LayerIndex, LowerRef};
 use super::{NodeId, Result};
@@ -244,7 +245,7 @@ impl Lowers {
                             hit.found.extend(dirs.cloned());
                             break;
                         }
-                        Some(other) if other.as_bytes().contains(&b'/') => break,
+                        Some(other) if check_name(&other).is_err() => break,
                         Some(other) => name = Cow::Owned(other),
                     }
                 }
@@ -301,8 +302,8 @@ impl Lowers {
             .split(|b| *b == b'/')
             .filter(|n| !n.is_empty())
         {
-            // A redirect may not leave its layer.
-            if name == b"." || name == b".." {
+            // A redirect may not leave its layer; and what no file can be called is not there.
+            if check_name(OsStr::from_bytes(name)).is_err() {
                 return Ok(Few::None);
             }
             if dirs.first().is_none_or(|d| !d.node.kind.is_dir()) {

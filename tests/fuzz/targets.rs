@@ -2,6 +2,13 @@
 //! the test that replays the corpus share these functions.
 #![allow(dead_code, reason = "each fuzz target uses one of them")]
 
+#[path = "engine.rs"]
+mod engine;
+#[path = "marks.rs"]
+mod marks;
+#[path = "model.rs"]
+mod model;
+
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io::{self, Cursor, Write};
@@ -15,11 +22,14 @@ use ovl::meta::FileKind;
 use ovl::store::{Digest, LayerReader, ROOT_INODE, Store};
 use sha2::{Digest as _, Sha256};
 
+pub use engine::engine;
+pub use marks::marks;
+
 /// What is fuzzed.
 pub type Target = fn(&[u8]);
 
 /// Every target by name, for the replay.
-pub const ALL: [(&str, Target); 8] = [
+pub const ALL: [(&str, Target); 10] = [
     ("tar", tar),
     ("pax", pax),
     ("compressed", compressed),
@@ -28,6 +38,8 @@ pub const ALL: [(&str, Target); 8] = [
     ("options", options),
     ("import", import),
     ("store", store),
+    ("marks", marks),
+    ("engine", engine),
 ];
 
 /// A tar stream: whatever the reader makes of it, the bytes it gives out are those that came in, in their order.

@@ -56,6 +56,10 @@ pub struct Kernel {
     pub uid: u32,
 }
 
+#[allow(
+    unsafe_code,
+    reason = "rustix has no SO_SNDBUFFORCE, which unlike SO_SNDBUF takes room for the largest request"
+)]
 fn option(socket: &OwnedFd, name: i32, value: &[u8]) {
     // SAFETY: `value` is as long as it says, and read only.
     let set = unsafe {
