@@ -402,6 +402,38 @@ fn an_attestation_that_is_not_whole_stays_behind() {
     assert_ne!(exported, Some(index));
 }
 
+/// Names that come with the same large statements do not have them in memory each: what is taken along is bounded.
+#[test]
+fn many_names_over_one_attestation_take_little_memory() {
+    let sandbox = common::Sandbox::new();
+    let dir = temp();
+    let mut blobs = OciBlobs::new();
+    let one = image(&mut blobs, "linux/amd64");
+    let of = serde_json::json!({ "digest": "x".repeat(7 << 20) });
+    let note = attestation(&mut blobs, &of);
+    let entry = for_platform(one, "linux/amd64");
+    let mut note = note;
+    note["annotations"] =
+        serde_json::json!({ "vnd.docker.reference.type": "attestation-manifest" });
+    let tops: Vec<_> = (0..60)
+        .map(|n| {
+            let mut entry = entry.clone();
+            entry["annotations"] = serde_json::json!({ "n": n.to_string() });
+            let mut top = index(&mut blobs, &[entry, note.clone()]);
+            top["annotations"] =
+                serde_json::json!({ "io.containerd.image.name": format!("localhost/n{n}:1") });
+            top
+        })
+        .collect();
+    let path = dir.path().join("archive.tar");
+    let bytes = blobs.finish(&serde_json::json!({ "schemaVersion": 2, "manifests": tops }));
+    fs::write(&path, bytes).unwrap();
+    let words = ["import", "--all-platforms", "-q", path.to_str().unwrap()];
+    let peak = image_support::peak_memory(&sandbox.root(), dir.path(), &words);
+    assert_eq!(peak.code, 0, "{}", peak.stderr);
+    assert!(peak.megabytes < 256, "{} MiB", peak.megabytes);
+}
+
 /// An index of nothing but attestations has no image, and says so.
 #[test]
 fn an_index_without_an_image_is_refused() {

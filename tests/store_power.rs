@@ -65,6 +65,22 @@ impl Scenario {
         self.finished(args.join(" "), sound);
     }
 
+    /// A check that finds damage.
+    fn damage_is_found(&mut self) {
+        let root = self.root.to_str().unwrap().to_owned();
+        self.sandbox.ovl(["--root", &root, "fsck"]).assert().code(5);
+        assert!(self.root.join("store.damage").exists());
+        self.finished("fsck".to_owned(), false);
+    }
+
+    /// An import that puts right what the check found.
+    fn healed(&mut self, args: &[&str]) {
+        self.ovl(args);
+        assert!(!self.root.join("store.damage").exists());
+        self.steps.last_mut().unwrap().sound = true;
+        self.ovl(&["fsck"]);
+    }
+
     /// Something that damages the store, done behind ovl's back. By a process of its own: this one serves the disk, and
     /// must not wait for it with a page fault.
     fn damage(&mut self, sql: &str) {
@@ -124,6 +140,11 @@ fn everything() -> Scenario {
     scenario.ovl(&["import", &two, "--tag", "two:2"]);
     scenario.ovl(&["import", &three, "--tag", "three:1"]);
     scenario.ovl(&["untag", "copy:1"]);
+    scenario.damage(
+        "UPDATE pack SET data = zeroblob(length(data)) WHERE id = (SELECT max(id) FROM pack)",
+    );
+    scenario.damage_is_found();
+    scenario.healed(&["import", &three, "--tag", "three:1"]);
     scenario.damage(
         "UPDATE pack SET data = zeroblob(length(data)) WHERE id = (SELECT max(id) FROM pack)",
     );

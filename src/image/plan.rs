@@ -2,6 +2,7 @@
 //!
 //! Nothing here reads a layer. Every document that has a digest is checked against it.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 
 use crate::store::Digest;
@@ -78,6 +79,7 @@ pub fn plan(
         documents,
         wish,
         dialect,
+        noted: Cell::new(0),
     };
     match dialect {
         Dialect::DockerSave => planner.docker(),
@@ -91,6 +93,8 @@ pub(super) struct Planner<'a> {
     pub(super) documents: &'a dyn Documents,
     pub(super) wish: &'a Wish<'a>,
     pub(super) dialect: Dialect,
+    /// Bytes of attestations taken along so far, for all names: several may come with the same ones.
+    pub(super) noted: Cell<usize>,
 }
 
 impl Planner<'_> {

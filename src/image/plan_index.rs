@@ -15,7 +15,7 @@ use super::{Error, Result};
 
 /// Images taken of one index at most: every platform there is, several times over.
 const MAX_PLATFORMS: usize = 256;
-/// Bytes of attestations kept with one name at most.
+/// Bytes of attestations that one import takes along at most.
 const MAX_NOTES: usize = 32 << 20;
 
 /// What stands below a document.
@@ -198,7 +198,7 @@ impl Planner<'_> {
     /// Takes an attestation along, whole or, if it is not all here or too large, not at all.
     fn attestation(&self, descriptor: &Descriptor, tree: &mut Tree) -> Result<()> {
         let limits = self.wish.limits;
-        let kept: usize = tree.notes.iter().map(Vec::len).sum();
+        let kept = self.noted.get();
         let room = (MAX_NOTES - kept) as u64;
         let part = |part: &Descriptor, max: u64| {
             if part.size > max.min(room) {
@@ -232,6 +232,7 @@ impl Planner<'_> {
         }
         let bytes: usize = notes.iter().map(Vec::len).sum();
         if kept + bytes <= MAX_NOTES && tree.notes.len() + notes.len() <= 4 * MAX_PLATFORMS {
+            self.noted.set(kept + bytes);
             tree.notes.extend(notes);
         }
         Ok(())

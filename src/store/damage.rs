@@ -57,9 +57,9 @@ fn path(place: &Place) -> PathBuf {
 fn open(place: &Place, options: &mut OpenOptions) -> io::Result<File> {
     let flags = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
     let file = options.mode(0o600).custom_flags(flags).open(path(place))?;
-    if rustix::process::geteuid().is_root() {
-        // As SQLite does with its files: root looks after the stores of others, too.
-        let owner = std::fs::metadata(&place.database)?;
+    // As SQLite does with its files: root looks after the stores of others, too.
+    let (made, owner) = (file.metadata()?, std::fs::metadata(&place.database)?);
+    if (made.uid(), made.gid()) != (owner.uid(), owner.gid()) {
         fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
     }
     Ok(file)
