@@ -2,7 +2,7 @@
 //!
 //! A lease keeps layers and blobs, but an image that is removed takes its documents along. They are small, so they are
 //! read when the export begins. Beyond [`HELD_BYTES`], which no image made by a builder needs, the rest is read when its
-//! turn comes, and an image removed before that is told as such.
+//! turn comes, and what was removed before that is told as missing.
 
 use std::collections::{HashMap, HashSet};
 
