@@ -71,23 +71,26 @@ impl Layer for StoredLayer {
     }
 
     fn lookup(&self, dir: &LayerNode, name: &OsStr) -> Result<Option<LayerEntry>> {
-        let found = self.reader.lookup_with_inode(dir.key.ino, name);
-        Ok(found
-            .map_err(errno)?
-            .map(|(dirent, inode)| match dirent.target {
-                None => LayerEntry::Whiteout,
-                Some((ino, kind)) => LayerEntry::Node {
-                    node: LayerNode {
-                        key: key(ino),
-                        kind,
-                        dir: Arc::clone(&dir.dir),
-                        name: None,
-                    },
-                    // Those of a lower layer's directory may be the right ones.
-                    attr: inode.as_ref().filter(|i| !i.implicit).map(attr_of),
-                    opaque: inode.map(|inode| inode.opaque),
-                },
-            }))
+        let found = self.reader.lookup(dir.key.ino, name).map_err(errno)?;
+        let Some(dirent) = found else {
+            return Ok(None);
+        };
+        let Some((ino, kind)) = dirent.target else {
+            return Ok(Some(LayerEntry::Whiteout));
+        };
+        // What is damaged is an error for who asks for it.
+        let inode = self.reader.inode(ino).ok().filter(|i| i.kind == kind);
+        Ok(Some(LayerEntry::Node {
+            node: LayerNode {
+                key: key(ino),
+                kind,
+                dir: Arc::clone(&dir.dir),
+                name: None,
+            },
+            // Those of a lower layer's directory may be the right ones.
+            attr: inode.as_ref().filter(|i| !i.implicit).map(attr_of),
+            opaque: inode.map(|inode| inode.opaque),
+        }))
     }
 
     fn read_dir(&self, dir: &LayerNode) -> Result<Vec<LayerDirent>> {

@@ -2,8 +2,9 @@
 
 use std::ops::{Deref, DerefMut};
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) enum Few<T> {
+    #[default]
     None,
     One(T),
     /// Two or more, or what is left of them.
@@ -46,12 +47,6 @@ impl<T> Few<T> {
         let mut all = Vec::from(std::mem::replace(self, Self::None));
         all.retain(keep);
         *self = all.into();
-    }
-}
-
-impl<T> Default for Few<T> {
-    fn default() -> Self {
-        Self::None
     }
 }
 

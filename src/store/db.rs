@@ -114,10 +114,11 @@ impl Database {
                     schema::create(&mut conn)
                 })();
                 made.map_err(|error| error.in_store(&database.place.root))?;
-                // Closing the only connection would empty the log and remove it, for the next one to make anew.
-                drop(database.reader()?);
             }
         }
+        // Closing the only connection would write the log back, remove it, and wait for the disk three times, for the next
+        // one to make it anew.
+        drop(database.reader().map_err(in_store)?);
         Ok(Some(database))
     }
 

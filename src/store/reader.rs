@@ -91,30 +91,6 @@ impl LayerReader {
             .transpose()
     }
 
-    /// The same with its attributes, which are `None` for a whiteout and where they are damaged: asked for by
-    /// [`Self::inode`] they are an error.
-    pub fn lookup_with_inode(
-        &self,
-        dir: u64,
-        name: &OsStr,
-    ) -> Result<Option<(Dirent, Option<Inode>)>> {
-        let found = self.shared.database.read(|conn| {
-            let mut statement = conn.prepare_cached(&LOOKUP_WITH_INODE)?;
-            let row = statement.query_row((self.layer, dir as i64, name.as_bytes()), |row| {
-                let (ino, kind): (i64, i64) = (row.get(13)?, row.get(14)?);
-                Ok((ino, kind, inode_from(ino as u64, row).ok()))
-            });
-            Ok(row.optional()?)
-        })?;
-        found
-            .map(|(ino, kind, inode)| {
-                let dirent = self.dirent(name.as_bytes(), ino, kind)?;
-                let inode = inode.filter(|inode| dirent.target == Some((inode.ino, inode.kind)));
-                Ok((dirent, inode))
-            })
-            .transpose()
-    }
-
     /// All entries, in name (byte) order.
     pub fn read_dir(&self, dir: u64) -> Result<Vec<Dirent>> {
         self.shared.database.read(|conn| {
@@ -219,16 +195,6 @@ pub(super) const INODE_COLUMNS: &str = "kind, perm, uid, gid, mtime_s, mtime_ns,
 
 static INODE: LazyLock<String> =
     LazyLock::new(|| format!("SELECT {INODE_COLUMNS} FROM inode WHERE layer = ?1 AND ino = ?2"));
-
-/// A name of a directory with its inode: the columns that [`inode_from`] reads, then those of the name.
-static LOOKUP_WITH_INODE: LazyLock<String> = LazyLock::new(|| {
-    format!(
-        "SELECT {INODE_COLUMNS}, entry_ino, entry_kind
-         FROM (SELECT layer AS of_layer, ino AS entry_ino, kind AS entry_kind FROM dentry
-               WHERE layer = ?1 AND parent = ?2 AND name = ?3)
-         LEFT JOIN inode ON layer = of_layer AND ino = entry_ino"
-    )
-});
 
 /// Reads and checks a row of [`INODE_COLUMNS`].
 pub(super) fn inode_from(ino: u64, row: &Row<'_>) -> Result<Inode> {
