@@ -1,4 +1,7 @@
-//! System calls that std and rustix do not offer safely. All `unsafe` of the crate lives here.
+//! System calls that std and rustix do not offer safely. All `unsafe` of the crate lives here and in
+//! [`uring`].
+
+pub mod uring;
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
