@@ -123,7 +123,7 @@ impl Mount {
             merge: Merge::default(),
             run_dir: super::mounts::run_dir()?,
             flags: Flags::default(),
-            fuse: fuse::Config::default(),
+            fuse: fuse::Config::from_environment(),
             overlay: overlay::Options {
                 volatile: self.volatile,
                 ..overlay::Options::default()

@@ -117,6 +117,25 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// The default, with what the variable `OVL_IO_URING` says: `on`, `off` or `auto`.
+    pub fn from_environment() -> Self {
+        let io_uring = match std::env::var("OVL_IO_URING").as_deref() {
+            Ok("on") => IoUring::On,
+            Ok("auto") => IoUring::Auto,
+            Ok("off" | "") | Err(std::env::VarError::NotPresent) => IoUring::Off,
+            Ok(_) | Err(std::env::VarError::NotUnicode(_)) => {
+                tracing::warn!("OVL_IO_URING is neither on, off nor auto: taken for off");
+                IoUring::Off
+            }
+        };
+        Self {
+            io_uring,
+            ..Self::default()
+        }
+    }
+}
+
 /// What happened on a mount since it was made.
 #[derive(Debug, Default)]
 pub struct Counters {
