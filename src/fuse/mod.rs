@@ -55,7 +55,7 @@ pub enum ReadDirPlus {
 pub enum IoUring {
     #[default]
     Off,
-    /// A warning is logged where it cannot be had.
+    /// A warning is given where it cannot be had.
     On,
     /// Where it can be had.
     Auto,
