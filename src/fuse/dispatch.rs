@@ -230,3 +230,110 @@ pub fn sought(found: Answer<i64>, payload: &mut [u8]) -> Answer<usize> {
     out.offset(found?)?;
     Ok(out.len())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::fuse::{Config, Counters};
+    use crate::layer::DirLayer;
+    use crate::overlay::{Caller, Options, Overlay, Stack};
+
+    /// The answers of a read-only mount of one file, `file`, with `text` in it.
+    fn answers(dir: &std::path::Path) -> (Answers, seek::Seeker) {
+        std::fs::write(dir.join("file"), "text").expect("write");
+        let stack = Stack {
+            lowers: vec![Arc::new(DirLayer::open(dir).expect("a layer"))],
+            upper: None,
+        };
+        let engine = Arc::new(Overlay::new(stack, &Options::default()).expect("an engine"));
+        let (sender, seeker) = seek::channel();
+        let config = Config::default();
+        (
+            Answers::new(engine, &config, Arc::new(Counters::default()), sender),
+            seeker,
+        )
+    }
+
+    fn head(opcode: u32, node: u64) -> Head {
+        Head {
+            opcode,
+            unique: 2,
+            node: NodeId(node),
+            caller: Caller {
+                uid: 0,
+                gid: 0,
+                pid: 1,
+            },
+        }
+    }
+
+    fn ask(answers: &Answers, head: &Head, words: &[u8], rest: &[u8], room: &mut [u8]) -> Outcome {
+        room[..rest.len()].copy_from_slice(rest);
+        answer(answers, head, words, room, rest.len(), || Box::new(|_| ()))
+    }
+
+    #[test]
+    fn a_file_is_found_and_read() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (answers, _seeker) = answers(dir.path());
+        let mut room = [0; 8192];
+        let found = ask(&answers, &head(1, 1), &[], b"file\0", &mut room);
+        assert_eq!(found, Outcome::Done(Ok(128)));
+        let node = u64::from_ne_bytes(*room.first_chunk().expect("a node"));
+        let words: Vec<u8> = [0_u64, 1, 100]
+            .iter()
+            .flat_map(|n| n.to_ne_bytes())
+            .collect();
+        let read = ask(&answers, &head(15, node), &words, &[], &mut room);
+        assert_eq!(read, Outcome::Done(Ok(3)));
+        assert_eq!(&room[..3], b"ext");
+        let absent = ask(&answers, &head(1, 1), &[], b"none\0", &mut room);
+        assert_eq!(absent, Outcome::Done(Ok(128)));
+        assert_eq!(room[..8], [0; 8]);
+        let made = ask(&answers, &head(9, 1), &[0; 8], b"new\0", &mut room);
+        assert!(matches!(made, Outcome::Done(Err(code)) if code.get() == libc::EROFS));
+        let sought = ask(&answers, &head(46, node), &[0; 24], &[], &mut room);
+        assert_eq!(sought, Outcome::Later);
+    }
+
+    #[test]
+    fn what_is_no_request_is_an_error() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (answers, _seeker) = answers(dir.path());
+        let mut room = [0; 8192];
+        let unknown = ask(&answers, &head(4711, 1), &[], &[], &mut room);
+        assert_eq!(unknown, Outcome::Done(Err(Code::ENOSYS)));
+        let nameless = ask(&answers, &head(1, 1), &[], b"no end", &mut room);
+        assert_eq!(nameless, Outcome::Done(Err(Code::EIO)));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_answered_within_the_room(
+            requests in prop::collection::vec(
+                (
+                    1_u32..56,
+                    0_u64..4,
+                    prop::collection::vec(prop_oneof![3 => Just(0_u8), 1 => any::<u8>()], 128),
+                    prop::collection::vec(prop_oneof![Just(0_u8), Just(b'f'), any::<u8>()], 0..64),
+                ),
+                0..20,
+            ),
+        ) {
+            let dir = tempfile::tempdir().expect("temporary directory");
+            let (answers, _seeker) = answers(dir.path());
+            let mut room = vec![0; 8192];
+            for (opcode, node, words, rest) in requests {
+                if let Outcome::Done(Ok(len)) =
+                    ask(&answers, &head(opcode, node), &words, &rest, &mut room)
+                {
+                    prop_assert!(len <= room.len());
+                }
+            }
+        }
+    }
+}

@@ -55,15 +55,16 @@ impl Prepared {
         let queues = possible_processors()?;
         let device = Arc::new(device);
         let allowed = rustix::thread::sched_getaffinity(None)?;
+        let ours = |cpu: &usize| *cpu < CpuSet::MAX_CPU && allowed.is_set(*cpu);
         let mut served: Vec<(Option<usize>, Vec<u16>)> = (0..queues)
-            .filter(|cpu| *cpu < CpuSet::MAX_CPU && allowed.is_set(*cpu))
+            .filter(ours)
             .map(|cpu| (Some(cpu), vec![cpu as u16]))
             .collect();
         if served.is_empty() {
             served.push((None, Vec::new()));
         }
         // Processors that are not there, or not for us: nobody asks from them, or somebody else's thread answers.
-        let others = (0..queues).filter(|cpu| !allowed.is_set(*cpu));
+        let others = (0..queues).filter(|cpu| !ours(cpu));
         for (at, cpu) in others.enumerate() {
             let at = at % served.len();
             served[at].1.push(cpu as u16);
@@ -265,7 +266,13 @@ impl Thread {
 
     /// Acts on all events that are there. False at the end.
     fn take_all(&mut self) -> io::Result<bool> {
+        let mut first = true;
         while let Some(event) = self.worker.ring.event() {
+            if !first {
+                // The answer before this one does not wait for this one.
+                self.worker.ring.submit()?;
+            }
+            first = false;
             match event {
                 Event::Slot(slot, Ok(())) => {
                     self.slots[slot] = Slot::Used;
