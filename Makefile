@@ -20,7 +20,8 @@ images: ## Make the test images (once; kept in ~/.cache/ovl-test-images)
 	@fixtures/setup.sh test
 	@for set in base small five; do fixtures/images.sh $$set; done
 
-bench: ## Measure ovl against other file systems and image stores; writes docs/benchmarks.md (root; an hour or two)
+# ONLY=data,metadata,changes,programs,memory,mount,store,containers (or keys of rows): only these are measured, the others kept.
+bench: ## Measure ovl against other file systems and image stores; writes docs/benchmarks.md (root; hours; ONLY=GROUPS)
 	@$(MAKE) -s bench-with MODE=full
 
 bench-quick: ## The same in under ten minutes, with fewer and smaller files
@@ -28,7 +29,7 @@ bench-quick: ## The same in under ten minutes, with fewer and smaller files
 
 bench-with: target/peers/bin/fuse-overlayfs
 	@fixtures/setup.sh bench
-	$(CARGO) bench --locked --bench ovl -- --mode $(MODE) --out docs
+	$(CARGO) bench --locked --bench ovl -- --mode $(MODE) --out docs $(if $(ONLY),--only $(ONLY))
 
 target/peers/bin/fuse-overlayfs:
 	$(CARGO) install --locked --root target/peers fuse-overlayfs@2.0.0

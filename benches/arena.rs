@@ -3,7 +3,7 @@
 //!
 //! Nothing of it survives: the benchmark runs in a mount namespace of its own, the image file is unlinked as soon as it
 //! is mounted, and the loop device frees itself with the last unmount, whether this process returns, panics or is
-//! killed.
+//! killed; no process that keeps the mount outlives it either (see `place`).
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -12,22 +12,28 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use rustix::mount::UnmountFlags;
 
-use crate::command::{command, output, run};
+use super::command::{command, output, run};
 
 pub struct Arena {
     at: PathBuf,
     /// Its root, to sync it by; gone before unmounting.
     root: Option<File>,
-    _dir: tempfile::TempDir,
 }
 
 impl Arena {
-    pub fn new(bytes: u64, inodes: u64) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("ovl-bench.").tempdir()?;
-        let image = dir.path().join("disk");
-        write_zeros(&image, bytes)
-            .context("making the disk image; TMPDIR can name a roomier place")?;
-        let at = dir.path().join("mnt");
+    /// `sparse` saves the time of writing the image file, at the price of figures that mean less.
+    pub fn new(bytes: u64, inodes: u64, sparse: bool) -> Result<Self> {
+        // Our own (see `place`); a short name, because podman refuses long ones.
+        let dir = std::env::temp_dir();
+        let image = dir.join("disk");
+        match sparse {
+            true => File::create_new(&image)
+                .and_then(|file| file.set_len(bytes))
+                .map_err(Into::into),
+            false => write_zeros(&image, bytes),
+        }
+        .context("making the disk image; TMPDIR can name a roomier place")?;
+        let at = dir.join("mnt");
         fs::create_dir(&at)?;
         // Lazy initialisation would go on in the background of the first minutes.
         let options = [
@@ -42,11 +48,7 @@ impl Arena {
             .args(["-N", &inodes.to_string()])
             .arg(&image))?;
         run(command("mount", ["-o", "loop"]).arg(&image).arg(&at))?;
-        let mut arena = Self {
-            at,
-            root: None,
-            _dir: dir,
-        };
+        let mut arena = Self { at, root: None };
         fs::remove_file(&image)?;
         arena.root = Some(File::open(&arena.at)?);
         let device = output(command("findmnt", ["-n", "-o", "SOURCE"]).arg(&arena.at))?;
@@ -57,6 +59,21 @@ impl Arena {
 
     pub fn path(&self) -> &Path {
         &self.at
+    }
+
+    /// A message without this machine's paths.
+    pub fn hidden(&self, words: &str) -> String {
+        let mut words = words
+            .replace(&*self.at.to_string_lossy(), "ARENA")
+            .replace(super::systems::OVL, "ovl")
+            .replace(env!("CARGO_MANIFEST_DIR"), "REPOSITORY");
+        for (name, sign) in [("OVL_CACHE", "CACHE"), ("HOME", "~")] {
+            let path = std::env::var(name).unwrap_or_default();
+            if path.len() > 1 {
+                words = words.replace(&path, sign);
+            }
+        }
+        words
     }
 
     /// Writes out what earlier work left dirty, so that it is not charged to the next.

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::command::command;
-use crate::daemon::{self, Usage};
+use super::command::command;
+use super::daemon::{self, Usage};
 
 const START: Duration = Duration::from_secs(60);
 

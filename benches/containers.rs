@@ -7,12 +7,12 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::arena::Arena;
-use crate::command::{command, output, run};
-use crate::corpus::test_images;
-use crate::results::ContainerStart;
-use crate::stats::Random;
-use crate::systems::OVL;
+use super::arena::Arena;
+use super::command::{command, output, run};
+use super::corpus::test_images;
+use super::results::ContainerStart;
+use super::stats::Random;
+use super::systems::OVL;
 
 const IMAGE: &str = "localhost/five:1";
 
@@ -85,12 +85,16 @@ const RUNNERS: [Runner; 2] = [
     },
 ];
 
-/// Both, so many times, in random order: cold, with the kernel's caches dropped, and then warm.
+/// A program that could not be measured, and why.
+type Failures = Vec<(&'static str, anyhow::Error)>;
+
+/// All, so many times, in random order: cold, with the kernel's caches dropped, and then warm. One that fails is not asked
+/// again.
 pub fn measure(
     arena: &Arena,
     repetitions: usize,
     random: &mut Random,
-) -> Result<Vec<ContainerStart>> {
+) -> Result<(Vec<ContainerStart>, Failures)> {
     let place = Place(arena.path().join("containers"));
     fs::create_dir_all(&place.0)?;
     fs::write(
@@ -101,42 +105,68 @@ pub fn measure(
         ),
     )?;
     let archive = test_images("five")?.join("v1.docker.tar");
+    let mut failures = Failures::new();
     let mut starts = Vec::new();
-    for (runner, version) in RUNNERS.iter().zip([OVL, "podman"]) {
-        run(&mut (runner.load)(&place, &archive))?;
-        let version = output(&mut command(version, ["--version"]))?;
-        starts.push(ContainerStart {
-            id: runner.id.to_owned(),
-            title: runner.title.to_owned(),
-            version: version
-                .split_whitespace()
-                .find(|word| word.starts_with(|c: char| c.is_ascii_digit()))
-                .unwrap_or_default()
-                .to_owned(),
-            ..ContainerStart::default()
-        });
+    for runner in &RUNNERS {
+        match prepared(runner, &place, &archive) {
+            Ok(start) => starts.push((runner, start)),
+            Err(error) => failures.push((runner.title, error)),
+        }
     }
-    let mut order: Vec<usize> = (0..RUNNERS.len()).collect();
     for repetition in 0..repetitions {
         eprintln!("containers {}/{repetitions}", repetition + 1);
         for cold in [true, false] {
-            random.shuffle(&mut order);
-            for &which in &order {
-                match cold {
-                    true => arena.drop_caches()?,
-                    false => arena.settle()?,
-                }
-                let mut start = (RUNNERS[which].start)(&place);
-                let began = Instant::now();
-                run(&mut start)?;
-                let seconds = began.elapsed().as_secs_f64();
-                match cold {
-                    true => starts[which].cold.push(seconds),
-                    false => starts[which].warm.push(seconds),
+            random.shuffle(&mut starts);
+            let mut kept = Vec::new();
+            for (runner, mut start) in std::mem::take(&mut starts) {
+                match once(runner, &place, arena, cold) {
+                    Ok(seconds) => {
+                        let list = if cold {
+                            &mut start.cold
+                        } else {
+                            &mut start.warm
+                        };
+                        list.push(seconds);
+                        kept.push((runner, start));
+                    }
+                    Err(error) => failures.push((runner.title, error)),
                 }
             }
+            starts = kept;
         }
     }
-    // What podman may have left mounted is in this namespace only and goes with the arena.
-    Ok(starts)
+    starts.sort_by_key(|(runner, _)| RUNNERS.iter().position(|known| known.id == runner.id));
+    // What podman may have left mounted is in this namespace only and goes with it.
+    Ok((
+        starts.into_iter().map(|(_, start)| start).collect(),
+        failures,
+    ))
+}
+
+/// Takes the image in.
+fn prepared(runner: &Runner, place: &Place, archive: &Path) -> Result<ContainerStart> {
+    run(&mut (runner.load)(place, archive))?;
+    let program = (runner.load)(place, archive);
+    let version = output(&mut command(program.get_program(), ["--version"]))?;
+    Ok(ContainerStart {
+        id: runner.id.to_owned(),
+        title: runner.title.to_owned(),
+        version: version
+            .split_whitespace()
+            .find(|word| word.starts_with(|c: char| c.is_ascii_digit()))
+            .unwrap_or_default()
+            .to_owned(),
+        ..ContainerStart::default()
+    })
+}
+
+fn once(runner: &Runner, place: &Place, arena: &Arena, cold: bool) -> Result<f64> {
+    match cold {
+        true => arena.drop_caches()?,
+        false => arena.settle()?,
+    }
+    let mut start = (runner.start)(place);
+    let began = Instant::now();
+    run(&mut start)?;
+    Ok(began.elapsed().as_secs_f64())
 }

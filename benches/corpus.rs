@@ -1,23 +1,25 @@
-//! What is measured on: the lower tree (a Debian root, many small files, files to be changed, one big file), trees for
-//! walks and mounts, an archive to unpack, a repository to clone. All of it inside the arena.
+//! What is measured on: the lower tree (a Debian root, many small files, files to be changed, a big directory, a crate, one
+//! big file), trees for walks and mounts, an archive to unpack, a repository to clone, a package to install. All of it inside the arena.
 
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
-use crate::arena::Arena;
-use crate::command::{command, output, run};
-use crate::settings::Sizes;
-use crate::stats::Random;
-use crate::systems::{Lower, ovl};
+use super::arena::Arena;
+use super::command::{command, output, run};
+use super::session::{Lower, ovl};
+use super::settings::Sizes;
+use super::stats::Random;
 
 /// Names inside the lower tree.
 pub const DEBIAN: &str = "debian";
 pub const CHANGES: &str = "changes";
 pub const BIG: &str = "big/data";
+pub const BIG_DIRECTORY: &str = "many";
+pub const CRATE: &str = "crate";
 
 const FILES_PER_DIRECTORY: usize = 100;
 /// Small files are 64 B to this.
@@ -35,10 +37,13 @@ pub struct Corpus {
     pub archive: PathBuf,
     /// A git repository, packed.
     pub repository: PathBuf,
+    /// A Debian package of small files.
+    pub package: PathBuf,
 }
 
 impl Corpus {
-    pub fn new(arena: &Arena, sizes: &Sizes) -> Result<Self> {
+    /// The trees that are walked and mounted are made if they are `wanted`: that takes a while.
+    pub fn new(arena: &Arena, sizes: &Sizes, wanted: bool) -> Result<Self> {
         let at = |name: &str| arena.path().join(name);
         let mut random = Random::new(1);
         let lower = Lower {
@@ -50,6 +55,9 @@ impl Corpus {
         random.shuffle(&mut small);
         small_files(&lower.dir, CHANGES, sizes.lower_changes, &mut random)?;
         big_file(&lower.dir.join(BIG), sizes.big_file, &mut random)?;
+        big_directory(&lower.dir.join(BIG_DIRECTORY), sizes.big_directory)?;
+        rust_crate(&lower.dir.join(CRATE), sizes.crate_modules)?;
+        let package = package(&at("package"), sizes.package_files, &mut random)?;
         let repository = repository(&at("repository"), sizes.clone_files, &mut random)?;
 
         let walk = Lower {
@@ -73,7 +81,7 @@ impl Corpus {
                 sizes.huge_files,
             ),
         ];
-        mounted.retain(|(_, files)| *files > 0);
+        mounted.retain(|(_, files)| wanted && *files > 0);
         for (tree, files) in &mounted {
             empty_files(&tree.dir, *files)?;
             import(arena, tree)?;
@@ -87,6 +95,7 @@ impl Corpus {
             mounted,
             archive,
             repository,
+            package,
         })
     }
 }
@@ -175,21 +184,9 @@ fn empty_files(root: &Path, count: usize) -> Result<()> {
 fn repository(at: &Path, files: usize, random: &mut Random) -> Result<PathBuf> {
     small_files(at, "src", files, random)?;
     let git = |words: &[&str]| {
-        let mut git = command(
-            "git",
-            [
-                "-c",
-                "user.name=bench",
-                "-c",
-                "user.email=bench@localhost",
-                "-C",
-            ],
-        );
-        git.arg(at)
-            .args(words)
-            .env("GIT_CONFIG_GLOBAL", "/dev/null")
-            .env("GIT_CONFIG_SYSTEM", "/dev/null");
-        run(&mut git)
+        let mut git = git();
+        git.args(["-c", "user.name=bench", "-c", "user.email=bench@localhost"]);
+        run(git.arg("-C").arg(at).args(words))
     };
     git(&["init", "-q"])?;
     git(&["add", "."])?;
@@ -198,8 +195,68 @@ fn repository(at: &Path, files: usize, random: &mut Random) -> Result<PathBuf> {
     Ok(at.to_owned())
 }
 
+/// git without this machine's settings.
+pub fn git() -> Command {
+    let mut git = command("git", [""; 0]);
+    git.env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_CONFIG_SYSTEM", "/dev/null");
+    git
+}
+
+fn big_directory(at: &Path, count: usize) -> Result<()> {
+    fs::create_dir_all(at)?;
+    for number in 0..count {
+        File::create_new(at.join(format!("entry-{number:06}")))?;
+    }
+    Ok(())
+}
+
+/// A crate without dependencies: a program over so many modules, each used.
+fn rust_crate(at: &Path, modules: usize) -> Result<()> {
+    let src = at.join("src");
+    fs::create_dir_all(&src)?;
+    fs::write(
+        at.join("Cargo.toml"),
+        "[package]\nname = \"benchmark\"\nversion = \"0.1.0\"\nedition = \"2021\"\n\n[workspace]\n",
+    )?;
+    let mut main = String::new();
+    let mut sum = String::from("fn main() {\n    let mut sum = 0u64;\n");
+    for number in 0..modules {
+        let module = format!(
+            "/// Adds what is in a map of words.\npub fn work(seed: u64) -> u64 {{\n    \
+            let mut map = std::collections::BTreeMap::new();\n    \
+            for n in 0..seed + {number} {{\n        map.insert(format!(\"word {{n}}\"), n);\n    }}\n    \
+            map.iter().map(|(word, n)| word.len() as u64 + n).sum()\n}}\n"
+        );
+        fs::write(src.join(format!("m{number:03}.rs")), module)?;
+        main += &format!("mod m{number:03};\n");
+        sum += &format!("    sum += m{number:03}::work({number});\n");
+    }
+    sum += "    assert!(sum < u64::MAX);\n}\n";
+    Ok(fs::write(src.join("main.rs"), main + &sum)?)
+}
+
+/// A Debian package of so many small files, without scripts, not compressed: unpacking is what is measured.
+fn package(at: &Path, files: usize, random: &mut Random) -> Result<PathBuf> {
+    small_files(&at.join("tree/usr/share"), "ovl-benchmark", files, random)?;
+    let control = at.join("tree/DEBIAN");
+    fs::create_dir(&control)?;
+    fs::write(
+        control.join("control"),
+        "Package: ovl-benchmark\nVersion: 1\nArchitecture: all\nMaintainer: nobody <nobody@localhost>\n\
+        Description: small files to be installed\n",
+    )?;
+    let to = at.join("package.deb");
+    run(
+        command("dpkg-deb", ["--build", "--root-owner-group", "-Znone"])
+            .arg(at.join("tree"))
+            .arg(&to),
+    )?;
+    Ok(to)
+}
+
 /// Imports a tree as a root file system of one layer.
-fn import(arena: &Arena, tree: &Lower) -> Result<()> {
+pub fn import(arena: &Arena, tree: &Lower) -> Result<()> {
     let mut tar = command("tar", ["-cf", "-", "-C"])
         .arg(&tree.dir)
         .arg(".")

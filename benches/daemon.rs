@@ -96,6 +96,18 @@ impl Daemon {
         usage(self.child.id())
     }
 
+    /// Whether it has a ring of io_uring(7) open.
+    pub fn uses_ring(&self) -> Result<bool> {
+        for entry in fs::read_dir(format!("/proc/{}/fd", self.child.id()))? {
+            // One may be closed meanwhile.
+            let target = fs::read_link(entry?.path()).unwrap_or_default();
+            if target.as_os_str() == "anon_inode:[io_uring]" {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Unmounts and waits for the daemon's end.
     pub fn stop(mut self) -> Result<()> {
         unmount(&self.at)?;

@@ -99,6 +99,17 @@ pub fn filled(path: &Path, bytes: u64) -> Result<()> {
     Ok(file.sync_all()?)
 }
 
+/// Lists a directory and counts.
+pub fn entries(dir: &Path) -> Result<usize> {
+    let list = fs::read_dir(dir).with_context(|| format!("listing {}", dir.display()))?;
+    let mut count = 0;
+    for entry in list {
+        entry.with_context(|| format!("listing {}", dir.display()))?;
+        count += 1;
+    }
+    Ok(count)
+}
+
 /// Reads a file once, so that it is cached.
 pub fn warm(path: &Path) -> Result<()> {
     let mut file = File::open(path)?;

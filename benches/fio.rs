@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::command::{command, output};
+use super::command::{command, output};
 
 /// One job on one existing file.
 #[derive(Clone, Copy, Debug)]
@@ -14,9 +14,41 @@ pub struct Job<'a> {
     /// fio's `rw`.
     pub pattern: &'a str,
     pub block: &'a str,
+    pub engine: Engine,
+    /// Around the page cache, with O_DIRECT.
+    pub direct: bool,
     /// fsync after each write.
     pub fsync: bool,
     pub until: Until,
+}
+
+/// How fio asks for each block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// pread and pwrite, one after another.
+    Psync,
+    /// io_uring with [`DEPTH`] requests on their way.
+    Uring,
+    /// Through a mapping, one page after another.
+    Mmap,
+}
+
+/// Requests under way with io_uring.
+pub const DEPTH: usize = 16;
+
+impl<'a> Job<'a> {
+    /// Buffered pread or pwrite.
+    pub fn new(file: &'a Path, pattern: &'a str, block: &'a str, until: Until) -> Self {
+        Self {
+            file,
+            pattern,
+            block,
+            engine: Engine::Psync,
+            direct: false,
+            fsync: false,
+            until,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -37,18 +69,21 @@ pub struct Rate {
 pub fn run(job: &Job<'_>) -> Result<Rate> {
     let mut fio = command(
         "fio",
-        [
-            "--name=row",
-            "--ioengine=psync",
-            "--output-format=json",
-            "--fallocate=none",
-        ],
+        ["--name=row", "--output-format=json", "--fallocate=none"],
     );
     // By default fio drops the file from the page cache first.
     fio.args(["--invalidate=0", "--randrepeat=0", "--group_reporting"]);
     fio.arg(format!("--filename={}", job.file.display()));
     fio.arg(format!("--rw={}", job.pattern))
         .arg(format!("--bs={}", job.block));
+    match job.engine {
+        Engine::Psync => fio.arg("--ioengine=psync"),
+        Engine::Uring => fio.args(["--ioengine=io_uring", &format!("--iodepth={DEPTH}")]),
+        Engine::Mmap => fio.arg("--ioengine=mmap"),
+    };
+    if job.direct {
+        fio.arg("--direct=1");
+    }
     if job.fsync {
         fio.arg("--fsync=1");
     }

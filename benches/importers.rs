@@ -6,20 +6,27 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::arena::Arena;
-use crate::command::{Cost, command, cost, disk_usage, output, run};
-use crate::containerd::{Containerd, ctr};
-use crate::corpus::test_images;
-use crate::results::ImportCosts;
-use crate::stats::Random;
-use crate::systems::OVL;
+use super::arena::Arena;
+use super::command::{Cost, command, cost, disk_usage, output, run};
+use super::containerd::{Containerd, ctr};
+use super::corpus::test_images;
+use super::results::ImportCosts;
+use super::stats::Random;
+use super::systems::OVL;
+
+/// Made of the store and the directory to mount at.
+type MountCommand = fn(&Path, &Path) -> Command;
 
 /// One program that takes images in.
 struct Importer {
     id: &'static str,
     title: &'static str,
-    /// The command for version 1 or 2.
-    import: fn(&Images, &Path, u8) -> Command,
+    /// The command that takes in an archive.
+    import: fn(&Images, &Path, Source) -> Command,
+    /// Whether it reads archives with gzip layers, too.
+    gzip: bool,
+    /// The commands that mount version 1 and unmount it again, where there are such.
+    mount: Option<[MountCommand; 2]>,
     /// The command that writes version 1 to an archive, where there is one.
     export: Option<fn(&Path, &Path) -> Command>,
     /// The command that removes version 1 and gives its space back, where there is one.
@@ -27,6 +34,24 @@ struct Importer {
     /// Whether containerd must run meanwhile.
     daemon: bool,
     version: &'static [&'static str],
+}
+
+/// What is taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    /// A docker archive of this version, its layers plain.
+    Docker(u8),
+    /// The first version as an OCI archive, its layers compressed with gzip.
+    Gzip,
+}
+
+impl Source {
+    fn version(self) -> u8 {
+        match self {
+            Self::Docker(version) => version,
+            Self::Gzip => 1,
+        }
+    }
 }
 
 fn own(store: &Path) -> Command {
@@ -56,11 +81,11 @@ const IMPORTERS: &[Importer] = &[
         id: "ovl",
         title: "ovl import",
         version: &[OVL, "--version"],
-        import: |images, store, version| {
+        import: |images, store, source| {
             let mut ovl = own(store);
             ovl.args(["--progress", "none", "import", "--replace", "--tag"])
-                .arg(format!("five:{version}"));
-            ovl.arg(images.archive(version));
+                .arg(format!("five:{}", source.version()));
+            ovl.arg(images.archive(source));
             ovl
         },
         export: Some(|store, to| {
@@ -80,20 +105,39 @@ const IMPORTERS: &[Importer] = &[
             both.arg(OVL).arg(store);
             both
         }),
+        gzip: true,
+        mount: Some([
+            |store, at| {
+                let mut ovl = own(store);
+                ovl.env("OVL_RUN", store.join("run"));
+                ovl.args(["mount", "five:1"])
+                    .arg(at.with_extension("upper"));
+                ovl.arg(at);
+                ovl
+            },
+            |store, at| {
+                let mut ovl = own(store);
+                ovl.env("OVL_RUN", store.join("run"));
+                ovl.arg("umount").arg(at);
+                ovl
+            },
+        ]),
         daemon: false,
     },
     Importer {
         id: "skopeo",
         title: "skopeo copy",
         version: &["skopeo", "--version"],
-        import: |images, store, version| {
+        import: |images, store, source| {
             let mut skopeo = command("skopeo", ["--insecure-policy", "copy", "-q"]);
             skopeo
-                .arg(format!(
-                    "docker-archive:{}",
-                    images.archive(version).display()
-                ))
-                .arg(containers_storage(store, version));
+                .arg(match source {
+                    Source::Docker(_) => {
+                        format!("docker-archive:{}", images.archive(source).display())
+                    }
+                    Source::Gzip => format!("oci-archive:{}", images.archive(source).display()),
+                })
+                .arg(containers_storage(store, source.version()));
             skopeo
         },
         export: Some(|store, to| {
@@ -104,17 +148,19 @@ const IMPORTERS: &[Importer] = &[
             skopeo
         }),
         remove: None,
+        gzip: true,
+        mount: None,
         daemon: false,
     },
     Importer {
         id: "podman",
         title: "podman load",
         version: &["podman", "--version"],
-        import: |images, store, version| {
+        import: |images, store, source| {
             let mut podman = podman(store);
             podman
                 .args(["load", "-q", "-i"])
-                .arg(images.archive(version));
+                .arg(images.archive(source));
             podman
         },
         export: Some(|store, to| {
@@ -127,15 +173,28 @@ const IMPORTERS: &[Importer] = &[
             podman.args(["rmi", "five:1"]);
             podman
         }),
+        gzip: true,
+        mount: Some([
+            |store, _| {
+                let mut podman = podman(store);
+                podman.args(["image", "mount", "five:1"]);
+                podman
+            },
+            |store, _| {
+                let mut podman = podman(store);
+                podman.args(["image", "unmount", "five:1"]);
+                podman
+            },
+        ]),
         daemon: false,
     },
     Importer {
         id: "ctr",
         title: "ctr image import",
         version: &["containerd", "--version"],
-        import: |images, store, version| {
+        import: |images, store, source| {
             let mut ctr = ctr(store, ["image", "import"]);
-            ctr.arg(images.archive(version));
+            ctr.arg(images.archive(source));
             ctr
         },
         export: Some(|store, to| {
@@ -144,24 +203,41 @@ const IMPORTERS: &[Importer] = &[
             ctr
         }),
         remove: Some(|store| ctr(store, ["image", "rm", "--sync", "localhost/five:1"])),
+        gzip: true,
+        mount: Some([
+            |store, at| {
+                let mut ctr = ctr(store, ["image", "mount", "localhost/five:1"]);
+                ctr.arg(at);
+                ctr
+            },
+            |store, at| {
+                let mut ctr = ctr(store, ["image", "unmount", "--rm"]);
+                ctr.arg(at);
+                ctr
+            },
+        ]),
         daemon: true,
     },
     Importer {
         id: "umoci",
         title: "umoci unpack",
         version: &["umoci", "--version"],
-        import: |images, store, version| {
+        import: |images, store, source| {
             let mut umoci = command("umoci", ["unpack", "--image"]);
             umoci
-                .arg(format!("{}:v{version}", images.layout.display()))
-                .arg(store.join(format!("bundle{version}")));
+                .arg(format!("{}:v{}", images.layout.display(), source.version()))
+                .arg(store.join(format!("bundle{}", source.version())));
             umoci
         },
         export: None,
         remove: None,
+        gzip: false,
+        mount: None,
         daemon: false,
     },
 ];
+
+const FIRST: Source = Source::Docker(1);
 
 /// The two versions of the five-layer image.
 struct Images {
@@ -173,8 +249,11 @@ struct Images {
 }
 
 impl Images {
-    fn archive(&self, version: u8) -> PathBuf {
-        self.dir.join(format!("v{version}.docker.tar"))
+    fn archive(&self, source: Source) -> PathBuf {
+        self.dir.join(match source {
+            Source::Docker(version) => format!("v{version}.docker.tar"),
+            Source::Gzip => "v1.oci.tar".to_owned(),
+        })
     }
 
     fn new(arena: &Arena) -> Result<Self> {
@@ -204,7 +283,7 @@ impl Images {
     fn unique_layer_bytes(&self) -> Result<u64> {
         let mut layers = std::collections::BTreeMap::new();
         for version in [1, 2] {
-            let list = output(command("tar", ["-tvf"]).arg(self.archive(version)))?;
+            let list = output(command("tar", ["-tvf"]).arg(self.archive(Source::Docker(version))))?;
             for line in list.lines().filter(|line| line.starts_with('-')) {
                 let words: Vec<&str> = line.split_whitespace().collect();
                 let [_, _, size, .., name] = words[..] else {
@@ -227,40 +306,63 @@ pub struct Store {
     pub costs: Vec<ImportCosts>,
     pub unique_layer_bytes: u64,
     pub archive_bytes: u64,
+    pub gzip_bytes: u64,
 }
 
 /// Every importer `repetitions` times, in random order, the archive cached; the disk it takes is looked at once.
-pub fn measure(arena: &Arena, repetitions: usize, random: &mut Random) -> Result<Store> {
+/// Archives with gzip layers are taken in each time or only once, too.
+pub fn measure(
+    arena: &Arena,
+    repetitions: usize,
+    each_gzip: bool,
+    random: &mut Random,
+) -> Result<Store> {
     let images = Images::new(arena)?;
-    let mut costs: Vec<ImportCosts> = IMPORTERS.iter().map(blank).collect::<Result<_>>()?;
+    let mut costs: Vec<ImportCosts> = IMPORTERS.iter().map(blank).collect();
     for repetition in 0..repetitions {
         let mut order: Vec<usize> = (0..IMPORTERS.len()).collect();
         random.shuffle(&mut order);
         for which in order {
             let importer = &IMPORTERS[which];
+            if costs[which].failure.is_some() {
+                continue;
+            }
             eprintln!("store {}/{repetitions}: {}", repetition + 1, importer.title);
-            if let Err(error) = once(importer, &images, arena, &mut costs[which], repetition == 0) {
+            let first = repetition == 0;
+            let cost = &mut costs[which];
+            let mut measured = once(importer, &images, arena, cost, first);
+            if importer.gzip && (first || each_gzip) {
+                measured = measured.and_then(|()| once_gzip(importer, &images, arena, cost));
+            }
+            if let Err(error) = measured {
                 // The last line of what the program said, without this machine's paths.
                 let words = format!("{error:#}");
-                let last = words.lines().last().unwrap_or_default();
-                let last = last.replace(&*arena.path().to_string_lossy(), "ARENA");
-                costs[which].failure = Some(last.replace(&*images.dir.to_string_lossy(), "IMAGES"));
+                let last = arena.hidden(words.lines().last().unwrap_or_default());
+                let last = last.replace(&*images.dir.to_string_lossy(), "IMAGES");
+                eprintln!("{} failed: {last}", importer.title);
+                costs[which].failure = Some(last);
             }
         }
     }
     let unique_layer_bytes = images.unique_layer_bytes()?;
-    let archive_bytes = fs::metadata(images.archive(1))?.len();
+    let archive_bytes = fs::metadata(images.archive(FIRST))?.len();
+    let gzip_bytes = fs::metadata(images.archive(Source::Gzip))?.len();
     fs::remove_dir_all(&images.layout)?;
     Ok(Store {
         costs,
         unique_layer_bytes,
         archive_bytes,
+        gzip_bytes,
     })
 }
 
-fn blank(importer: &Importer) -> Result<ImportCosts> {
-    let said = output(&mut command(importer.version[0], &importer.version[1..]))?;
-    Ok(ImportCosts {
+/// One that is not there is a failure of its own.
+fn blank(importer: &Importer) -> ImportCosts {
+    let said = output(&mut command(importer.version[0], &importer.version[1..]));
+    let failure = said.as_ref().err().map(|error| format!("{error:#}"));
+    let said = said.unwrap_or_default();
+    ImportCosts {
+        failure,
         id: importer.id.to_owned(),
         title: importer.title.to_owned(),
         version: said
@@ -273,7 +375,7 @@ fn blank(importer: &Importer) -> Result<ImportCosts> {
             .unwrap_or_default()
             .to_owned(),
         ..ImportCosts::default()
-    })
+    }
 }
 
 fn once(
@@ -287,7 +389,7 @@ fn once(
     fs::create_dir_all(&store)?;
     let note = arena.path().join("time");
     let archive = arena.path().join("exported");
-    crate::drivers::warm(&images.archive(1))?;
+    super::drivers::warm(&images.archive(FIRST))?;
     arena.settle()?;
     let mut run = || -> Result<()> {
         let daemon = importer
@@ -295,7 +397,7 @@ fn once(
             .then(|| Containerd::start(&store))
             .transpose()?;
         let used = |command: Command| spent(command, images, &note, daemon.as_ref());
-        let first = used((importer.import)(images, &store, 1))?;
+        let first = used((importer.import)(images, &store, FIRST))?;
         costs.seconds.push(first.seconds);
         costs.cpu.push(first.cpu);
         costs.memory = costs.memory.max(first.memory);
@@ -310,14 +412,48 @@ fn once(
             fs::remove_file(&archive)?;
             arena.settle()?;
         }
+        if let Some([mount, unmount]) = importer.mount {
+            let at = arena.path().join("importer.mnt");
+            fs::create_dir_all(&at)?;
+            costs.mount_seconds.push(used(mount(&store, &at))?.seconds);
+            used(unmount(&store, &at))?;
+        }
         if with_disk {
-            costs.second_seconds = Some(used((importer.import)(images, &store, 2))?.seconds);
+            costs.second_seconds =
+                Some(used((importer.import)(images, &store, Source::Docker(2)))?.seconds);
             arena.settle()?;
             costs.disk_both = Some(disk_usage(&store)?);
         }
         if let Some(remove) = importer.remove {
             costs.remove_seconds.push(used(remove(&store))?.seconds);
         }
+        Ok(())
+    };
+    let result = run();
+    clear(&store)?;
+    result
+}
+
+fn once_gzip(
+    importer: &Importer,
+    images: &Images,
+    arena: &Arena,
+    costs: &mut ImportCosts,
+) -> Result<()> {
+    let store = arena.path().join("importer");
+    fs::create_dir_all(&store)?;
+    super::drivers::warm(&images.archive(Source::Gzip))?;
+    arena.settle()?;
+    let mut run = || -> Result<()> {
+        let daemon = importer
+            .daemon
+            .then(|| Containerd::start(&store))
+            .transpose()?;
+        let import = (importer.import)(images, &store, Source::Gzip);
+        let note = arena.path().join("time");
+        let cost = spent(import, images, &note, daemon.as_ref())?;
+        costs.gzip_seconds.push(cost.seconds);
+        costs.gzip_cpu.push(cost.cpu);
         Ok(())
     };
     let result = run();

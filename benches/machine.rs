@@ -5,8 +5,8 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::command::{command, output};
-use crate::results::Machine;
+use super::command::{command, output};
+use super::results::Machine;
 
 /// Programs whose version matters, and how they are asked.
 const PROGRAMS: &[(&str, &[&str])] = &[
@@ -14,6 +14,10 @@ const PROGRAMS: &[(&str, &[&str])] = &[
     ("tar", &["--version"]),
     ("git", &["--version"]),
     ("find", &["--version"]),
+    ("sqlite3", &["--version"]),
+    ("cargo", &["--version"]),
+    ("dpkg", &["--version"]),
+    ("dbench", &["--version"]),
 ];
 
 pub fn machine() -> Result<Machine> {
@@ -29,13 +33,19 @@ pub fn machine() -> Result<Machine> {
     let kib: u64 = value("/proc/meminfo", "MemTotal")?
         .trim_end_matches(" kB")
         .parse()?;
-    let version = |(program, words): &(&str, &[&str])| -> Result<String> {
-        let said = output(&mut command(program, *words))?;
-        let line = said.lines().next().unwrap_or_default();
-        Ok(format!(
-            "{program} {}",
-            line.rsplit([' ', '-']).next().unwrap_or_default()
-        ))
+    let version = |(program, words): &(&str, &[&str])| -> String {
+        let said = command(program, *words).output();
+        let said = said.map(|said| [said.stdout, said.stderr].concat());
+        let line = said.map(|said| String::from_utf8_lossy(&said).into_owned());
+        match line
+            .as_deref()
+            .unwrap_or_default()
+            .split([' ', '-', '\n'])
+            .find(|word| word.contains('.') && word.starts_with(|c: char| c.is_ascii_digit()))
+        {
+            Some(number) => format!("{program} {number}"),
+            None => format!("{program} (no version)"),
+        }
     };
     Ok(Machine {
         processor: value("/proc/cpuinfo", "model name")?,
@@ -46,7 +56,7 @@ pub fn machine() -> Result<Machine> {
             .to_string_lossy()
             .into_owned(),
         distribution: value("/etc/os-release", "PRETTY_NAME")?,
-        programs: PROGRAMS.iter().map(version).collect::<Result<_>>()?,
+        programs: PROGRAMS.iter().map(version).collect(),
     })
 }
 

@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::arena::Arena;
-use crate::command::{drain, output, run};
-use crate::corpus::Corpus;
-use crate::daemon::{self, Usage};
-use crate::results::{MountLatency, WalkCost};
-use crate::stats::{Random, median};
-use crate::systems::{Session, System, ovl};
+use super::arena::Arena;
+use super::command::{drain, output, run};
+use super::corpus::Corpus;
+use super::daemon::{self, Usage};
+use super::results::{MountLatency, WalkCost};
+use super::session::{Session, ovl};
+use super::stats::{Random, median};
+use super::systems::System;
 
 /// How long the kernel may take to hand back inodes after its caches are dropped.
 const FORGET: Duration = Duration::from_secs(2);
@@ -30,7 +31,7 @@ pub fn walk(system: &System, arena: &Arena, corpus: &Corpus) -> Result<Option<Wa
     let root = session.lower("");
     let started = Instant::now();
     // Asking for the size makes find stat every file.
-    drain(crate::command::command("find", [&root]).args(["-size", "+1k", "-o", "-print"]))?;
+    drain(super::command::command("find", [&root]).args(["-size", "+1k", "-o", "-print"]))?;
     let seconds = started.elapsed().as_secs_f64();
     let walked = daemon.usage()?;
     arena.drop_caches()?;

@@ -1,73 +1,147 @@
-//! What was measured, as it is kept in docs/benchmarks/*.json.
+//! What was measured, as it is kept in docs/benchmarks/*.json: each figure with the commit it is of, since a later run may
+//! replace a part.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::settings::{Mode, Sizes};
-use crate::stats;
+use super::groups::Group;
+use super::settings::{Mode, Sizes};
+use super::{rows, stats};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Results {
     pub mode: Mode,
-    /// UTC.
-    pub date: String,
-    /// What the figures are of: the commit, and whether the tree had changes on top.
-    pub commit: String,
     pub machine: Machine,
     pub sizes: Sizes,
     pub systems: Vec<SystemName>,
+    /// Systems that could not be had, and why.
+    pub absent: Vec<String>,
     pub rows: Vec<RowResults>,
     pub walks: BTreeMap<String, WalkCost>,
     pub mounts: Vec<MountLatency>,
     pub imports: Vec<ImportCosts>,
-    /// Bytes of the different layers of both versions of the image, and of the first version's archive.
+    /// Bytes of the different layers of both versions of the image, and of the first version's archives: plain, and with
+    /// gzip layers.
     pub unique_layer_bytes: u64,
     pub archive_bytes: u64,
-    /// Rows that did not work on a system.
-    pub failures: Vec<String>,
-    pub minutes: f64,
-    /// The store's figures, where they were measured in a run of their own.
-    #[serde(default)]
-    pub store_run: Option<StoreRun>,
-    #[serde(default)]
+    pub gzip_bytes: u64,
     pub containers: Vec<ContainerStart>,
-    /// The same for the containers' figures.
-    #[serde(default)]
-    pub containers_run: Option<StoreRun>,
+    /// When and of what the figures of a group are that has no rows.
+    pub stamps: BTreeMap<Group, Stamp>,
+    pub failures: Vec<Failure>,
+    /// How long the run (the last one, where parts were replaced) took.
+    pub minutes: f64,
 }
 
-/// When and of what the figures of a part are.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct StoreRun {
-    pub date: String,
+/// When and of what figures are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Stamp {
+    /// The commit, with a plus where the tree had changes on top.
     pub commit: String,
+    /// UTC.
+    pub date: String,
     pub repetitions: usize,
 }
 
+/// Something that did not work.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Key of a row, or name of a group.
+    pub of: String,
+    pub said: String,
+}
+
 impl Results {
-    /// These results with the containers' figures of `newer`.
-    pub fn with_containers_of(mut self, newer: Self) -> Self {
-        self.containers_run = Some(StoreRun {
-            date: newer.date,
-            commit: newer.commit,
-            repetitions: newer.containers.first().map_or(0, |c| c.warm.len()),
-        });
-        self.containers = newer.containers;
-        self
+    /// Refuses to stand beside figures of other work or of another machine.
+    pub fn fits(&self, sizes: &Sizes, machine: &Machine) -> Result<()> {
+        ensure!(
+            self.sizes.same_work(sizes),
+            "the kept results are of other amounts of work; measure everything anew, or choose another --out"
+        );
+        ensure!(
+            self.machine.same(machine),
+            "the kept results are of another machine or kernel; measure everything anew, or choose another --out"
+        );
+        Ok(())
     }
 
-    /// These results with the store's figures of `newer`.
-    pub fn with_store_of(mut self, newer: Self) -> Self {
-        self.store_run = Some(StoreRun {
-            date: newer.date,
-            commit: newer.commit,
-            repetitions: newer.sizes.store_repetitions,
-        });
-        self.imports = newer.imports;
-        self.unique_layer_bytes = newer.unique_layer_bytes;
-        self.archive_bytes = newer.archive_bytes;
-        self
+    /// These results with everything `newer` has measured put in. Figures that cannot stand beside each other are refused.
+    pub fn with(mut self, newer: Self) -> Result<Self> {
+        self.fits(&newer.sizes, &newer.machine)?;
+        for row in &newer.rows {
+            let kept = self.rows.iter().find(|kept| kept.id == row.id);
+            let lost = kept.iter().flat_map(|kept| kept.values.keys());
+            let lost: Vec<&String> = lost.filter(|id| !row.values.contains_key(*id)).collect();
+            ensure!(
+                lost.is_empty(),
+                "{}: the kept results have {lost:?}, too; name these systems as well, or choose another --out",
+                row.id
+            );
+        }
+        let again: BTreeSet<String> = newer.rows.iter().map(|row| row.id.clone()).collect();
+        self.rows.retain(|row| !again.contains(&row.id));
+        self.rows.extend(newer.rows);
+        let place = |id: &str| {
+            rows::all()
+                .flat_map(|row| row.measures)
+                .position(|measure| measure.id == id)
+                .unwrap_or(usize::MAX)
+        };
+        self.rows.sort_by_key(|row| place(&row.id));
+        for group in newer.stamps.keys() {
+            match group {
+                Group::Memory => self.walks.clone_from(&newer.walks),
+                Group::Mount => self.mounts.clone_from(&newer.mounts),
+                Group::Store => {
+                    self.imports.clone_from(&newer.imports);
+                    self.unique_layer_bytes = newer.unique_layer_bytes;
+                    self.archive_bytes = newer.archive_bytes;
+                    self.gzip_bytes = newer.gzip_bytes;
+                }
+                Group::Containers => self.containers.clone_from(&newer.containers),
+                Group::Data | Group::Metadata | Group::Changes | Group::Programs => {}
+            }
+        }
+        let replaced =
+            |of: &str| again.contains(of) || newer.stamps.keys().any(|group| group.name() == of);
+        self.failures.retain(|failure| !replaced(&failure.of));
+        self.failures.extend(newer.failures);
+        self.stamps.extend(newer.stamps);
+        for system in newer.systems {
+            match self.systems.iter_mut().find(|kept| kept.id == system.id) {
+                Some(kept) => *kept = system,
+                None => self.systems.push(system),
+            }
+        }
+        if !again.is_empty() {
+            self.absent = newer.absent;
+        }
+        self.machine = newer.machine;
+        self.minutes = newer.minutes;
+        Ok(self)
+    }
+
+    pub fn rows_of(&self, group: Group) -> impl Iterator<Item = &RowResults> {
+        self.rows.iter().filter(move |row| row.group == group)
+    }
+
+    /// Every stamp there is, oldest first.
+    pub fn all_stamps(&self) -> Vec<&Stamp> {
+        let mut stamps: Vec<&Stamp> = self.rows.iter().map(|row| &row.stamp).collect();
+        stamps.extend(self.stamps.values());
+        stamps.sort_by(|a, b| (&a.date, &a.commit).cmp(&(&b.date, &b.commit)));
+        stamps.dedup_by(|a, b| a.date == b.date && a.commit == b.commit);
+        stamps
+    }
+}
+
+impl Machine {
+    /// Versions of programs may differ.
+    fn same(&self, other: &Self) -> bool {
+        let hardware = |m: &Self| (m.processor.clone(), m.cores, m.memory_gib, m.kernel.clone());
+        hardware(self) == hardware(other)
     }
 }
 
@@ -89,12 +163,14 @@ pub struct SystemName {
 }
 
 /// One measure: by system, one value per repetition; `None` where it failed.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RowResults {
     pub id: String,
+    pub group: Group,
     pub title: String,
     pub unit: String,
     pub more_is_better: bool,
+    pub stamp: Stamp,
     pub values: BTreeMap<String, Vec<Option<f64>>>,
     /// Processor seconds of the daemon meanwhile.
     pub daemon_cpu: BTreeMap<String, Vec<Option<f64>>>,
@@ -119,6 +195,13 @@ impl RowResults {
     pub fn cpu(&self, system: &str) -> Option<f64> {
         let spent = self.daemon_cpu.get(system)?;
         stats::median(&spent.iter().flatten().copied().collect::<Vec<_>>())
+    }
+
+    /// The least and the greatest ratio to another system in one repetition.
+    pub fn extremes(&self, system: &str, base: &str) -> Option<(f64, f64)> {
+        let ratios = stats::ratios(self.of(system), self.of(base));
+        let least = ratios.iter().copied().reduce(f64::min)?;
+        Some((least, ratios.iter().copied().reduce(f64::max)?))
     }
 
     /// To another system in the same repetition.
@@ -174,7 +257,150 @@ pub struct ImportCosts {
     /// Removing the first version: in the first repetition the second one is there, in the others it is the only one.
     #[serde(default)]
     pub remove_seconds: Vec<f64>,
+    /// The first version as an OCI archive with gzip layers, into an empty store.
+    #[serde(default)]
+    pub gzip_seconds: Vec<f64>,
+    #[serde(default)]
+    pub gzip_cpu: Vec<f64>,
+    /// Mounting the first version writable (podman: read-only), its layers being there.
+    #[serde(default)]
+    pub mount_seconds: Vec<f64>,
     pub disk_one: Option<u64>,
     pub disk_both: Option<u64>,
     pub failure: Option<String>,
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::super::groups::Group;
+    use super::super::settings::Mode;
+    use super::*;
+
+    pub fn stamp(commit: &str, date: &str) -> Stamp {
+        Stamp {
+            commit: commit.to_owned(),
+            date: date.to_owned(),
+            repetitions: 3,
+        }
+    }
+
+    /// Seconds of ext4, the kernel's overlay, fuse-overlayfs 2.x and ovl, each in three repetitions.
+    pub fn row(id: &str, group: Group, values: [[f64; 3]; 4]) -> RowResults {
+        let systems = ["ext4", "kernel", "fo2", "ovl"];
+        let values = systems.iter().zip(values).map(|(system, values)| {
+            let values = values.iter().map(|value| (*value > 0.0).then_some(*value));
+            ((*system).to_owned(), values.collect())
+        });
+        RowResults {
+            id: id.to_owned(),
+            group,
+            title: format!("work {id}"),
+            unit: "s".to_owned(),
+            more_is_better: false,
+            stamp: stamp("aaaa", "2026-01-01 10:00"),
+            values: values.collect(),
+            daemon_cpu: BTreeMap::new(),
+        }
+    }
+
+    pub fn results(rows: Vec<RowResults>) -> Results {
+        let system = |(id, title): (&str, &str)| SystemName {
+            id: id.to_owned(),
+            title: title.to_owned(),
+            version: "1".to_owned(),
+        };
+        let systems = [
+            ("ext4", "ext4"),
+            ("kernel", "kernel overlayfs"),
+            ("fo2", "fuse-overlayfs 2.x"),
+            ("ovl", "ovl, directory"),
+        ];
+        Results {
+            mode: Mode::Quick,
+            machine: Machine {
+                processor: "some".to_owned(),
+                cores: 2,
+                memory_gib: 4,
+                kernel: "6".to_owned(),
+                distribution: "Debian".to_owned(),
+                programs: Vec::new(),
+            },
+            sizes: Mode::Quick.sizes(),
+            systems: systems.map(system).to_vec(),
+            absent: Vec::new(),
+            rows,
+            walks: BTreeMap::new(),
+            mounts: Vec::new(),
+            imports: Vec::new(),
+            unique_layer_bytes: 0,
+            archive_bytes: 0,
+            gzip_bytes: 0,
+            containers: Vec::new(),
+            stamps: BTreeMap::new(),
+            failures: Vec::new(),
+            minutes: 1.0,
+        }
+    }
+
+    const ALIKE: [[f64; 3]; 4] = [[1.0; 3]; 4];
+
+    #[test]
+    fn a_part_replaces_what_it_measured_and_nothing_else() {
+        let mut kept = results(vec![
+            row("stat.warm", Group::Metadata, ALIKE),
+            row("create", Group::Changes, ALIKE),
+        ]);
+        let failure = |of: &str| Failure {
+            of: of.to_owned(),
+            said: format!("{of} failed"),
+        };
+        kept.failures = vec![failure("create"), failure("stat.warm"), failure("store")];
+        kept.stamps
+            .insert(Group::Mount, stamp("aaaa", "2026-01-01 10:00"));
+        let mut again = row("create", Group::Changes, [[2.0; 3]; 4]);
+        again.stamp = stamp("bbbb", "2026-01-02 10:00");
+        let mut newer = results(vec![row("find.warm", Group::Metadata, ALIKE), again]);
+        newer
+            .stamps
+            .insert(Group::Store, stamp("bbbb", "2026-01-02 10:00"));
+        newer.unique_layer_bytes = 7;
+
+        let joined = kept.with(newer).unwrap();
+        let rows: Vec<(&str, &str)> = joined
+            .rows
+            .iter()
+            .map(|row| (row.id.as_str(), row.stamp.commit.as_str()))
+            .collect();
+        assert_eq!(
+            rows,
+            [
+                ("find.warm", "aaaa"),
+                ("stat.warm", "aaaa"),
+                ("create", "bbbb")
+            ]
+        );
+        let failed: Vec<&str> = joined.failures.iter().map(|f| f.of.as_str()).collect();
+        assert_eq!(failed, ["stat.warm"]);
+        assert_eq!(joined.unique_layer_bytes, 7);
+        assert_eq!(joined.stamps[&Group::Mount].commit, "aaaa");
+        assert_eq!(joined.all_stamps().len(), 2);
+    }
+
+    #[test]
+    fn what_cannot_stand_together_is_refused() {
+        let kept = || results(vec![row("create", Group::Changes, ALIKE)]);
+        let refused = |newer: Results| kept().with(newer).unwrap_err().to_string();
+        let mut other = kept();
+        other.sizes.creates += 1;
+        assert!(refused(other).contains("other amounts of work"));
+        let mut other = kept();
+        other.machine.kernel = "7".to_owned();
+        assert!(refused(other).contains("another machine"));
+        let mut fewer = kept();
+        fewer.rows[0].values.remove("fo2");
+        assert!(refused(fewer).contains("fo2"));
+        let mut oftener = kept();
+        oftener.sizes.repetitions += 5;
+        assert!(kept().with(oftener).is_ok());
+    }
 }

@@ -1,4 +1,4 @@
-//! How much work each mode of the benchmark does. The rows themselves are the same in every mode.
+//! How much work each mode of the benchmark does. The rows are the same in every mode, but for those only full mode has.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,25 +7,34 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// To see whether the benchmark itself works; its figures mean nothing.
-    Tiny,
+    Smoke,
     /// Under ten minutes.
     Quick,
     Full,
 }
 
 impl Mode {
+    pub const ALL: [Self; 3] = [Self::Smoke, Self::Quick, Self::Full];
+
     pub fn name(self) -> &'static str {
         match self {
-            Self::Tiny => "tiny",
+            Self::Smoke => "smoke",
             Self::Quick => "quick",
             Self::Full => "full",
         }
     }
 
     pub fn sizes(self) -> Sizes {
+        let part = PART_OF_ROOT.map(str::to_owned).to_vec();
         match self {
-            Self::Tiny => TINY,
-            Self::Quick => QUICK,
+            Self::Smoke => Sizes {
+                unpack: vec!["./var/lib/dpkg".to_owned()],
+                ..SMOKE
+            },
+            Self::Quick => Sizes {
+                unpack: part,
+                ..QUICK
+            },
             Self::Full => FULL,
         }
     }
@@ -36,6 +45,9 @@ impl Mode {
 pub struct Sizes {
     /// Repetitions of the file system rows.
     pub repetitions: usize,
+    /// No further repetition of the file system rows is begun that would end later than this many seconds after the first
+    /// began, three (on a slow machine two) being done; 0: no such bound.
+    pub row_seconds: u64,
     /// Repetitions of the store rows.
     pub store_repetitions: usize,
     /// Mounts of each image whose latency is measured.
@@ -46,13 +58,15 @@ pub struct Sizes {
     pub inodes: u64,
     /// Small files in the lower tree.
     pub small_files: usize,
-    /// Of these, how many are stat'ed.
+    /// Entries of the one big directory.
+    pub big_directory: usize,
+    /// Of the small files, how many are stat'ed.
     pub stats: usize,
     /// Of these, how many are opened, read and closed.
     pub opens: usize,
     /// Files created, renamed, unlinked.
     pub creates: usize,
-    /// Lower files unlinked, and (not in quick mode) chmod'ed and appended to.
+    /// Lower files unlinked, chmod'ed, appended to.
     pub lower_changes: usize,
     /// The one big incompressible lower file.
     pub big_file: u64,
@@ -64,14 +78,35 @@ pub struct Sizes {
     pub fio_ms: u64,
     /// 4 KiB writes each followed by an fsync.
     pub fsyncs: u64,
+    /// How long dbench runs; it warms up for a while before.
+    pub dbench_seconds: u64,
+    /// Transactions of SQLite.
+    pub transactions: usize,
     /// Files of the repository that is cloned.
     pub clone_files: usize,
+    /// Files of the Debian package that is installed.
+    pub package_files: usize,
+    /// Modules of the crate that is built.
+    pub crate_modules: usize,
     /// Files walked before memory is looked at, and in the second image whose mount is timed.
     pub walk_files: usize,
     /// Files in the third image whose mount is timed; 0: none.
     pub huge_files: usize,
     /// Members of the Debian root that are unpacked; none: all of it.
     pub unpack: Vec<String>,
+}
+
+impl Sizes {
+    /// Whether figures of both may stand in one table: all is the same but how often it was repeated.
+    pub fn same_work(&self, other: &Self) -> bool {
+        let once = |sizes: &Self| Self {
+            repetitions: 1,
+            store_repetitions: 1,
+            row_seconds: 0,
+            ..sizes.clone()
+        };
+        once(self) == once(other)
+    }
 }
 
 const MIB: u64 = 1 << 20;
@@ -82,31 +117,24 @@ macro_rules! sizes {
     };
 }
 
-sizes!(TINY,
-    repetitions: 1, store_repetitions: 1, mounts: 2, disk: 4096 * MIB, inodes: 150_000, small_files: 500, stats: 200, opens: 200,
-    creates: 100, lower_changes: 50, big_file: 8 * MIB, sequential_write: 16 * MIB, random_write: 8 * MIB, fio_ms: 100, fsyncs: 10,
-    clone_files: 100, walk_files: 2000, huge_files: 0,
+sizes!(SMOKE,
+    repetitions: 1, row_seconds: 0, store_repetitions: 1, mounts: 2, disk: 8192 * MIB, inodes: 60_000, small_files: 300,
+    big_directory: 200, stats: 100, opens: 100, creates: 50, lower_changes: 20, big_file: 8 * MIB, sequential_write: 8 * MIB,
+    random_write: 4 * MIB, fio_ms: 50, fsyncs: 5, dbench_seconds: 2, transactions: 5, clone_files: 50, package_files: 10,
+    crate_modules: 2, walk_files: 1500, huge_files: 0,
 );
 sizes!(QUICK,
-    repetitions: 5, store_repetitions: 3, mounts: 10, disk: 6144 * MIB, inodes: 400_000, small_files: 20_000, stats: 5000,
-    opens: 5000, creates: 3000, lower_changes: 1000, big_file: 256 * MIB, sequential_write: 128 * MIB, random_write: 64 * MIB,
-    fio_ms: 500, fsyncs: 200, clone_files: 5000, walk_files: 100_000, huge_files: 0,
+    repetitions: 5, row_seconds: 300, store_repetitions: 2, mounts: 10, disk: 6144 * MIB, inodes: 400_000,
+    small_files: 10_000, big_directory: 10_000, stats: 5000, opens: 3000, creates: 1500, lower_changes: 600, big_file: 128 * MIB,
+    sequential_write: 128 * MIB, random_write: 64 * MIB, fio_ms: 200, fsyncs: 150, dbench_seconds: 2, transactions: 100,
+    clone_files: 1500, package_files: 200, crate_modules: 6, walk_files: 100_000, huge_files: 0,
 );
 sizes!(FULL,
-    repetitions: 5, store_repetitions: 5, mounts: 20, disk: 16_384 * MIB, inodes: 2_500_000, small_files: 40_000, stats: 20_000,
-    opens: 12_000, creates: 20_000, lower_changes: 3000, big_file: 1024 * MIB, sequential_write: 512 * MIB,
-    random_write: 256 * MIB, fio_ms: 3000, fsyncs: 500, clone_files: 10_000, walk_files: 100_000, huge_files: 1_000_000,
+    repetitions: 5, row_seconds: 0, store_repetitions: 5, mounts: 20, disk: 16_384 * MIB, inodes: 2_500_000,
+    small_files: 40_000, big_directory: 10_000, stats: 20_000, opens: 12_000, creates: 20_000, lower_changes: 3000,
+    big_file: 1024 * MIB, sequential_write: 512 * MIB, random_write: 256 * MIB, fio_ms: 3000, fsyncs: 500, dbench_seconds: 10,
+    transactions: 100, clone_files: 10_000, package_files: 2000, crate_modules: 40, walk_files: 100_000, huge_files: 1_000_000,
 );
 
-/// What quick and tiny modes unpack instead of the whole root, which takes some peers over ten seconds each time.
+/// What quick mode unpacks instead of the whole root, which takes some peers over ten seconds each time.
 const PART_OF_ROOT: [&str; 3] = ["./usr/share/perl", "./usr/share/man", "./var"];
-
-impl Sizes {
-    /// These sizes, unpacking only a part of the Debian root.
-    pub fn part_of_root(self) -> Self {
-        Self {
-            unpack: PART_OF_ROOT.map(str::to_owned).to_vec(),
-            ..self
-        }
-    }
-}

@@ -12,14 +12,18 @@ pub fn median(values: &[f64]) -> Option<f64> {
     }
 }
 
-/// Median of `value / base` over the repetitions in which both were measured.
-pub fn median_ratio(values: &[Option<f64>], bases: &[Option<f64>]) -> Option<f64> {
-    let ratios: Vec<f64> = values
+/// `value / base` of the repetitions in which both were measured.
+pub fn ratios(values: &[Option<f64>], bases: &[Option<f64>]) -> Vec<f64> {
+    values
         .iter()
         .zip(bases)
         .filter_map(|(value, base)| Some((*value)? / (*base).filter(|base| *base > 0.0)?))
-        .collect();
-    median(&ratios)
+        .collect()
+}
+
+/// Their median.
+pub fn median_ratio(values: &[Option<f64>], bases: &[Option<f64>]) -> Option<f64> {
+    median(&ratios(values, bases))
 }
 
 /// Largest over smallest: how far the same work on the same file system varied.

@@ -1,29 +1,32 @@
-//! The file systems compared, as a table, and a session on one of them: mounted, used by one row, taken down.
+//! The file systems compared: a table of columns.
+//!
+//! Another mode of ovl is one more line in [`MODES`]. A column that cannot be had here (a program is missing, or ovl or the
+//! kernel refuses the mode) is left out, and the page says why.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use crate::arena::Arena;
-use crate::command::{command, output, run};
-use crate::daemon::{self, Daemon};
+use super::arena::Arena;
+use super::command::{command, output};
+use super::session::{Lower, Session};
 
 /// How a system is mounted.
 #[derive(Clone, Debug)]
-enum Kind {
+pub enum Kind {
     /// The file system below itself: what all are compared with.
     Plain,
     KernelOverlay,
     FuseOverlayfs(PathBuf),
-    /// ovl over the lower directory, with mount options beside the defaults.
-    OvlDirectory(Option<&'static str>),
-    /// ovl over the same content imported into its store.
-    OvlImage,
-    /// The same below the kernel's overlayfs.
-    OvlUnderKernel,
+    /// ovl over the lower directory, or over the same content imported into its store.
+    Ovl {
+        image: bool,
+        /// Further words for `ovl mount`.
+        words: &'static [&'static str],
+        /// Whether the daemon is to use io_uring: an ovl that does not know the option passes over it.
+        ring: bool,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -32,299 +35,162 @@ pub struct System {
     pub id: &'static str,
     pub title: &'static str,
     pub version: String,
-    /// Takes part only when asked for by its key.
-    pub on_request: bool,
-    kind: Kind,
+    pub kind: Kind,
 }
 
 pub const BASE: &str = "ext4";
 /// The system the targets of ovl's own engine are for.
 pub const OURS: &str = "ovl";
+/// The system the targets of the merge by the kernel are for.
+pub const UNDER_KERNEL: &str = "ovl-kernel";
 
 /// The program under test, as cargo built it beside this one.
 pub const OVL: &str = env!("CARGO_BIN_EXE_ovl");
 
-/// All systems, `BASE` first. `peer` is fuse-overlayfs 2.0.
-pub fn all(peer: &Path) -> Result<Vec<System>> {
-    let kernel = rustix::system::uname()
-        .release()
-        .to_string_lossy()
-        .into_owned();
-    let version_of = |program: &Path| -> Result<String> {
-        let said = output(&mut command(program, ["--version"]))?;
-        let line = said
-            .lines()
-            .find(|line| line.starts_with("fuse-overlayfs"))
-            .unwrap_or(&said);
-        Ok(line
-            .rsplit(' ')
-            .next()
-            .unwrap_or_default()
-            .trim()
-            .to_owned())
+/// One column of ovl.
+struct Mode {
+    id: &'static str,
+    title: &'static str,
+    kind: Kind,
+}
+
+const fn mode(
+    id: &'static str,
+    title: &'static str,
+    image: bool,
+    words: &'static [&'static str],
+) -> Mode {
+    let ring = false;
+    Mode {
+        id,
+        title,
+        kind: Kind::Ovl { image, words, ring },
+    }
+}
+
+const MODES: &[Mode] = &[
+    mode(OURS, "ovl, directory", false, &[]),
+    mode("ovl-image", "ovl, image", true, &[]),
+    mode(
+        "ovl-through",
+        "ovl, no write-back",
+        false,
+        &["-o", "writeback=0"],
+    ),
+    mode(
+        UNDER_KERNEL,
+        "ovl, kernel merge",
+        true,
+        &["--merge", "kernel"],
+    ),
+    Mode {
+        id: "ovl-ring",
+        title: "ovl, io_uring",
+        kind: Kind::Ovl {
+            image: false,
+            words: &["-o", "io_uring=on"],
+            ring: true,
+        },
+    },
+];
+
+/// What a run compares, and what it had to leave out.
+pub struct Systems {
+    /// `BASE` first.
+    pub present: Vec<System>,
+    /// Title and reason.
+    pub absent: Vec<String>,
+}
+
+/// Every column's key, for those who choose.
+pub fn keys() -> Vec<&'static str> {
+    let mut keys = vec![BASE, "kernel", "fo1", "fo2"];
+    keys.extend(MODES.iter().map(|mode| mode.id));
+    keys
+}
+
+/// The systems of these keys (none: all) that can be mounted here. `peer` is fuse-overlayfs 2.0.
+pub fn usable(keys: &[String], peer: &Path, arena: &Arena) -> Result<Systems> {
+    let mut systems = Systems {
+        present: Vec::new(),
+        absent: Vec::new(),
     };
+    let probe = Lower {
+        dir: arena.path().join("probe"),
+        image: "bench:probe",
+    };
+    fs::create_dir(&probe.dir)?;
+    fs::write(probe.dir.join("file"), "probe")?;
+    super::corpus::import(arena, &probe)?;
+    for (id, title, kind) in table(peer) {
+        if id != BASE && !keys.is_empty() && !keys.iter().any(|key| key == id) {
+            continue;
+        }
+        let tried = version(&kind).and_then(|version| {
+            let system = System {
+                id,
+                title,
+                version,
+                kind,
+            };
+            let session = Session::open(&system, arena, &probe)?;
+            let read = fs::read(session.lower("file"))?;
+            anyhow::ensure!(read == b"probe", "a file reads as something else");
+            if let (Kind::Ovl { ring: true, .. }, Some(daemon)) = (&system.kind, session.daemon()) {
+                anyhow::ensure!(daemon.uses_ring()?, "this ovl does not use io_uring");
+            }
+            session.close()?;
+            Ok(system)
+        });
+        match tried {
+            Ok(system) => systems.present.push(system),
+            Err(error) => {
+                anyhow::ensure!(id != BASE, "ext4 itself: {error:#}");
+                let said = format!("{title}: {}", arena.hidden(&format!("{error:#}")));
+                eprintln!("left out: {said}");
+                systems.absent.push(said);
+            }
+        }
+    }
+    fs::remove_dir_all(&probe.dir)?;
+    Ok(systems)
+}
+
+fn table(peer: &Path) -> Vec<(&'static str, &'static str, Kind)> {
     let debian = PathBuf::from("/usr/bin/fuse-overlayfs");
-    let ovl = env!("CARGO_PKG_VERSION").to_owned();
-    Ok(vec![
-        System {
-            id: BASE,
-            title: "ext4",
-            version: kernel.clone(),
-            on_request: false,
-            kind: Kind::Plain,
-        },
-        System {
-            id: "kernel",
-            title: "kernel overlayfs",
-            version: kernel,
-            on_request: false,
-            kind: Kind::KernelOverlay,
-        },
-        System {
-            id: "fo1",
-            title: "fuse-overlayfs 1.x",
-            version: version_of(&debian)?,
-            on_request: false,
-            kind: Kind::FuseOverlayfs(debian),
-        },
-        System {
-            id: "fo2",
-            title: "fuse-overlayfs 2.x",
-            version: version_of(peer).context(
-                "fuse-overlayfs 2.0 is wanted at target/peers; `make bench` installs it",
-            )?,
-            on_request: false,
-            kind: Kind::FuseOverlayfs(peer.to_owned()),
-        },
-        System {
-            id: OURS,
-            title: "ovl, directory",
-            version: ovl.clone(),
-            on_request: false,
-            kind: Kind::OvlDirectory(None),
-        },
-        System {
-            id: "ovl-image",
-            title: "ovl, image",
-            version: ovl.clone(),
-            on_request: false,
-            kind: Kind::OvlImage,
-        },
-        System {
-            id: "ovl-kernel",
-            title: "ovl, image, kernel merge",
-            version: ovl.clone(),
-            on_request: false,
-            kind: Kind::OvlUnderKernel,
-        },
-        System {
-            id: "ovl-through",
-            title: "ovl, directory, writeback=0",
-            version: ovl,
-            on_request: true,
-            kind: Kind::OvlDirectory(Some("writeback=0")),
-        },
-    ])
+    let mut table = vec![
+        (BASE, "ext4", Kind::Plain),
+        ("kernel", "kernel overlayfs", Kind::KernelOverlay),
+        ("fo1", "fuse-overlayfs 1.x", Kind::FuseOverlayfs(debian)),
+        (
+            "fo2",
+            "fuse-overlayfs 2.x",
+            Kind::FuseOverlayfs(peer.to_owned()),
+        ),
+    ];
+    let ours = MODES
+        .iter()
+        .map(|mode| (mode.id, mode.title, mode.kind.clone()));
+    table.extend(ours);
+    table
 }
 
-/// A lower tree, once as a directory and once in ovl's store.
-#[derive(Clone, Debug)]
-pub struct Lower {
-    pub dir: PathBuf,
-    /// Its name in the store.
-    pub image: &'static str,
-}
-
-/// ovl with the arena's store.
-pub fn ovl<'a>(arena: &Arena, words: impl IntoIterator<Item = &'a str>) -> Command {
-    let mut ovl = command(OVL, ["--root"]);
-    ovl.arg(store(arena)).args(words);
-    // Live mounts of the benchmark are nobody else's business.
-    ovl.env("OVL_RUN", arena.path().join("run"));
-    ovl
-}
-
-pub fn store(arena: &Arena) -> PathBuf {
-    arena.path().join("store")
-}
-
-/// What a stretch of work took.
-#[derive(Clone, Copy, Debug)]
-pub struct Span {
-    pub seconds: f64,
-    /// Processor time of the daemon meanwhile; none where there is no daemon.
-    pub daemon_cpu: Option<f64>,
-}
-
-/// One system, mounted with an empty upper.
-pub struct Session<'a> {
-    pub system: &'a System,
-    pub arena: &'a Arena,
-    lower: &'a Lower,
-    /// Holds everything this session makes.
-    home: PathBuf,
-    mounted: bool,
-    daemon: Option<Daemon>,
-}
-
-impl<'a> Session<'a> {
-    pub fn open(system: &'a System, arena: &'a Arena, lower: &'a Lower) -> Result<Self> {
-        let home = arena.path().join("session");
-        for dir in ["upper", "work", "mnt"] {
-            fs::create_dir_all(home.join(dir))?;
+fn version(kind: &Kind) -> Result<String> {
+    Ok(match kind {
+        Kind::Plain | Kind::KernelOverlay => rustix::system::uname()
+            .release()
+            .to_string_lossy()
+            .into_owned(),
+        Kind::FuseOverlayfs(program) => {
+            let said = output(&mut command(program, ["--version"]))
+                .context("`make bench` installs fuse-overlayfs 2.x at target/peers")?;
+            let line = said
+                .lines()
+                .find(|line| line.starts_with("fuse-overlayfs"))
+                .unwrap_or(&said);
+            let word = line.rsplit(' ').next().unwrap_or_default();
+            word.trim().to_owned()
         }
-        let mut session = Self {
-            system,
-            arena,
-            lower,
-            home,
-            mounted: false,
-            daemon: None,
-        };
-        session.mount()?;
-        Ok(session)
-    }
-
-    fn mount(&mut self) -> Result<()> {
-        let at = |name: &str| self.home.join(name);
-        let (upper, work, mnt) = (at("upper"), at("work"), at("mnt"));
-        let options = || {
-            format!(
-                "lowerdir={},upperdir={},workdir={}",
-                self.lower.dir.display(),
-                upper.display(),
-                work.display()
-            )
-        };
-        let program = match &self.system.kind {
-            Kind::Plain => return Ok(()),
-            Kind::KernelOverlay => {
-                run(command("mount", ["-t", "overlay", "overlay", "-o", &options()]).arg(&mnt))?;
-                self.mounted = true;
-                return Ok(());
-            }
-            Kind::FuseOverlayfs(program) => {
-                let mut program = command(program, ["-f", "-o", &options()]);
-                program.arg(&mnt);
-                program
-            }
-            kind => {
-                let mut lower = std::ffi::OsString::from("dir:");
-                match kind {
-                    Kind::OvlImage | Kind::OvlUnderKernel => {
-                        lower = format!("image:{}", self.lower.image).into()
-                    }
-                    _ => lower.push(&self.lower.dir),
-                }
-                let mut program = ovl(self.arena, ["mount", "--foreground", "--workdir"]);
-                program.arg(&work);
-                match kind {
-                    Kind::OvlDirectory(Some(options)) => _ = program.args(["-o", options]),
-                    Kind::OvlUnderKernel => _ = program.args(["--merge", "kernel"]),
-                    _ => {}
-                }
-                program.arg(lower).arg(&upper).arg(&mnt);
-                program
-            }
-        };
-        self.daemon = Some(Daemon::start(&program, &mnt, &at("log"))?);
-        self.mounted = true;
-        Ok(())
-    }
-
-    fn unmount(&mut self) -> Result<()> {
-        if !std::mem::take(&mut self.mounted) {
-            return Ok(());
-        }
-        match self.daemon.take() {
-            Some(daemon) => daemon.stop(),
-            None => daemon::unmount(&self.home.join("mnt")),
-        }
-    }
-
-    /// Unmounts and mounts again: nothing is in anybody's memory that a mount starts without.
-    pub fn remount(&mut self) -> Result<()> {
-        self.unmount()?;
-        self.mount()
-    }
-
-    /// What is compared with others: its time must not be charged with this.
-    pub fn is_base(&self) -> bool {
-        matches!(self.system.kind, Kind::Plain)
-    }
-
-    /// A path of the lower tree, to read.
-    pub fn lower(&self, path: &str) -> PathBuf {
-        match self.is_base() {
-            true => self.lower.dir.join(path),
-            false => self.home.join("mnt").join(path),
-        }
-    }
-
-    /// A directory of the lower tree that may be changed: on an overlay the lower one itself, seen through it, on the
-    /// plain file system a copy.
-    pub fn changeable(&self, path: &str) -> Result<PathBuf> {
-        if !self.is_base() {
-            return Ok(self.lower(path));
-        }
-        let copy = self.scratch()?.join("copy");
-        run(command("cp", ["-a"]).arg(self.lower(path)).arg(&copy))?;
-        self.arena.settle()?;
-        Ok(copy)
-    }
-
-    /// A new directory to write in.
-    pub fn scratch(&self) -> Result<PathBuf> {
-        let dir = match self.is_base() {
-            true => self.home.join("upper/scratch"),
-            false => self.home.join("mnt/scratch"),
-        };
-        fs::create_dir_all(&dir)?;
-        Ok(dir)
-    }
-
-    pub fn daemon(&self) -> Option<&Daemon> {
-        self.daemon.as_ref()
-    }
-
-    /// Takes the time of `work`, and of the daemon beside it.
-    pub fn timed<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<(T, Span)> {
-        let cpu = || -> Result<Option<f64>> {
-            Ok(self
-                .daemon
-                .as_ref()
-                .map(Daemon::usage)
-                .transpose()?
-                .map(|u| u.cpu))
-        };
-        let before = cpu()?;
-        let started = Instant::now();
-        let result = work()?;
-        let seconds = started.elapsed().as_secs_f64();
-        let daemon_cpu = before.zip(cpu()?).map(|(before, after)| after - before);
-        Ok((
-            result,
-            Span {
-                seconds,
-                daemon_cpu,
-            },
-        ))
-    }
-
-    /// Takes the mount down and removes what was written.
-    pub fn close(mut self) -> Result<()> {
-        self.unmount()?;
-        Ok(fs::remove_dir_all(&self.home)?)
-    }
-}
-
-impl Drop for Session<'_> {
-    fn drop(&mut self) {
-        if self.mounted {
-            drop(self.daemon.take());
-            let _ =
-                rustix::mount::unmount(self.home.join("mnt"), rustix::mount::UnmountFlags::DETACH);
-        }
-        let _ = fs::remove_dir_all(&self.home);
-    }
+        Kind::Ovl { .. } => env!("CARGO_PKG_VERSION").to_owned(),
+    })
 }

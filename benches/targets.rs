@@ -1,7 +1,7 @@
 //! What the project wants of itself, and whether a run reached it. The engine's targets are for the FUSE merge.
 
-use crate::results::{Results, RowResults};
-use crate::systems::{BASE, OURS};
+use super::results::{Results, RowResults};
+use super::systems::{BASE, OURS, UNDER_KERNEL};
 
 /// fuse-overlayfs in both versions.
 const FUSE_PEERS: [&str; 2] = ["fo1", "fo2"];
@@ -45,6 +45,18 @@ const GOALS: &[(&str, &[Goal])] = &[
     ("lower.chmod", &[Goal::NotSlowerThan(&["fo2"])]),
     ("lower.append", &[Goal::NotSlowerThan(&["fo2"])]),
     ("copyup", &[Goal::NotSlowerThan(&["kernel", "fo1", "fo2"])]),
+    ("dbench", &[Goal::NotSlowerThan(&FUSE_PEERS)]),
+    ("sqlite", &[Goal::NotSlowerThan(&FUSE_PEERS)]),
+];
+
+/// The same for the merge by the kernel over what ovl serves.
+const GOALS_UNDER_KERNEL: &[(&str, &[Goal])] = &[
+    ("open.warm", &[Goal::AtMost(1.7)]),
+    ("create", &[Goal::TimesOf("kernel", 1.15)]),
+    ("rename", &[Goal::TimesOf("kernel", 1.15)]),
+    ("unlink", &[Goal::TimesOf("kernel", 1.15)]),
+    ("write.seq", &[Goal::TimesOf("kernel", 1.15)]),
+    ("write.rand", &[Goal::TimesOf("kernel", 1.15)]),
 ];
 
 const MIB: f64 = (1 << 20) as f64;
@@ -83,9 +95,9 @@ impl Goal {
     }
 
     /// `None` where something it needs was not measured.
-    fn judge(self, row: &RowResults) -> Option<(String, bool)> {
+    fn judge(self, row: &RowResults, own: &str) -> Option<(String, bool)> {
         let as_time = |peer: &str| {
-            let ratio = row.ratio(OURS, peer)?;
+            let ratio = row.ratio(own, peer)?;
             Some(if row.more_is_better {
                 1.0 / ratio
             } else {
@@ -94,10 +106,10 @@ impl Goal {
         };
         Some(match self {
             Self::AtMost(most) => row
-                .ratio(OURS, BASE)
+                .ratio(own, BASE)
                 .map(|ratio| (format!("{ratio:.2}"), ratio <= most))?,
             Self::AtLeast(least) => row
-                .ratio(OURS, BASE)
+                .ratio(own, BASE)
                 .map(|ratio| (format!("{ratio:.2}"), ratio >= least))?,
             Self::NotSlowerThan(peers) => {
                 let times: Vec<(f64, &str)> = peers
@@ -111,37 +123,62 @@ impl Goal {
                 )
             }
             Self::TimesOf(peer, times) => as_time(peer)
-                .map(|ratio| (format!("{ratio:.1}x {}", familiar(peer)), ratio <= times))?,
+                .map(|ratio| (format!("{ratio:.2}x {}", familiar(peer)), ratio <= times))?,
         })
     }
 }
 
+fn goals(of: &[(&str, &'static [Goal])], id: &str) -> &'static [Goal] {
+    let found = of.iter().find(|(row, _)| *row == id);
+    found.map_or(&[], |(_, goals)| goals)
+}
+
 /// What the table shows beside a row.
 pub fn wanted(id: &str) -> String {
-    let goals = GOALS
-        .iter()
-        .find(|(of, _)| *of == id)
-        .map_or(&[][..], |(_, goals)| goals);
+    let goals = goals(GOALS, id).iter();
     goals
-        .iter()
         .map(|goal| goal.wanted())
         .collect::<Vec<_>>()
         .join("; ")
+}
+
+/// The strictest target of a row as a ratio to ext4, for a plot: those that name another system go by its own ratio.
+pub fn mark(row: &RowResults) -> Option<f64> {
+    let ratio = |peer: &str| row.ratio(peer, BASE);
+    let strictest = |marks: &mut dyn Iterator<Item = f64>| match row.more_is_better {
+        true => marks.reduce(f64::max),
+        false => marks.reduce(f64::min),
+    };
+    let mut marks = goals(GOALS, &row.id).iter().filter_map(|goal| match goal {
+        Goal::AtMost(mark) | Goal::AtLeast(mark) => Some(*mark),
+        Goal::NotSlowerThan(peers) => strictest(&mut peers.iter().filter_map(|peer| ratio(peer))),
+        Goal::TimesOf(peer, times) => ratio(peer).map(|ratio| match row.more_is_better {
+            true => ratio / times,
+            false => ratio * times,
+        }),
+    });
+    strictest(&mut marks)
 }
 
 /// Every target that this run says something about.
 pub fn verdicts(results: &Results) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
     for row in &results.rows {
-        let goals = GOALS
-            .iter()
-            .find(|(of, _)| *of == row.id)
-            .map_or(&[][..], |(_, goals)| goals);
-        for goal in goals {
-            if let Some((found, met)) = goal.judge(row) {
+        for (own, table) in [(OURS, GOALS), (UNDER_KERNEL, GOALS_UNDER_KERNEL)] {
+            for goal in goals(table, &row.id) {
+                let Some((found, met)) = goal.judge(row, own) else {
+                    continue;
+                };
+                let (id, title) = match own {
+                    OURS => (row.id.clone(), row.title.clone()),
+                    _ => (
+                        format!("{own}:{}", row.id),
+                        format!("{}, kernel merge", row.title),
+                    ),
+                };
                 verdicts.push(Verdict {
-                    id: row.id.clone(),
-                    title: row.title.clone(),
+                    id,
+                    title,
                     wanted: goal.wanted(),
                     found,
                     met,
@@ -193,7 +230,7 @@ fn mounts(results: &Results, verdicts: &mut Vec<Verdict>) {
     let medians: Vec<f64> = results
         .mounts
         .iter()
-        .filter_map(|mount| crate::stats::median(&mount.seconds))
+        .filter_map(|mount| super::stats::median(&mount.seconds))
         .collect();
     let (Some(few), Some(many)) = (medians.first(), medians.last()) else {
         return;
@@ -237,7 +274,7 @@ fn containers(results: &Results, verdicts: &mut Vec<Verdict>) {
             &theirs.cold,
         ),
     ] {
-        let medians = (crate::stats::median(own), crate::stats::median(theirs));
+        let medians = (super::stats::median(own), super::stats::median(theirs));
         if let (Some(own), Some(theirs)) = medians {
             verdicts.push(verdict(
                 key,
@@ -253,7 +290,7 @@ fn containers(results: &Results, verdicts: &mut Vec<Verdict>) {
 fn store(results: &Results, verdicts: &mut Vec<Verdict>) {
     let median = |id: &str| {
         let import = results.imports.iter().find(|import| import.id == id)?;
-        crate::stats::median(&import.seconds)
+        super::stats::median(&import.seconds)
     };
     let Some(ours) = results.imports.iter().find(|import| import.id == OURS) else {
         return;
@@ -275,8 +312,8 @@ fn store(results: &Results, verdicts: &mut Vec<Verdict>) {
     }
     let skopeo = results.imports.iter().find(|import| import.id == "skopeo");
     if let (Some(own), Some(theirs)) = (
-        crate::stats::median(&ours.export_seconds),
-        skopeo.and_then(|skopeo| crate::stats::median(&skopeo.export_seconds)),
+        super::stats::median(&ours.export_seconds),
+        skopeo.and_then(|skopeo| super::stats::median(&skopeo.export_seconds)),
     ) {
         verdicts.push(verdict(
             "export",
@@ -313,5 +350,46 @@ fn store(results: &Results, verdicts: &mut Vec<Verdict>) {
             format!("{part:.3}"),
             part <= 0.25,
         ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::groups::Group;
+    use super::super::results::tests::{results, row};
+    use super::*;
+
+    #[test]
+    fn targets_that_name_others_are_marked_at_what_these_reached() {
+        let mut row = row(
+            "lower.unlink",
+            Group::Changes,
+            [[1.0; 3], [1.5; 3], [20.0; 3], [16.0; 3]],
+        );
+        // No slower than fuse-overlayfs 2.x (20), within ten times the kernel (15): the latter is stricter, and missed.
+        assert_eq!(mark(&row), Some(15.0));
+        let of = |row: &RowResults| -> Vec<bool> {
+            let verdicts = verdicts(&results(vec![row.clone()]));
+            verdicts.iter().map(|verdict| verdict.met).collect()
+        };
+        assert_eq!(of(&row), [true, false]);
+        row.values.remove("kernel");
+        assert_eq!(mark(&row), Some(20.0));
+        assert_eq!(of(&row), [true], "what was not measured is not judged");
+    }
+
+    #[test]
+    fn rates_are_judged_the_other_way_round() {
+        let rates = [[100.0; 3], [98.0; 3], [40.0; 3], [50.0; 3]];
+        let mut row = row("write.seq", Group::Data, rates);
+        row.more_is_better = true;
+        assert_eq!(mark(&row), Some(0.3));
+        let under_kernel = [Some(90.0), Some(80.0), Some(90.0)];
+        row.values
+            .insert(UNDER_KERNEL.to_owned(), under_kernel.to_vec());
+        let verdicts = verdicts(&results(vec![row]));
+        let told: Vec<(&str, bool)> = verdicts.iter().map(|v| (v.id.as_str(), v.met)).collect();
+        assert_eq!(told, [("write.seq", true), ("ovl-kernel:write.seq", true)]);
+        assert_eq!(verdicts[1].found, "1.09x kernel overlayfs");
     }
 }

@@ -4,7 +4,7 @@
 //!
 //! | room | holds |
 //! |---|---|
-//! | [`meta`], [`sys`] | the vocabulary of files, and the system calls std and rustix lack |
+//! | [`meta`], [`sys`] | the vocabulary of files, and what std, rustix and sha2 lack: system calls, SHA-256 of two streams at once |
 //! | [`store`] | the content-addressed store (the only room that names `rusqlite`; `sys` replaces one call of SQLite's) |
 //! | [`image`] | OCI and Docker formats, import, export, commit; uses `store` |
 //! | [`layer`] | what a layer is: host directories and stored layers; uses `store` |

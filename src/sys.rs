@@ -1,6 +1,7 @@
-//! System calls that std and rustix do not offer safely. All `unsafe` of the crate lives here and in
-//! [`uring`].
+//! System calls that std and rustix do not offer safely, and what the processor offers only that way. All `unsafe` of the
+//! crate lives here and in [`uring`].
 
+pub mod sha256;
 pub mod uring;
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};

@@ -81,6 +81,59 @@ fn damage_is_told_repaired_and_imported_again() {
 
 /// The file a mount shows cannot be taken from under it.
 #[test]
+fn importing_again_heals_what_was_found() {
+    let sandbox = Sandbox::with_busybox();
+    let images = sandbox.run(["images", "--digests", "--no-trunc"]);
+    let import = |archive: &std::ffi::OsStr| {
+        sandbox.run(["import".as_ref(), archive]);
+    };
+    let code = |args: &[&str]| sandbox.ovl(args).output().unwrap().status.code();
+    damage(&sandbox, "UPDATE pack SET data = zeroblob(length(data))");
+    // By a check, and by a program that reads.
+    assert_eq!(code(&["fsck"]), Some(5));
+    let stderr = sandbox.ovl(["fsck"]).output().unwrap().stderr;
+    let stderr = String::from_utf8_lossy(&stderr).into_owned();
+    assert!(stderr.contains("importing"), "{stderr}");
+    import(busybox().as_os_str());
+    assert!(
+        sandbox
+            .run(["fsck"])
+            .starts_with("sound: 1 image, 2 layers")
+    );
+    damage(&sandbox, "UPDATE pack SET data = zeroblob(length(data))");
+    assert_eq!(code(&["cat", "busybox", "etc/motd"]), Some(5));
+    import(busybox().as_os_str());
+    sandbox.run(["cat", "busybox", "etc/motd"]);
+    assert!(
+        sandbox
+            .run(["fsck"])
+            .starts_with("sound: 1 image, 2 layers")
+    );
+    // Through a pipe, too, and nothing was removed on the way.
+    damage(&sandbox, "UPDATE pack SET codec = 7");
+    assert_eq!(code(&["fsck", "--fast"]), Some(5));
+    sandbox
+        .ovl(["import", "-"])
+        .write_stdin(std::fs::read(busybox()).unwrap())
+        .assert()
+        .success();
+    assert!(
+        sandbox
+            .run(["fsck"])
+            .starts_with("sound: 1 image, 2 layers")
+    );
+    let digests = |text: &str| -> Vec<String> {
+        let cells = text.split_whitespace();
+        cells
+            .filter(|word| word.starts_with("sha256:"))
+            .map(str::to_owned)
+            .collect()
+    };
+    let now = sandbox.run(["images", "--digests", "--no-trunc"]);
+    assert_eq!(digests(&now), digests(&images));
+}
+
+#[test]
 fn what_a_mount_uses_is_not_repaired_away() {
     common::require_mounting();
     let sandbox = Sandbox::with_busybox();

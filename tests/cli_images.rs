@@ -149,6 +149,58 @@ fn images_lists_the_rest_when_one_is_damaged() {
     );
 }
 
+#[test]
+fn images_lists_the_rest_when_a_layer_is_missing() {
+    let sandbox = Sandbox::with_busybox();
+    let small = sandbox.mkdir("small");
+    std::fs::write(small.join("file"), "words").unwrap();
+    let mut dir = std::ffi::OsString::from("dir:");
+    dir.push(&small);
+    sandbox.run(["import".as_ref(), "--tag=good:1".as_ref(), dir.as_os_str()]);
+    let id = json(&sandbox.run(["images", "busybox", "--format", "json"]))[0]["ID"].clone();
+    let db = rusqlite::Connection::open(sandbox.root().join("store.db")).unwrap();
+    let layers = "(SELECT il.layer FROM image_layer AS il JOIN name AS n ON n.image = il.image \
+                   WHERE n.name LIKE '%busybox%')";
+    let sql = format!("DELETE FROM layer WHERE id IN {layers}");
+    assert_eq!(db.execute(&sql, []).unwrap(), 2);
+    drop(db);
+    for verb in [
+        &["images"][..],
+        &["images", "-q"],
+        &["df"],
+        &["images", "--format", "json"],
+    ] {
+        let output = sandbox.ovl(verb).output().unwrap();
+        let (stdout, stderr) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
+        assert_eq!(output.status.code(), Some(5), "{verb:?} {stdout}{stderr}");
+        assert!(
+            verb.contains(&"-q") || stdout.contains("good") && !stdout.contains("busybox"),
+            "{verb:?} {stdout}"
+        );
+        assert!(
+            stderr.contains("busybox:latest") && stderr.contains("ovl fsck"),
+            "{verb:?} {stderr}"
+        );
+        assert_eq!(stderr.lines().count(), 1, "{verb:?} {stderr}");
+    }
+    // The others are found by their ID, and it is told what is wrong with this one.
+    let output = sandbox.ovl(["images", "-q", "good:1"]).output().unwrap();
+    let good = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    sandbox.run(["inspect", &good]);
+    let id = id.as_str().unwrap().trim_start_matches("sha256:");
+    let output = sandbox.ovl(["inspect", &id[..12]]).output().unwrap();
+    assert_eq!(output.status.code(), Some(5));
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(stderr.contains("layer that is not there"), "{stderr}");
+    // Put right, and listed again.
+    sandbox.run(["fsck", "--repair"]);
+    sandbox.run(["import".as_ref(), busybox().as_os_str()]);
+    assert!(sandbox.run(["images"]).contains("busybox"));
+}
+
 /// The archive has room for what the store promised: what does not fit is the store's fault, not the output's.
 #[test]
 fn a_layer_longer_than_it_was_is_damage_and_leaves_no_output() {
@@ -324,6 +376,7 @@ fn exports_go_where_skopeo_finds_them() {
         ("docker-archive:d.tar", "docker-archive:d.tar"),
         ("oci-archive:o.tar", "oci-archive:o.tar"),
         ("oci:layout", "oci:layout"),
+        ("skopeo-dir:flat", "dir:flat"),
     ] {
         sandbox.run(["export", "busybox", target]);
         let (transport, path) = source.split_once(':').unwrap();

@@ -43,6 +43,11 @@ fn what_the_kernel_forgets_goes_back_to_the_system() {
         println!("{before} bytes, {known} with {FILES} files known, {forgotten} afterwards");
         let (grown, kept) = (known - before, forgotten.saturating_sub(before));
         assert!(
+            grown < FILES * 550,
+            "round {round}: {} bytes for each file",
+            grown / FILES
+        );
+        assert!(
             grown > FILES * 100 && kept < grown / 2,
             "round {round}: {known} bytes while {FILES} files were known, {forgotten} afterwards, {before} before"
         );

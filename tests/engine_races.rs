@@ -36,7 +36,7 @@ impl Layer for Gated {
     }
     fn lookup(&self, dir: &LayerNode, name: &OsStr) -> Result<Option<LayerEntry>> {
         let found = self.inner.lookup(dir, name)?;
-        if let (true, Some(LayerEntry::Node(node, _))) = (name == "slow", &found) {
+        if let (true, Some(LayerEntry::Node { node, .. })) = (name == "slow", &found) {
             *self.slow.lock().unwrap() = Some(node.clone());
         }
         Ok(found)

@@ -236,6 +236,29 @@ fn t35_huge_blobs() {
     }
 }
 
+/// A recipe of a great many steps, each of which takes a byte or two here and many in memory.
+#[test]
+fn t35_a_recipe_of_many_steps() {
+    for step in ["'00'", "'0102'"] {
+        let sandbox = filled();
+        let ops = format!("unhex(replace(hex(zeroblob(15 << 20)), '00', {step}))");
+        sql(&sandbox, &format!("UPDATE recipe SET ops = {ops}"));
+        for words in [
+            &["export", IMAGE, "docker-archive:out.tar"][..],
+            &["fsck"],
+            &["df"],
+        ] {
+            let peak = image_support::peak_memory(&sandbox.root(), &sandbox.path("."), words);
+            assert_eq!(peak.code, 5, "{step}: {words:?}: {}", peak.stderr);
+            assert!(
+                peak.megabytes < 64 + 64,
+                "{step}: {words:?}: {} MiB",
+                peak.megabytes
+            );
+        }
+    }
+}
+
 /// Mounted: the file or directory concerned cannot be read, everything else can, and the mount ends like any other.
 #[test]
 fn t35_a_mount_over_a_crafted_tree() {

@@ -294,6 +294,88 @@ fn several_images_share_their_layers() {
     assert!(matches!(none, Err(Error::NoSuchImage { .. })), "{none:?}");
 }
 
+/// Calls something once, after so many bytes.
+struct Meanwhile<F> {
+    after: usize,
+    then: Option<F>,
+    out: Vec<u8>,
+}
+
+impl<F: FnOnce()> std::io::Write for Meanwhile<F> {
+    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        if self.out.len() >= self.after
+            && let Some(then) = self.then.take()
+        {
+            then();
+        }
+        self.out.extend_from_slice(buf);
+        Ok(buf.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What is exported is held: an image that is removed meanwhile, with all its documents, still comes out whole.
+#[test]
+fn an_image_removed_meanwhile_comes_out_whole() {
+    for format in [ExportFormat::DockerArchive, ExportFormat::OciArchive] {
+        let dir = temp();
+        let (store, manifest) = prepared(dir.path());
+        // The second is reached long after the first has been written.
+        let other = dir.path().join("other");
+        fs::create_dir(&other).unwrap();
+        fs::write(other.join("file"), "of another image").unwrap();
+        let mut source = std::ffi::OsString::from("dir:");
+        source.push(&other);
+        let options = ImportOptions {
+            tags: vec!["localhost/other:1".parse().unwrap()],
+            ..Default::default()
+        };
+        let source = Source::parse(&source).unwrap();
+        let second = import(&store, &source, &options, &()).unwrap().remove(0);
+        let images = [
+            image(manifest),
+            ExportImage {
+                manifest: second.manifest,
+                names: vec!["localhost/other:1".parse().unwrap()],
+            },
+        ];
+        let options = ExportOptions {
+            format,
+            compression: None,
+        };
+        let undisturbed = {
+            let mut out = Vec::new();
+            export(&store, &images, options, ExportTarget::Stream(&mut out)).unwrap();
+            out
+        };
+        let remove = || {
+            for manifest in [manifest, second.manifest] {
+                store.remove_image(&manifest).unwrap();
+            }
+            store.gc().unwrap();
+            assert!(store.images().unwrap().is_empty());
+            assert!(store.document(&second.config).unwrap().is_none());
+        };
+        let mut out = Meanwhile {
+            after: 0,
+            then: Some(remove),
+            out: Vec::new(),
+        };
+        export(&store, &images, options, ExportTarget::Stream(&mut out)).unwrap();
+        assert!(out.then.is_none(), "it was removed on the way");
+        assert!(out.out == undisturbed, "{format:?}");
+        // And afterwards it is gone.
+        let mut after = Vec::new();
+        let error = export(&store, &images, options, ExportTarget::Stream(&mut after));
+        assert_eq!(error.unwrap_err().exit_code(), 4);
+        store.gc().unwrap();
+        assert!(store.layers().unwrap().is_empty());
+    }
+}
+
 #[test]
 fn failures_leave_nothing_behind() {
     let dir = temp();
@@ -312,6 +394,7 @@ fn failures_leave_nothing_behind() {
         ExportFormat::DockerArchive,
         ExportFormat::OciArchive,
         ExportFormat::OciDir,
+        ExportFormat::SkopeoDir,
     ] {
         let options = ExportOptions {
             format,
@@ -347,7 +430,10 @@ fn failures_leave_nothing_behind() {
         );
         assert_eq!(
             error.unwrap_err().exit_code(),
-            if format == ExportFormat::OciDir { 2 } else { 1 }
+            match format {
+                ExportFormat::OciDir | ExportFormat::SkopeoDir => 2,
+                _ => 1,
+            }
         );
     }
     fs::write(out.join("y"), "").unwrap();

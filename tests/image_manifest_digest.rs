@@ -287,6 +287,63 @@ fn what_is_not_kept_is_told_and_can_be_kept_later() {
     assert_eq!(store.blob_bytes().unwrap(), 0);
 }
 
+/// Counts the bytes of blobs that an import reads.
+#[derive(Default)]
+struct Counting(std::sync::atomic::AtomicU64);
+
+impl ovl::image::ImportProgress for Counting {
+    fn layer_bytes(&self, _: usize, bytes: u64) {
+        self.0
+            .fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// A blob that will not be kept is known as such by its beginning: importing its image again reads no more of it.
+#[test]
+fn what_is_too_dear_is_not_read_to_its_end_again() {
+    let dir = temp();
+    // Bytes that nothing compresses, and more of them than are on their way at a time.
+    let mut state = 1u64;
+    let noise: Vec<u8> = std::iter::repeat_with(|| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (state >> 56) as u8
+    })
+    .take(12 << 20)
+    .collect();
+    let tar = image_support::RawTar::new().file("noise", &noise).end();
+    fs::write(dir.path().join("layer.tar"), &tar).unwrap();
+    for (script, suffix, policy, whole) in [
+        ("zstd -q -c layer.tar", "+zstd", KeepCompressed::Auto, false),
+        (
+            "zstd -q -c layer.tar",
+            "+zstd",
+            KeepCompressed::Always,
+            true,
+        ),
+        ("gzip -c layer.tar", "+gzip", KeepCompressed::Auto, true),
+    ] {
+        let blob = shell(dir.path(), script);
+        let place = temp();
+        let store = store(place.path());
+        let layout = layout(place.path(), &tar, &blob, suffix);
+        // Not kept at first, whatever it is.
+        take(&store, &layout, KeepCompressed::Never);
+        let source = Source::parse(layout.as_os_str()).unwrap();
+        let counting = Counting::default();
+        let image = import(&store, &source, &options(policy), &counting).unwrap();
+        let read = counting.0.into_inner();
+        assert_eq!(image[0].restorable, whole, "{script}");
+        if whole {
+            assert_eq!(read, blob.len() as u64, "{script}");
+        } else {
+            assert!(read < blob.len() as u64 / 2, "{script}: {read}");
+        }
+        assert_eq!(store.images().unwrap().len(), 1);
+    }
+}
+
 /// A blob that is said to be of a layer in the store is only kept if it is.
 #[test]
 fn a_blob_of_another_layer_is_refused() {

@@ -188,6 +188,314 @@ fn all_platforms_come_along_and_the_index_comes_back() {
     assert_eq!(exported, Some(images[0].manifest));
 }
 
+/// Adds an image for a platform and gives its descriptor.
+fn image(blobs: &mut OciBlobs, platform: &str) -> serde_json::Value {
+    let platform: Platform = platform.parse().unwrap();
+    let layer = RawTar::new()
+        .file("arch", platform.to_string().as_bytes())
+        .end();
+    let layer_descriptor = blobs.add("application/vnd.oci.image.layer.v1.tar", &layer);
+    let config = serde_json::json!({ "architecture": platform.architecture, "os": platform.os,
+        "rootfs": { "type": "layers", "diff_ids": [Digest::of(&layer).to_string()] } });
+    let config = blobs.add(CONFIG, config.to_string().as_bytes());
+    let manifest = serde_json::json!({ "schemaVersion": 2, "mediaType": MANIFEST,
+        "config": config, "layers": [layer_descriptor] });
+    blobs.add(MANIFEST, manifest.to_string().as_bytes())
+}
+
+/// Adds an attestation of an image as docker buildx makes it, and gives its descriptor.
+fn attestation(blobs: &mut OciBlobs, of: &serde_json::Value) -> serde_json::Value {
+    let statement = serde_json::json!({ "_type": "https://in-toto.io/Statement/v0.1",
+        "predicateType": "https://slsa.dev/provenance/v0.2", "subject": [{ "name": of["digest"] }] });
+    let statement = statement.to_string();
+    let mut layer = blobs.add("application/vnd.in-toto+json", statement.as_bytes());
+    layer["annotations"] =
+        serde_json::json!({ "in-toto.io/predicate-type": "https://slsa.dev/provenance/v0.2" });
+    let config = serde_json::json!({ "architecture": "unknown", "os": "unknown",
+        "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] } });
+    let config = blobs.add(CONFIG, config.to_string().as_bytes());
+    let manifest = serde_json::json!({ "schemaVersion": 2, "mediaType": MANIFEST,
+        "config": config, "layers": [layer] });
+    let mut descriptor = blobs.add(MANIFEST, manifest.to_string().as_bytes());
+    descriptor["platform"] = serde_json::json!({ "architecture": "unknown", "os": "unknown" });
+    descriptor["annotations"] = serde_json::json!({ "vnd.docker.reference.digest": of["digest"],
+        "vnd.docker.reference.type": "attestation-manifest" });
+    descriptor
+}
+
+fn for_platform(mut descriptor: serde_json::Value, platform: &str) -> serde_json::Value {
+    let platform: Platform = platform.parse().unwrap();
+    descriptor["platform"] =
+        serde_json::json!({ "architecture": platform.architecture, "os": platform.os });
+    descriptor
+}
+
+/// Adds an index and gives its descriptor.
+fn index(blobs: &mut OciBlobs, manifests: &[serde_json::Value]) -> serde_json::Value {
+    let index =
+        serde_json::json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests });
+    blobs.add(INDEX, index.to_string().as_bytes())
+}
+
+/// The archive of one name over an index, as buildx writes it; and the digest of that index.
+fn archive(dir: &Path, blobs: OciBlobs, mut top: serde_json::Value) -> (PathBuf, Digest) {
+    let digest = top["digest"].as_str().unwrap().parse().unwrap();
+    top["annotations"] = serde_json::json!({ "io.containerd.image.name": NAME,
+        "org.opencontainers.image.ref.name": "1" });
+    let path = dir.join("archive.tar");
+    let bytes = blobs.finish(&serde_json::json!({ "schemaVersion": 2, "manifests": [top] }));
+    fs::write(&path, bytes).unwrap();
+    (path, digest)
+}
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+
+/// Two images with an attestation each, under one index or under one each.
+fn buildx(dir: &Path, nested: bool) -> (PathBuf, Digest) {
+    let mut blobs = OciBlobs::new();
+    let mut entries = Vec::new();
+    let mut notes = Vec::new();
+    for platform in ["linux/s390x", "linux/amd64"] {
+        let image = image(&mut blobs, platform);
+        notes.push(attestation(&mut blobs, &image));
+        entries.push(for_platform(image, platform));
+    }
+    let top = if nested {
+        // An index in an index, neither of which says what it is for.
+        let inner: Vec<_> = entries
+            .iter()
+            .zip(&notes)
+            .map(|(entry, note)| index(&mut blobs, &[entry.clone(), note.clone()]))
+            .collect();
+        index(&mut blobs, &inner)
+    } else {
+        entries.append(&mut notes);
+        index(&mut blobs, &entries)
+    };
+    archive(dir, blobs, top)
+}
+
+fn export_to(store: &Store, manifest: Digest, format: ExportFormat, out: &Path) -> Option<Digest> {
+    let image = ExportImage {
+        manifest,
+        names: vec![NAME.parse().unwrap()],
+    };
+    let options = ExportOptions {
+        format,
+        compression: None,
+    };
+    let exported = export(store, &[image], options, ExportTarget::Path(out)).unwrap();
+    exported[0].manifest
+}
+
+#[test]
+fn attestations_are_no_images_and_come_along_with_all() {
+    for nested in [false, true] {
+        let dir = temp();
+        let (path, index) = buildx(dir.path(), nested);
+        let what = format!("nested: {nested}");
+        for platform in ["linux/amd64", "linux/s390x"] {
+            let place = temp();
+            let one = store(place.path());
+            let options = ImportOptions {
+                platform: Some(platform.parse().unwrap()),
+                ..Default::default()
+            };
+            let images = take(&one, &path, &options).unwrap();
+            assert_eq!(images.len(), 1, "{what} {platform}");
+            image_for(&one, NAME, &platform.parse().unwrap()).unwrap();
+            let exported = give(&one, images[0].manifest, &place.path().join("one.tar"));
+            assert_eq!(exported, Some(images[0].manifest), "{what} {platform}");
+        }
+        let options = ImportOptions {
+            platform: Some("linux/arm64".parse().unwrap()),
+            ..Default::default()
+        };
+        let error = take(&store(temp().path()), &path, &options).unwrap_err();
+        assert_eq!(error.exit_code(), 4, "{what}: {error}");
+
+        let place = temp();
+        let all_here = store(place.path());
+        let options = ImportOptions {
+            platform: Some("linux/amd64".parse().unwrap()),
+            ..all()
+        };
+        let images = take(&all_here, &path, &options).unwrap();
+        assert_eq!(images.len(), 2, "{what}");
+        for platform in ["linux/amd64", "linux/s390x"] {
+            image_for(&all_here, NAME, &platform.parse().unwrap()).unwrap();
+        }
+        all_here.gc().unwrap();
+        let sound = all_here.fsck(&Default::default(), &|_| {}).unwrap();
+        assert_eq!(sound.problems, [], "{what}");
+
+        // As an archive, as a layout, and through a pipe: the same index, statements and all.
+        let (archive, layout) = (place.path().join("out.tar"), place.path().join("layout"));
+        let to = |format, out| export_to(&all_here, images[0].manifest, format, out);
+        assert_eq!(
+            to(ExportFormat::OciArchive, &archive),
+            Some(index),
+            "{what}"
+        );
+        assert_eq!(to(ExportFormat::OciDir, &layout), Some(index), "{what}");
+        let statements = fs::read_dir(layout.join("blobs/sha256"))
+            .unwrap()
+            .filter(|entry| {
+                let bytes = fs::read(entry.as_ref().unwrap().path()).unwrap();
+                bytes.starts_with(b"{\"_type\":\"https://in-toto.io")
+            });
+        assert_eq!(statements.count(), 2, "{what}");
+        for (again, from) in [(0, &archive), (1, &layout), (2, &archive)] {
+            let other = temp();
+            let other_store = store(other.path());
+            let found = match again {
+                2 => {
+                    let stream = Box::new(fs::File::open(from).unwrap());
+                    ovl::image::import_stream(&other_store, stream, &options, &()).unwrap()
+                }
+                _ => take(&other_store, from, &options).unwrap(),
+            };
+            assert_eq!(found, images, "{what} {again}");
+            let out = other.path().join("again.tar");
+            let exported = export_to(
+                &other_store,
+                images[0].manifest,
+                ExportFormat::OciArchive,
+                &out,
+            );
+            assert_eq!(exported, Some(index), "{what} {again}");
+            assert!(
+                fs::read(&out).unwrap() == fs::read(&archive).unwrap(),
+                "{what} {again}"
+            );
+        }
+        // With the name, everything that only it stood for goes.
+        for image in &images {
+            all_here.remove_image(&image.manifest).unwrap();
+        }
+        assert!(all_here.document(&index).unwrap().is_none(), "{what}");
+    }
+}
+
+/// What is left out of the archive cannot come along; the images do.
+#[test]
+fn an_attestation_that_is_not_whole_stays_behind() {
+    let dir = temp();
+    let mut blobs = OciBlobs::new();
+    let one = image(&mut blobs, "linux/amd64");
+    let mut elsewhere = OciBlobs::new();
+    let note = attestation(&mut elsewhere, &one);
+    let entry = for_platform(one, "linux/amd64");
+    let top = index(&mut blobs, &[note, entry]);
+    let (path, index) = archive(dir.path(), blobs, top);
+    let store = store(dir.path());
+    let options = ImportOptions {
+        platform: Some("linux/amd64".parse().unwrap()),
+        ..all()
+    };
+    let images = take(&store, &path, &options).unwrap();
+    assert_eq!(images.len(), 1);
+    let exported = give(&store, images[0].manifest, &dir.path().join("out.tar"));
+    assert_eq!(exported, Some(images[0].manifest));
+    assert_ne!(exported, Some(index));
+}
+
+/// An index of nothing but attestations has no image, and says so.
+#[test]
+fn an_index_without_an_image_is_refused() {
+    let dir = temp();
+    let mut blobs = OciBlobs::new();
+    let of = serde_json::json!({ "digest": Digest::of(b"gone").to_string() });
+    let note = attestation(&mut blobs, &of);
+    let top = index(&mut blobs, &[note]);
+    let (path, _) = archive(dir.path(), blobs, top);
+    for options in [ImportOptions::default(), all()] {
+        let error = take(&store(dir.path()), &path, &options).unwrap_err();
+        assert!(error.to_string().contains("lists no image"), "{error}");
+    }
+}
+
+/// Directories as skopeo writes and reads them, of one image and of all platforms.
+#[test]
+fn skopeo_directories_go_both_ways() {
+    let dir = temp();
+    let (path, index) = buildx(dir.path(), false);
+    let options = ImportOptions {
+        platform: Some("linux/amd64".parse().unwrap()),
+        ..all()
+    };
+    let ours = store(dir.path());
+    let images = take(&ours, &path, &options).unwrap();
+    let flat = dir.path().join("flat");
+    let exported = export_to(&ours, images[0].manifest, ExportFormat::SkopeoDir, &flat);
+    assert_eq!(exported, Some(index));
+    // skopeo reads all of it, and checks every blob; what it writes, we read.
+    let theirs = dir.path().join("theirs");
+    let (from, to) = (
+        format!("dir:{}", flat.display()),
+        format!("dir:{}", theirs.display()),
+    );
+    run("skopeo", &[&"copy", &"-q", &"--all", &from, &to]);
+    let names = |dir: &Path| {
+        let mut names: Vec<_> = fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(&flat), names(&theirs));
+    for name in names(&flat) {
+        let read = |dir: &Path| fs::read(dir.join(&name)).unwrap();
+        assert!(read(&flat) == read(&theirs), "{name:?}");
+    }
+    for (place, word) in [
+        (&theirs, "dir"),
+        (&theirs, "skopeo-dir"),
+        (&flat, "skopeo-dir"),
+    ] {
+        let other = temp();
+        let store = store(other.path());
+        let source = format!("{word}:{}", place.display());
+        let named = ImportOptions {
+            tags: vec![NAME.parse().unwrap()],
+            ..options.clone()
+        };
+        let source = Source::parse(source.as_ref()).unwrap();
+        let found = import(&store, &source, &named, &()).unwrap();
+        assert_eq!(found, images, "{word}");
+        let again = other.path().join("again");
+        let exported = export_to(&store, images[0].manifest, ExportFormat::SkopeoDir, &again);
+        assert_eq!(exported, Some(index), "{word}");
+    }
+
+    // One image: its manifest is the outermost document.
+    let place = temp();
+    let one = store(place.path());
+    let options = ImportOptions {
+        platform: Some("linux/amd64".parse().unwrap()),
+        ..Default::default()
+    };
+    let images = take(&one, &path, &options).unwrap();
+    let single = place.path().join("single");
+    let exported = export_to(&one, images[0].manifest, ExportFormat::SkopeoDir, &single);
+    assert_eq!(exported, Some(images[0].manifest));
+    let manifest = fs::read(single.join("manifest.json")).unwrap();
+    assert_eq!(Digest::of(&manifest), images[0].manifest);
+    let raw = run(
+        "skopeo",
+        &[&"inspect", &"--raw", &format!("dir:{}", single.display())],
+    );
+    assert!(raw == manifest);
+    let root = dir.path().join("plain");
+    fs::create_dir(&root).unwrap();
+    let source = Source::parse(format!("skopeo-dir:{}", root.display()).as_ref()).unwrap();
+    let error = import(&one, &source, &options, &()).unwrap_err();
+    assert!(error.to_string().contains("skopeo"), "{error}");
+}
+
 #[test]
 fn a_mount_takes_the_platform_asked_for() {
     common::require_mounting();

@@ -4,8 +4,9 @@
 mod common;
 mod run_support;
 
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::process::Command;
 
 use run_support::{RUNTIMES, Room};
 
@@ -292,4 +293,35 @@ fn t30_labels_of_the_image() {
             serde_json::json!({ "io.ovl.container": id })
         );
     }
+}
+
+/// T31: whatever the umask, nobody else gets at a container's configuration, log or changes, nor to any socket of it.
+#[test]
+fn t31_what_containers_leave_is_out_of_reach() {
+    let room = Room::new();
+    let script = "umask 0; exec \"$0\" run -d --name c busybox sleep 100";
+    let mut command = Command::new("sh");
+    command.args(["-c", script, env!("CARGO_BIN_EXE_ovl")]);
+    room.prepare(&mut command);
+    let output = command.output().expect("sh runs");
+    assert!(output.status.success(), "{}", run_support::told(&output));
+    for dir in [
+        "store",
+        "store/containers",
+        "run/containers",
+        "run/runtime",
+        "run/mounts",
+        "run/log",
+    ] {
+        let mode = room.path(dir).metadata().expect(dir).permissions().mode();
+        assert_eq!(mode & 0o7777, 0o700, "{dir}");
+    }
+    let entries = walkdir::WalkDir::new(room.path("")).same_file_system(true);
+    for entry in entries.into_iter().flatten() {
+        if entry.file_type().is_socket() {
+            let mode = entry.metadata().expect("stat").permissions().mode();
+            assert_eq!(mode & 0o077, 0, "{}", entry.path().display());
+        }
+    }
+    room.run(&["rm", "-f", "c"]);
 }

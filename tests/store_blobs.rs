@@ -234,6 +234,17 @@ fn a_name_keeps_its_indexes_until_it_moves() {
     assert_eq!(store.name_indexes("n:2").unwrap(), both, "it did not move");
     store.set_name("n:2", &b).unwrap();
     assert_eq!(store.name_indexes("n:2").unwrap(), []);
+    assert!(
+        !there("outer") && !there("inner"),
+        "nobody came with them any more"
+    );
+    // Moved by an import; those that are still wanted stay.
+    put("a", &["n:1"], &["outer", "inner"]);
+    put("b", &["n:1"], &["outer"]);
+    assert!(there("outer") && !there("inner"));
+    put("b", &["n:1"], &["another"]);
+    assert!(!there("outer") && there("another") && there("a") && there("b"));
+    assert_eq!(store.name_indexes("n:1").unwrap(), [Digest::of(b"another")]);
     put("a", &["n:3"], &["outer"]);
     store.remove_name("n:3").unwrap();
     assert_eq!(store.name_indexes("n:3").unwrap(), []);

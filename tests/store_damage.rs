@@ -38,15 +38,18 @@ impl Place {
 /// A store with one layer: `d/f` of one chunk, `d/big` of many, `l` a symlink.
 fn filled() -> (Place, LayerInfo) {
     let place = Place::new();
-    let store = Store::open(&place.root).unwrap();
-    let mut tar = Tar::new(&store);
+    let info = fill(&Store::open(&place.root).unwrap());
+    (place, info)
+}
+
+fn fill(store: &Store) -> LayerInfo {
+    let mut tar = Tar::new(store);
     tar.dir("d");
     tar.file("d/f", b"some words, some words, some words");
     tar.file("d/big", &noise(1_000_000, 1));
     tar.sparse("d/sparse", &[Err(1000), Ok(b"x")]);
     tar.symlink("l", "d/f");
-    let (info, _) = tar.finish();
-    (place, info)
+    tar.finish().0
 }
 
 /// Reads everything of a layer; gives the first error.

@@ -5,6 +5,7 @@ use ovl::store::{ImageUsage, Usage};
 use serde::Serialize;
 
 use super::Context;
+use super::error::{Failure, escape};
 use super::find::familiar;
 use super::output::{self, Format, Table, id, size};
 
@@ -93,17 +94,32 @@ impl From<Usage> for Row {
 
 impl Df {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
-        let row = match context.existing_store()? {
-            Some(store) => Row {
-                per_image: store
-                    .image_usage()?
-                    .into_iter()
-                    .map(ImageRow::from)
-                    .collect(),
-                ..Row::from(store.usage()?)
-            },
-            None => Row::default(),
+        let (row, damaged) = match context.existing_store()? {
+            Some(store) => {
+                let row = Row {
+                    per_image: store
+                        .image_usage()?
+                        .into_iter()
+                        .map(ImageRow::from)
+                        .collect(),
+                    ..Row::from(store.usage()?)
+                };
+                (row, store.list_images()?.1)
+            }
+            None => (Row::default(), Vec::new()),
         };
+        self.print(row)?;
+        match damaged.first() {
+            None => Ok(()),
+            Some(image) => Err(Failure::damage(escape(&format!(
+                "damaged and not listed: image {}: {}; see: ovl fsck",
+                image.called(),
+                image.why
+            )))),
+        }
+    }
+
+    fn print(self, row: Row) -> anyhow::Result<()> {
         if self.format == Format::Json {
             return output::json(&row);
         }

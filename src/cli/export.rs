@@ -20,8 +20,9 @@ use super::error::Failure;
 
 /// Write images as an archive
 ///
-/// TARGET is `docker-archive:PATH`, `oci-archive:PATH`, `oci:DIRECTORY`, a bare path (a docker-archive, unless --format says
-/// otherwise) or `-` for standard output. `rootfs:PATH` and `dir:DIRECTORY` take one image and give its files, all layers
+/// TARGET is `docker-archive:PATH`, `oci-archive:PATH`, `oci:DIRECTORY`, `skopeo-dir:DIRECTORY` (what skopeo calls `dir:`, of one
+/// image), a bare path (a docker-archive, unless --format says otherwise) or `-` for standard output. `rootfs:PATH` and
+/// `dir:DIRECTORY` take one image and give its files, all layers
 /// merged, as a tar or as a new directory, with owners (as root only). Each layer is proven against its digest while it is written; a failure leaves
 /// no file.
 #[derive(Args)]
@@ -30,7 +31,7 @@ pub struct Export {
     /// Names or IDs of images, and where to
     #[arg(required = true, num_args = 2.., value_name = "IMAGE TARGET")]
     words: Vec<OsString>,
-    /// docker-archive, oci-archive, oci, rootfs or dir
+    /// docker-archive, oci-archive, oci, skopeo-dir, rootfs or dir
     #[arg(long, value_enum, value_name = "FORMAT", hide_possible_values = true)]
     format: Option<Kind>,
     /// Compress layers anew: none, gzip or zstd [default: as they came, if that was kept, else none]
@@ -43,6 +44,7 @@ enum Kind {
     DockerArchive,
     OciArchive,
     Oci,
+    SkopeoDir,
     Rootfs,
     Dir,
 }
@@ -148,6 +150,7 @@ impl Export {
             (Kind::DockerArchive, "docker-archive:"),
             (Kind::OciArchive, "oci-archive:"),
             (Kind::Oci, "oci:"),
+            (Kind::SkopeoDir, "skopeo-dir:"),
             (Kind::Rootfs, "rootfs:"),
             (Kind::Dir, "dir:"),
         ];
@@ -199,6 +202,7 @@ impl Kind {
             Self::DockerArchive => Some(ExportFormat::DockerArchive),
             Self::OciArchive => Some(ExportFormat::OciArchive),
             Self::Oci => Some(ExportFormat::OciDir),
+            Self::SkopeoDir => Some(ExportFormat::SkopeoDir),
             Self::Rootfs | Self::Dir => None,
         }
     }

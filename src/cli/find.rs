@@ -109,7 +109,19 @@ fn by_id(store: &Store, words: &str) -> store::Result<Option<ImageRecord>> {
     let matches = |record: &ImageRecord| {
         record.config.hex().starts_with(hex) || record.manifest.hex().starts_with(hex)
     };
-    let mut found: Vec<ImageRecord> = store.images()?.into_iter().filter(matches).collect();
+    let (images, damaged) = store.list_images()?;
+    let mut found: Vec<ImageRecord> = images.into_iter().filter(matches).collect();
+    if found.is_empty()
+        && let Some(image) = damaged
+            .iter()
+            .find(|image| image.config.starts_with(hex) || image.manifest.starts_with(hex))
+    {
+        return Err(store::Error::Corrupt(format!(
+            "image {}: {}; see: ovl fsck",
+            image.called(),
+            image.why
+        )));
+    }
     // One configuration may come with several manifests (compressed in other ways); the newest stands for them.
     if found.iter().any(|record| record.config != found[0].config) {
         return Err(store::Error::Conflict(format!(

@@ -141,7 +141,7 @@ impl Fsck {
             return Ok(());
         }
         Err(Failure::damage(format!(
-            "the store at {} is damaged: {}; fsck --repair removes what is bad",
+            "the store at {} is damaged: {}; importing its images again mends chunks, fsck --repair removes what is bad",
             context.root.display(),
             count(report.problem_count, "problem")
         )))

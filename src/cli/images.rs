@@ -9,8 +9,8 @@ use ovl::store::ImageRecord;
 use serde::Serialize;
 
 use super::Context;
-use super::error::{Failure, one_line};
-use super::find::{configuration, created, familiar_names};
+use super::error::{Failure, escape, one_line};
+use super::find::{configuration, created, familiar, familiar_names};
 use super::output::{self, Format, Table, id, size};
 use super::time::{ago, rfc3339};
 
@@ -94,8 +94,17 @@ impl Images {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let (mut rows, mut bad) = (Vec::new(), Vec::new());
         if let Some(store) = context.existing_store()? {
-            for record in store.images()? {
-                // One that is damaged must not hide the others.
+            // One that is damaged must not hide the others.
+            let (records, damaged) = store.list_images()?;
+            for image in damaged {
+                let names: Vec<String> = image.names.iter().map(|name| familiar(name)).collect();
+                let called = match names.as_slice() {
+                    [] => image.called(),
+                    names => names.join(", "),
+                };
+                bad.push(escape(&format!("image {called}: {}", image.why)));
+            }
+            for record in records {
                 match configuration(&store, &record) {
                     Ok(configuration) => self.add_rows(&record, &configuration, &mut rows)?,
                     Err(error) => {
@@ -113,7 +122,7 @@ impl Images {
             return Ok(());
         }
         Err(Failure::damage(format!(
-            "not listed: {}; see: ovl fsck",
+            "damaged and not listed: {}; see: ovl fsck",
             bad.join("; ")
         )))
     }

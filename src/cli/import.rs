@@ -20,7 +20,7 @@ use super::tag::new_name;
 /// system, plain or compressed with gzip or zstd, found out by its content; `-` reads standard input. `docker-archive:PATH`,
 /// `oci-archive:PATH`, `oci:PATH` and `rootfs:PATH` say what it must be, and the first three may end in `:NAME` to take one
 /// image of several. `dir:PATH` takes a directory of this machine as a root file system, or the image that `skopeo copy`
-/// wrote there. Prints the ID of each image.
+/// wrote there; `skopeo-dir:PATH` only such an image. Prints the ID of each image.
 #[derive(Args)]
 pub struct Import {
     #[arg(value_name = "SOURCE")]
@@ -31,7 +31,7 @@ pub struct Import {
     /// Take the image for this machine from an archive of several
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     platform: Option<String>,
-    /// Take the images of all platforms; names point to the one of --platform, or of this machine
+    /// Take the images of all platforms, and attestations; names point to the one of --platform, or of this machine
     #[arg(long)]
     all_platforms: bool,
     /// Move names that point to other images

@@ -56,6 +56,8 @@ struct Row {
     pid: Option<u32>,
     /// Its process has died: what was not changed cannot be read.
     broken: bool,
+    /// Requests that a bug of ovl's ended, each with EIO and a line in the log.
+    panics: u64,
     started: String,
     log: Option<String>,
 }
@@ -77,6 +79,7 @@ impl From<&Record> for Row {
             options: record.options.clone(),
             pid: (!record.daemon.is_nobody()).then_some(record.daemon.pid),
             broken: record.is_broken(),
+            panics: record.panics,
             started: rfc3339(Timestamp::new(record.started, 0)),
             log: path(&record.log),
         }
@@ -117,6 +120,7 @@ impl Mounts {
             let pid = match row.pid {
                 None => "-".to_owned(),
                 Some(pid) if row.broken => format!("{pid} (died)"),
+                Some(pid) if row.panics > 0 => format!("{pid} (bugs: {})", row.panics),
                 Some(pid) => pid.to_string(),
             };
             let merge = match row.merge {

@@ -69,8 +69,8 @@ pub fn guarded<T>(
 ) -> Answer<T> {
     counters.requests.fetch_add(1, Ordering::Relaxed);
     let outcome = catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
-        counters.panics.fetch_add(1, Ordering::Relaxed);
         tracing::error!(op, "request ended by a bug: {}", panic_text(&*panic));
+        counters.count_panic();
         Err(Errno::IO)
     });
     outcome.map_err(|errno| {

@@ -27,8 +27,8 @@ mod wire_out;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use answers::Answers;
@@ -137,12 +137,16 @@ impl Config {
 }
 
 /// What happened on a mount since it was made.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Counters {
     requests: AtomicU64,
     errors: AtomicU64,
     panics: AtomicU64,
+    on_panic: OnceLock<OnPanic>,
 }
+
+/// Told how many panics there have been.
+type OnPanic = Box<dyn Fn(u64) + Send + Sync>;
 
 impl Counters {
     /// Requests that reached the engine.
@@ -158,6 +162,18 @@ impl Counters {
     /// Of these, ended by a panic: each is a bug.
     pub fn panics(&self) -> u64 {
         self.panics.load(Ordering::Relaxed)
+    }
+
+    /// Has `tell` called with the count after each panic, by the thread that met it. The first to ask is told.
+    pub fn on_panic(&self, tell: impl Fn(u64) + Send + Sync + 'static) {
+        let _ = self.on_panic.set(Box::new(tell));
+    }
+
+    fn count_panic(&self) {
+        let panics = self.panics.fetch_add(1, Ordering::Relaxed) + 1;
+        if let Some(tell) = self.on_panic.get() {
+            tell(panics);
+        }
     }
 }
 

@@ -6,7 +6,10 @@
 //!   manifest is made anew from the same configuration with descriptors of the blobs written here; its digest changes, the
 //!   image ID does not.
 //!
-//! Every layer is proven against its diff ID, every blob against its digest while it is written; a failure leaves no
+//! - The directory form of skopeo holds one image, or the index it came with, under the same rules.
+//!
+//! Whatever is exported is held from the beginning: layers and blobs by a lease, documents in memory. So an image that is
+//! removed meanwhile still comes out whole. Every layer is proven against its diff ID, every blob against its digest while it is written; a failure leaves no
 //! output.
 
 use std::collections::{HashMap, HashSet};
@@ -20,6 +23,7 @@ use sha2::{Digest as _, Sha256};
 use crate::store::{self, Digest, ImageRecord, Store};
 
 use super::compress::{Compression, Encoder};
+use super::export_index::{Held, WholeIndex, gone};
 use super::layer_tar::LayerTarWriter;
 use super::output::{OutputDir, OutputFile};
 use super::reference::Reference;
@@ -33,6 +37,14 @@ pub enum ExportFormat {
     OciArchive,
     /// An OCI layout directory, which must not exist yet.
     OciDir,
+    /// A directory as `skopeo copy` writes it to its `dir:`, of one image; it must not exist yet.
+    SkopeoDir,
+}
+
+impl ExportFormat {
+    fn is_directory(self) -> bool {
+        matches!(self, Self::OciDir | Self::SkopeoDir)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +75,7 @@ pub struct ExportImage {
 pub enum ExportTarget<'a> {
     /// Written beside and renamed when complete. An existing file is replaced, an existing directory is not.
     Path(&'a Path),
-    /// Not for [`ExportFormat::OciDir`].
+    /// Not for formats that are directories.
     Stream(&'a mut dyn Write),
 }
 
@@ -80,15 +92,15 @@ pub fn export(
 ) -> Result<Vec<ExportedImage>> {
     let exporter = Exporter::new(store, images, options)?;
     match (options.format, target) {
-        (ExportFormat::OciDir, ExportTarget::Path(path)) => {
+        (format, ExportTarget::Path(path)) if format.is_directory() => {
             let mut dir = OutputDir::create(path)?;
-            let exported = exporter.oci(&mut DirSink {
+            let exported = exporter.members(&mut DirSink {
                 root: dir.path().to_owned(),
             })?;
             dir.publish().map(|()| exported)
         }
-        (ExportFormat::OciDir, ExportTarget::Stream(_)) => Err(Error::Usage(
-            "an OCI layout directory cannot be written to standard output".to_owned(),
+        (format, ExportTarget::Stream(_)) if format.is_directory() => Err(Error::Usage(
+            "a directory cannot be written to standard output".to_owned(),
         )),
         (_, ExportTarget::Stream(out)) => exporter.archive(out),
         (_, ExportTarget::Path(path)) => {
@@ -103,35 +115,51 @@ pub(super) struct Exporter<'a> {
     pub(super) store: &'a Store,
     pub(super) images: Vec<(ImageRecord, &'a [Reference])>,
     pub(super) options: ExportOptions,
-    /// Keeps the layers until the export is over.
+    pub(super) held: Held,
+    /// The indexes that names came with and that can be given whole, by name.
+    pub(super) indexes: HashMap<String, WholeIndex>,
+    /// Keeps the layers, and so their compressed blobs, until the export is over.
     _lease: store::Lease,
 }
 
 impl<'a> Exporter<'a> {
     fn new(store: &'a Store, images: &'a [ExportImage], options: ExportOptions) -> Result<Self> {
+        if options.format == ExportFormat::SkopeoDir && images.len() != 1 {
+            return Err(Error::Usage("skopeo-dir: takes one image".to_owned()));
+        }
         let mut records = Vec::new();
         for image in images {
             let record = store.image(&image.manifest)?;
-            let missing =
-                || store::Error::NotFound(format!("image {} is not in the store", image.manifest));
-            records.push((record.ok_or_else(missing)?, image.names.as_slice()));
+            records.push((
+                record.ok_or_else(|| gone(&image.manifest))?,
+                image.names.as_slice(),
+            ));
         }
         let layers: Vec<Digest> = records
             .iter()
             .flat_map(|(record, _)| record.layers.clone())
             .collect();
         let lease = store.lease(&layers, "export")?;
-        Ok(Self {
+        let mut exporter = Self {
             store,
             images: records,
             options,
+            held: Held::default(),
+            indexes: HashMap::new(),
             _lease: lease,
-        })
+        };
+        for (record, _) in &exporter.images {
+            exporter.held.take_documents_of(store, record)?;
+        }
+        if options.format != ExportFormat::DockerArchive {
+            exporter.find_indexes()?;
+        }
+        Ok(exporter)
     }
 
+    /// A document of what is being exported.
     pub(super) fn document(&self, digest: &Digest) -> Result<Vec<u8>> {
-        let found = self.store.document(digest)?;
-        Ok(found.ok_or_else(|| store::Error::Corrupt(format!("document {digest} is missing")))?)
+        self.held.document(self.store, digest)
     }
 
     pub(super) fn tar_size(&self, diff_id: &Digest) -> Result<u64> {
@@ -147,13 +175,17 @@ impl<'a> Exporter<'a> {
         let mut sink = TarSink {
             tar: LayerTarWriter::new(&mut out),
         };
-        let exported = if self.options.format == ExportFormat::OciArchive {
-            self.oci(&mut sink)?
-        } else {
-            self.docker(&mut sink)?
-        };
+        let exported = self.members(&mut sink)?;
         sink.tar.finish().map_err(Error::Output)?;
         Ok(exported)
+    }
+
+    fn members(&self, sink: &mut dyn Sink) -> Result<Vec<ExportedImage>> {
+        match self.options.format {
+            ExportFormat::DockerArchive => self.docker(sink),
+            ExportFormat::OciArchive | ExportFormat::OciDir => self.oci(sink),
+            ExportFormat::SkopeoDir => self.skopeo_dir(sink),
+        }
     }
 
     fn docker(&self, sink: &mut dyn Sink) -> Result<Vec<ExportedImage>> {

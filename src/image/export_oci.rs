@@ -1,42 +1,37 @@
-//! Export in OCI form: manifests, configurations and blobs, as they came where that can be.
-
-use std::collections::HashSet;
+//! Export in OCI form, and as skopeo's directory: manifests, configurations and blobs, as they came where that can be.
 
 use serde_json::{Value, json};
 
-use crate::store::{self, Digest, ImageRecord};
+use crate::store::{Digest, ImageRecord};
 
 use super::blob::rebuild;
 use super::compress::Compression;
 use super::documents::{
     self, CONTAINERD_NAME, Descriptor, Document, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, REF_NAME,
 };
-use super::export::{ExportedImage, Exporter, Sink, Written};
+use super::export::{ExportFormat, ExportedImage, Exporter, Sink, Written};
+use super::export_index::{Other, WholeIndex};
 use super::{Error, Result};
 
-/// Where the blob of a digest lies.
-fn blob_path(digest: &Digest) -> String {
+/// Where the blob of a digest lies in an OCI layout.
+fn oci_path(digest: &Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 
+/// Where it lies in a directory of skopeo's.
+fn skopeo_path(digest: &Digest) -> String {
+    digest.hex()
+}
+
 /// A document and its media type.
-type Typed = (Vec<u8>, String);
+pub(super) type Typed = (Vec<u8>, String);
 
 /// Whether an image can be given as it came.
-enum Original {
+pub(super) enum Original {
     /// Its manifest, and the blobs of its layers.
     Possible(Typed, Vec<Descriptor>),
     /// Why not.
     No(String),
-}
-
-/// The index a name came with, all of whose images are here.
-struct WholeIndex {
-    document: Typed,
-    digest: Digest,
-    /// Indexes within.
-    others: Vec<Vec<u8>>,
-    images: Vec<ImageRecord>,
 }
 
 impl Exporter<'_> {
@@ -51,9 +46,10 @@ impl Exporter<'_> {
             let mut single = None;
             for name in *names {
                 let name = name.to_string();
-                let descriptor = match self.whole_index(&name)? {
+                let descriptor = match self.indexes.get(&name) {
                     Some(index) => {
-                        self.index(sink, &index, &mut written)?;
+                        self.index(sink, index, &mut written)?;
+                        self.manifest(sink, &index.document.0, &mut written)?;
                         exported.push(ExportedImage {
                             manifest: Some(index.digest),
                             new_because: None,
@@ -91,16 +87,90 @@ impl Exporter<'_> {
         Ok(exported)
     }
 
+    /// Writes what skopeo's `dir:` holds: the image's manifest, or the index that its name came with, and the blobs.
+    pub(super) fn skopeo_dir(&self, sink: &mut dyn Sink) -> Result<Vec<ExportedImage>> {
+        sink.bytes("version", b"Directory Transport Version: 1.1\n")?;
+        let mut written = Written::default();
+        let mut exported = Vec::new();
+        for (record, names) in &self.images {
+            let index = names
+                .iter()
+                .find_map(|name| self.indexes.get(&name.to_string()));
+            let (manifest, new_because) = match index {
+                Some(index) => {
+                    self.index(sink, index, &mut written)?;
+                    (index.document.0.clone(), None)
+                }
+                None => {
+                    let ((manifest, _), because) = self.parts(sink, record, &mut written)?;
+                    (manifest, because)
+                }
+            };
+            sink.bytes("manifest.json", &manifest)?;
+            exported.push(ExportedImage {
+                manifest: Some(Digest::of(&manifest)),
+                new_because,
+            });
+        }
+        Ok(exported)
+    }
+
+    /// Where blobs lie in the form that is written.
+    fn blob_path(&self) -> fn(&Digest) -> String {
+        match self.options.format {
+            ExportFormat::SkopeoDir => skopeo_path,
+            _ => oci_path,
+        }
+    }
+
     fn blob(&self, sink: &mut dyn Sink, bytes: &[u8], written: &mut Written) -> Result<()> {
-        let path = blob_path(&Digest::of(bytes));
+        let path = self.blob_path()(&Digest::of(bytes));
         if written.first_time(&path) {
             sink.bytes(&path, bytes)?;
         }
         Ok(())
     }
 
+    /// A manifest, or an index, that is not the outermost document.
+    fn manifest(&self, sink: &mut dyn Sink, bytes: &[u8], written: &mut Written) -> Result<()> {
+        if self.options.format != ExportFormat::SkopeoDir {
+            return self.blob(sink, bytes, written);
+        }
+        let path = format!("{}.manifest.json", Digest::of(bytes).hex());
+        if written.first_time(&path) {
+            sink.bytes(&path, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what stands below an index that came with a name.
+    fn index(&self, sink: &mut dyn Sink, index: &WholeIndex, written: &mut Written) -> Result<()> {
+        for record in &index.images {
+            self.image(sink, record, written)?;
+        }
+        for other in &index.others {
+            match other {
+                Other::Manifest(digest) => self.manifest(sink, &self.document(digest)?, written)?,
+                Other::Blob(digest) => self.blob(sink, &self.document(digest)?, written)?,
+            }
+        }
+        Ok(())
+    }
+
     /// Writes an image, as it came if possible. Gives its manifest, and why that is a new one.
     fn image(
+        &self,
+        sink: &mut dyn Sink,
+        record: &ImageRecord,
+        written: &mut Written,
+    ) -> Result<(Typed, Option<String>)> {
+        let (manifest, because) = self.parts(sink, record, written)?;
+        self.manifest(sink, &manifest.0, written)?;
+        Ok((manifest, because))
+    }
+
+    /// The same, without writing the manifest.
+    fn parts(
         &self,
         sink: &mut dyn Sink,
         record: &ImageRecord,
@@ -125,11 +195,10 @@ impl Exporter<'_> {
             }
         };
         self.blob(sink, &self.document(&record.config)?, written)?;
-        self.blob(sink, &manifest.0, written)?;
         Ok((manifest, because))
     }
 
-    fn original(&self, record: &ImageRecord) -> Result<Original> {
+    pub(super) fn original(&self, record: &ImageRecord) -> Result<Original> {
         let bytes = self.document(&record.manifest)?;
         let parsed = Document::parse(
             &record.manifest.to_string(),
@@ -170,7 +239,8 @@ impl Exporter<'_> {
         written: &mut Written,
     ) -> Result<()> {
         let digest = descriptor.digest()?;
-        if !written.first_time(&blob_path(&digest)) {
+        let path = self.blob_path()(&digest);
+        if !written.first_time(&path) {
             return Ok(());
         }
         let size = if digest == *diff_id {
@@ -178,7 +248,7 @@ impl Exporter<'_> {
         } else {
             descriptor.size
         };
-        sink.stream(&blob_path(&digest), size, &mut |out| {
+        sink.stream(&path, size, &mut |out| {
             if digest == *diff_id {
                 self.store.write_layer_tar(diff_id, out)?;
                 Ok(())
@@ -198,10 +268,10 @@ impl Exporter<'_> {
         let known = written.layer(diff_id);
         let (digest, size) = match known {
             Some(known) => known,
-            None => self.layer(sink, diff_id, blob_path)?,
+            None => self.layer(sink, diff_id, self.blob_path())?,
         };
         written.keep_layer(diff_id, (digest, size));
-        written.first_time(&blob_path(&digest));
+        written.first_time(&self.blob_path()(&digest));
         let suffix = match self.options.compression.unwrap_or_default() {
             Compression::None => "",
             Compression::Gzip => "+gzip",
@@ -227,70 +297,4 @@ impl Exporter<'_> {
         }
         Ok((manifest.to_string().into_bytes(), OCI_MANIFEST.to_owned()))
     }
-
-    // --- images of several platforms
-
-    /// The index that `name` came with, if all that it lists is here and can be given as it came.
-    fn whole_index(&self, name: &str) -> Result<Option<WholeIndex>> {
-        let known = self.store.name_indexes(name)?;
-        let Some(digest) = known.first().copied() else {
-            return Ok(None);
-        };
-        let bytes = self.document(&digest)?;
-        let media_type = media_type(&bytes);
-        let mut index = WholeIndex {
-            document: (bytes, media_type),
-            digest,
-            others: Vec::new(),
-            images: Vec::new(),
-        };
-        let (mut waiting, mut seen) = (vec![index.document.0.clone()], HashSet::new());
-        while let Some(bytes) = waiting.pop() {
-            let Document::Index { manifests } = Document::parse(name, &bytes, "")? else {
-                return Ok(None);
-            };
-            for child in manifests {
-                let child = child.digest()?;
-                if !seen.insert(child) {
-                    continue;
-                }
-                if let Some(record) = self.store.image(&child)? {
-                    if !matches!(self.original(&record)?, Original::Possible(..)) {
-                        return Ok(None);
-                    }
-                    index.images.push(record);
-                } else if known.contains(&child) {
-                    let bytes = self.document(&child)?;
-                    index.others.push(bytes.clone());
-                    waiting.push(bytes);
-                } else {
-                    // Of another platform, or a note about an image: it did not come along.
-                    return Ok(None);
-                }
-            }
-        }
-        Ok(Some(index))
-    }
-
-    fn index(&self, sink: &mut dyn Sink, index: &WholeIndex, written: &mut Written) -> Result<()> {
-        let layers: Vec<Digest> = index
-            .images
-            .iter()
-            .flat_map(|record| record.layers.clone())
-            .collect();
-        let _lease: store::Lease = self.store.lease(&layers, "export")?;
-        for record in &index.images {
-            self.image(sink, record, written)?;
-        }
-        for document in index.others.iter().chain([&index.document.0]) {
-            self.blob(sink, document, written)?;
-        }
-        Ok(())
-    }
-}
-
-/// What an index says it is.
-fn media_type(index: &[u8]) -> String {
-    let value: Value = serde_json::from_slice(index).unwrap_or_default();
-    value["mediaType"].as_str().unwrap_or(OCI_INDEX).to_owned()
 }

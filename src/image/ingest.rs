@@ -1,7 +1,8 @@
 //! One layer into the store: bytes in, verified, as a tree and a recipe.
 //!
-//! Two threads beside the store's own: a feeder reads, hashes and decompresses; the caller parses the tar and hands
-//! literals, data and entries to the store's writer. Memory is a few pieces of the stream, whatever the layer's size.
+//! Two threads beside the store's own: a feeder reads and decompresses, and hashes a compressed blob; the caller parses the
+//! tar and hands literals, data and entries to the store's writer, which hashes the tar. Memory is a few pieces of the
+//! stream, whatever the layer's size.
 //!
 //! Invariant: a layer is published only after its diff ID, and the digest and size of its blob, were compared with
 //! everything that claimed to know them.
@@ -61,12 +62,13 @@ impl Unpublished {
         !self.links.is_empty()
     }
 
-    /// Resolves hard links into `lowers` (bottom first) and makes the layer visible.
+    /// Resolves hard links into `lowers` (bottom first) and makes the layer visible. It is on the disk with the image that
+    /// is recorded next.
     pub fn publish(mut self, store: &Store, lowers: &[Digest]) -> Result<LayerFacts> {
         if let Err((path, stop)) = self.links.resolve(&mut self.writer, store, lowers) {
             return Err(stop.at(&self.what, &path));
         }
-        self.writer.finish(&self.facts.diff_id)?;
+        self.writer.finish_in_order(&self.facts.diff_id)?;
         self.kept.publish(&self.facts)?;
         Ok(self.facts)
     }
@@ -103,10 +105,14 @@ impl<'scope, 'env> Publisher<'scope, 'env> {
         Ok(())
     }
 
-    /// Holds a layer that is in the store, or is about to be, against `gc`; `None` if it is not there.
+    /// Holds a layer that is in the store, or is about to be, against `gc`; `None` if it is not there, or is known to be
+    /// damaged, so that it must be read.
     pub fn hold(&mut self, diff_id: &Digest) -> Result<Option<Lease>> {
         if matches!(&self.pending, Some((pending, _)) if pending == diff_id) {
             self.finish()?;
+        }
+        if self.store.needs_healing(diff_id)? {
+            return Ok(None);
         }
         hold(self.store, diff_id)
     }
@@ -146,8 +152,8 @@ pub fn ingest(
     });
     // Whoever failed first explains it: a feeder told that its reader stopped only repeats the parser's failure, and a
     // parser whose stream broke off only the feeder's.
-    let (tree, fed) = match (parsed, fed) {
-        (Ok(tree), Ok(fed)) => (tree, fed),
+    let ((tree, diff_id), fed) = match (parsed, fed) {
+        (Ok(parsed), Ok(fed)) => (parsed, fed),
         (_, Err(Feed::Failed(error))) => return Err(error),
         (Err((path, stop)), _) => return Err(stop.at(what, &path)),
         (Ok(_), Err(Feed::ReaderStopped)) => {
@@ -162,15 +168,13 @@ pub fn ingest(
         }),
         _ => Ok(()),
     };
-    check(what.to_owned(), expected.blob, fed.blob)?;
-    check(
-        format!("{what}, uncompressed,"),
-        expected.diff_id,
-        fed.diff_id,
-    )?;
+    // A plain tar is its own blob: one hash serves both.
+    let blob = fed.blob.unwrap_or(diff_id);
+    check(what.to_owned(), expected.blob, blob)?;
+    check(format!("{what}, uncompressed,"), expected.diff_id, diff_id)?;
     let facts = LayerFacts {
-        diff_id: fed.diff_id,
-        blob: fed.blob,
+        diff_id,
+        blob,
         blob_size: fed.blob_size,
         tar_size: fed.tar_size,
         entries: tree.entries,
@@ -195,9 +199,9 @@ pub fn hold(store: &Store, diff_id: &Digest) -> Result<Option<Lease>> {
 }
 
 struct Fed {
-    blob: Digest,
+    /// Of a compressed one.
+    blob: Option<Digest>,
     blob_size: u64,
-    diff_id: Digest,
     tar_size: u64,
 }
 
@@ -212,7 +216,7 @@ impl From<Error> for Feed {
     }
 }
 
-/// The feeder: reads `blob` to its end, decompresses, hashes both sides, sends the tar to the parser.
+/// The feeder: reads `blob` to its end, hashes and decompresses it, sends the tar to the parser.
 fn feed(
     what: &str,
     blob: impl Read + Send,
@@ -236,7 +240,6 @@ fn feed(
         };
         return Err(error.into());
     };
-    // A plain tar is its own blob: one hash serves both.
     let hasher = (compression != Compression::None).then(Sha256::new);
     let mut counted = Counted {
         input: blob,
@@ -245,7 +248,6 @@ fn feed(
         max: expected.blob_size,
         progress,
     };
-    let mut tar = Sha256::new();
     let mut tar_size = 0u64;
     let result = (|| {
         let mut input: Box<dyn Read + Send + '_> = match compression {
@@ -262,7 +264,6 @@ fn feed(
                 if tar_size > limits.layer_bytes {
                     return Err(io::Error::other(OverLimit));
                 }
-                tar.update(piece);
                 Ok(())
             })?;
             if !more {
@@ -284,14 +285,9 @@ fn feed(
         .into());
     }
     to.finish().map_err(|_| Feed::ReaderStopped)?;
-    let diff_id = Digest::from_bytes(tar.finalize().into());
-    let blob = hasher.map_or(diff_id, |hasher| {
-        Digest::from_bytes(hasher.finalize().into())
-    });
     Ok(Fed {
-        blob,
+        blob: hasher.map(|hasher| Digest::from_bytes(hasher.finalize().into())),
         blob_size,
-        diff_id,
         tar_size,
     })
 }
@@ -429,12 +425,12 @@ struct Tree {
     newest: Option<Timestamp>,
 }
 
-/// The parser: the whole stream to the store's writer, and the tree it describes.
+/// The parser: the whole stream to the store's writer, the tree it describes and its digest.
 fn parse(
     store: &Store,
     from: PumpReader,
     limits: &Limits,
-) -> std::result::Result<Tree, (Vec<u8>, Stop)> {
+) -> std::result::Result<(Tree, Digest), (Vec<u8>, Stop)> {
     let nowhere = |stop: Stop| (Vec::new(), stop);
     let mut reader = TarReader::new(from, limits.tar());
     let writer = store
@@ -463,7 +459,11 @@ fn parse(
     reader
         .trailer(&mut |bytes| writer.literal(bytes).map_err(Stop::from))
         .map_err(nowhere)?;
-    Ok(tree)
+    let diff_id = tree
+        .writer
+        .diff_id()
+        .map_err(|error| nowhere(error.into()))?;
+    Ok((tree, diff_id))
 }
 
 impl Tree {

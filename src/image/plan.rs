@@ -86,21 +86,11 @@ pub fn plan(
     }
 }
 
-/// Images taken of one index at most: every platform there is, several times over.
-const MAX_PLATFORMS: usize = 256;
-
-/// What stands below a document.
-#[derive(Default)]
-struct Tree {
-    images: Vec<PlannedImage>,
-    indexes: Vec<Vec<u8>>,
-    seen: HashSet<Digest>,
-}
-
-struct Planner<'a> {
-    documents: &'a dyn Documents,
-    wish: &'a Wish<'a>,
-    dialect: Dialect,
+/// Finds images by the documents of an archive.
+pub(super) struct Planner<'a> {
+    pub(super) documents: &'a dyn Documents,
+    pub(super) wish: &'a Wish<'a>,
+    pub(super) dialect: Dialect,
 }
 
 impl Planner<'_> {
@@ -276,7 +266,7 @@ impl Planner<'_> {
             let mut seen = HashSet::new();
             chosen.retain(|d| seen.insert(&d.digest));
             if name.is_some() {
-                chosen.truncate(1);
+                chosen = vec![self.prefer(&chosen)?];
             }
             for descriptor in chosen {
                 let mut found = self.oci_images(descriptor)?;
@@ -305,7 +295,7 @@ impl Planner<'_> {
     }
 
     /// Where the blob of this digest lies.
-    fn blob_path(&self, digest: &Digest) -> Vec<u8> {
+    pub(super) fn blob_path(&self, digest: &Digest) -> Vec<u8> {
         match self.dialect {
             Dialect::FlatDir => digest.hex().into_bytes(),
             Dialect::DockerSave | Dialect::Oci => {
@@ -315,7 +305,10 @@ impl Planner<'_> {
     }
 
     /// Those of `entries` that suit the platform; never empty.
-    fn for_platform<'d>(&self, entries: &[&'d Descriptor]) -> Result<Vec<&'d Descriptor>> {
+    pub(super) fn for_platform<'d>(
+        &self,
+        entries: &[&'d Descriptor],
+    ) -> Result<Vec<&'d Descriptor>> {
         let host = Platform::host();
         if self.wish.platform.is_none() && entries.len() == 1 {
             return Ok(entries.to_vec());
@@ -352,89 +345,8 @@ impl Planner<'_> {
         self.under(&descriptor.digest, bytes, &descriptor.media_type)
     }
 
-    /// The images of a manifest or of an index over manifests: first the one chosen.
-    fn under(&self, name: &str, bytes: Vec<u8>, claimed: &str) -> Result<Vec<PlannedImage>> {
-        let mut tree = Tree::default();
-        self.descend(name, bytes, claimed, 0, true, &mut tree)?;
-        let Tree {
-            mut images,
-            indexes,
-            ..
-        } = tree;
-        // The one chosen is the first that was found as such.
-        let chosen = images.iter().position(|image| !image.another_platform);
-        let Some(chosen) = chosen else {
-            return Err(Error::document(name, "the index lists no image"));
-        };
-        images.swap(0, chosen);
-        images[0].indexes = indexes;
-        Ok(images)
-    }
-
-    /// Goes down from a document. `chosen`: an image found here is the one wanted, not only along with it.
-    fn descend(
-        &self,
-        name: &str,
-        bytes: Vec<u8>,
-        claimed: &str,
-        depth: usize,
-        chosen: bool,
-        tree: &mut Tree,
-    ) -> Result<()> {
-        let limits = self.wish.limits;
-        match Document::parse(name, &bytes, claimed)? {
-            Document::Index { .. } if depth >= limits.index_depth => Err(Error::document(
-                name,
-                format!("indexes nest more than {} deep", limits.index_depth),
-            )),
-            Document::Index { manifests } => {
-                tree.indexes.push(bytes);
-                let entries: Vec<&Descriptor> =
-                    manifests.iter().filter(|d| !d.is_attestation()).collect();
-                if entries.is_empty() {
-                    return Err(Error::document(name, "the index lists no image"));
-                }
-                let first = match chosen {
-                    true => Some(self.for_platform(&entries)?[0]),
-                    false => None,
-                };
-                for descriptor in entries {
-                    let chosen = first.is_some_and(|first| first.digest == descriptor.digest);
-                    if !chosen && !self.wish.all_platforms {
-                        continue;
-                    }
-                    if !tree.seen.insert(descriptor.digest()?) {
-                        continue;
-                    }
-                    if tree.seen.len() > MAX_PLATFORMS {
-                        let reason = format!("it lists more than {MAX_PLATFORMS} images");
-                        return Err(Error::document(name, reason));
-                    }
-                    // An archive may leave out other platforms.
-                    let digest = descriptor.digest()?;
-                    let there = self
-                        .documents
-                        .document(&self.blob_path(&digest), limits.manifest)?;
-                    if !chosen && there.is_none() {
-                        continue;
-                    }
-                    let bytes = self.blob(descriptor, limits.manifest)?;
-                    let (name, claimed) = (&descriptor.digest, &descriptor.media_type);
-                    self.descend(name, bytes, claimed, depth + 1, chosen, tree)?;
-                }
-                Ok(())
-            }
-            document => {
-                let mut image = self.oci_document(name, bytes, document, chosen)?;
-                image.another_platform = !chosen;
-                tree.images.push(image);
-                Ok(())
-            }
-        }
-    }
-
     /// The image that a manifest describes. `chosen`: it must be for the platform that was asked for.
-    fn oci_document(
+    pub(super) fn oci_document(
         &self,
         name: &str,
         bytes: Vec<u8>,
@@ -484,10 +396,10 @@ impl Planner<'_> {
     }
 
     /// The document a descriptor points to, checked against it.
-    fn blob(&self, descriptor: &Descriptor, max: u64) -> Result<Vec<u8>> {
+    pub(super) fn blob(&self, descriptor: &Descriptor, max: u64) -> Result<Vec<u8>> {
         let digest = descriptor.digest()?;
         super::archive::check_document_size(|| descriptor.digest.clone(), descriptor.size, max)?;
-        let bytes = self.required(&self.blob_path(&digest), max)?;
+        let bytes = self.required(&self.manifest_path(&digest, max)?, max)?;
         if bytes.len() as u64 != descriptor.size {
             return Err(Error::SizeMismatch {
                 what: descriptor.digest.clone(),

@@ -19,7 +19,9 @@ pub fn image_for(store: &Store, name: &str, platform: &Platform) -> Result<Image
     }
     for index in store.name_indexes(name)? {
         let bytes = store.document(&index)?.unwrap_or_default();
-        if let Document::Index { manifests } = Document::parse(&index.to_string(), &bytes, "")? {
+        // Besides indexes, a name may have come with statements about images.
+        let parsed = Document::parse(&index.to_string(), &bytes, "");
+        if let Ok(Document::Index { manifests }) = parsed {
             for descriptor in manifests {
                 records.extend(store.image(&descriptor.digest()?)?);
             }

@@ -6,8 +6,8 @@
 use std::io::{self, BufRead, Read, Write};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
-/// Bytes per piece.
-pub const PIECE: usize = 256 << 10;
+/// Bytes per piece: what lies in one whole goes on to the store without another copy.
+pub const PIECE: usize = 512 << 10;
 /// Pieces waiting at most.
 const DEPTH: usize = 4;
 

@@ -1,5 +1,5 @@
-//! Where images come from: `docker-archive:PATH`, `oci-archive:PATH`, `oci:PATH`, `rootfs:PATH`, `dir:PATH`, a bare path, or
-//! `-`.
+//! Where images come from: `docker-archive:PATH`, `oci-archive:PATH`, `oci:PATH`, `skopeo-dir:PATH`, `rootfs:PATH`,
+//! `dir:PATH`, a bare path, or `-`.
 //!
 //! A transport only narrows what the content may be; the content itself is always looked at, names and suffixes never.
 //! `docker-archive:`, `oci-archive:` and `oci:` take a `:NAME` after the path (skopeo's way) to choose one image.
@@ -22,6 +22,15 @@ pub enum Transport {
     Rootfs,
     /// A directory of the host as a root file system; if `skopeo copy` wrote an image there, that image.
     Directory,
+    /// A directory that `skopeo copy` wrote to its `dir:`.
+    SkopeoDir,
+}
+
+impl Transport {
+    /// Whether only a directory can be what it says.
+    pub(super) fn is_directory(self) -> bool {
+        matches!(self, Self::OciLayout | Self::Directory | Self::SkopeoDir)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +62,7 @@ impl Source {
             (b"oci:", Transport::OciLayout, true),
             (b"rootfs:", Transport::Rootfs, false),
             (b"dir:", Transport::Directory, false),
+            (b"skopeo-dir:", Transport::SkopeoDir, false),
         ] {
             if let Some(rest) = bytes.strip_prefix(prefix) {
                 let (path, select) = if selectable {
@@ -82,9 +92,7 @@ impl Source {
                     "the path of the image archive is empty".to_owned(),
                 ));
             }
-            b"-" if !matches!(transport, Transport::OciLayout | Transport::Directory) => {
-                Location::Stdin
-            }
+            b"-" if !transport.is_directory() => Location::Stdin,
             path => Location::Path(OsString::from_vec(path.to_vec()).into()),
         };
         Ok(Self {
@@ -150,6 +158,7 @@ mod tests {
             ),
             ("rootfs:a:b", Transport::Rootfs, path("a:b"), None),
             ("dir:/x:y", Transport::Directory, path("/x:y"), None),
+            ("skopeo-dir:x:y", Transport::SkopeoDir, path("x:y"), None),
             ("we:ird", Transport::Auto, path("we:ird"), None),
         ] {
             let source = parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));

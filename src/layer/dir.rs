@@ -5,7 +5,9 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+use quick_cache::sync::Cache;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -19,9 +21,10 @@ use super::{
 use crate::meta::{Attr, FileKind};
 use crate::sys::{self, FileHandle};
 
-/// A host directory. Holds one descriptor, of its root.
+/// A host directory. Holds a descriptor of its root, and of directories used last if it is told to.
 pub struct DirLayer {
-    root: OwnedFd,
+    root: Arc<OwnedFd>,
+    open: OnceLock<Cache<Arc<OsStr>, Arc<OwnedFd>>>,
     key: ObjectKey,
     uuid: [u8; 16],
     permissions: Permissions,
@@ -62,7 +65,8 @@ impl DirLayer {
         .and_then(|fd| sys::fs_uuid(fd.as_fd()))
         .unwrap_or_default();
         Ok(Self {
-            root,
+            root: Arc::new(root),
+            open: OnceLock::new(),
             key,
             uuid,
             permissions,
@@ -84,20 +88,44 @@ impl DirLayer {
             .show(attr, |xattr| host::xattr_at(path.as_slice(), xattr))
     }
 
-    fn object(&self, node: &LayerNode) -> Result<OwnedFd> {
-        host::open_beneath(
-            self.root.as_fd(),
-            &node.path,
-            OFlags::PATH | OFlags::NOFOLLOW,
-        )
+    /// The directory at this path, from a descriptor that is kept if there is one.
+    fn dir_at(&self, path: &Arc<OsStr>) -> Result<Arc<OwnedFd>> {
+        if path.is_empty() {
+            return Ok(Arc::clone(&self.root));
+        }
+        if let Some(fd) = self.open.get().and_then(|open| open.get(path)) {
+            return Ok(fd);
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let fd = Arc::new(host::open_beneath(self.root.as_fd(), path, flags)?);
+        if let Some(open) = self.open.get() {
+            open.insert(Arc::clone(path), Arc::clone(&fd));
+        }
+        Ok(fd)
     }
 
-    fn dir(&self, node: &LayerNode) -> Result<OwnedFd> {
-        host::open_beneath(
-            self.root.as_fd(),
-            &node.path,
-            OFlags::PATH | OFlags::DIRECTORY,
-        )
+    fn dir(&self, node: &LayerNode) -> Result<Arc<OwnedFd>> {
+        match node.kind {
+            FileKind::Directory => self.dir_at(&node.dir),
+            _ => Err(Errno::NOTDIR),
+        }
+    }
+
+    /// Opens an object anew.
+    fn open_with_flags(&self, node: &LayerNode, flags: OFlags) -> Result<OwnedFd> {
+        let dir = self.dir_at(&node.dir)?;
+        let name = node.name.as_deref().unwrap_or(OsStr::new("."));
+        host::open_at(dir.as_fd(), name, flags)
+    }
+
+    /// A descriptor (`O_PATH`) of an object.
+    fn object(&self, node: &LayerNode) -> Result<Arc<OwnedFd>> {
+        match node.kind {
+            FileKind::Directory => self.dir_at(&node.dir),
+            _ => self
+                .open_with_flags(node, OFlags::PATH | OFlags::NOFOLLOW)
+                .map(Arc::new),
+        }
     }
 
     /// Is this stat'ed object a whiteout in kernel form?
@@ -131,11 +159,17 @@ impl Layer for DirLayer {
         }
     }
 
+    fn keep_open(&self, directories: usize) {
+        // The first to use the layer decides.
+        let _ = self.open.set(Cache::new(directories));
+    }
+
     fn root(&self) -> Result<LayerNode> {
         Ok(LayerNode {
             key: self.key,
             kind: FileKind::Directory,
-            path: OsStr::new("").into(),
+            dir: OsStr::new("").into(),
+            name: None,
         })
     }
 
@@ -152,12 +186,22 @@ impl Layer for DirLayer {
             return Ok(Some(LayerEntry::Whiteout));
         }
         self.show_at(fd.as_fd(), name, &mut stat.attr)?;
+        let is_dir = stat.attr.kind.is_dir();
         let node = LayerNode {
             key: stat.key,
             kind: stat.attr.kind,
-            path: join(&dir.path, name),
+            dir: if is_dir {
+                join(&dir.dir, name)
+            } else {
+                Arc::clone(&dir.dir)
+            },
+            name: (!is_dir).then(|| name.into()),
         };
-        Ok(Some(LayerEntry::Node(node, Some(stat.attr))))
+        Ok(Some(LayerEntry::Node {
+            node,
+            attr: Some(stat.attr),
+            opaque: None,
+        }))
     }
 
     fn read_dir(&self, dir: &LayerNode) -> Result<Vec<LayerDirent>> {
@@ -233,16 +277,12 @@ impl Layer for DirLayer {
             return Ok(true);
         }
         // `.wh.NAME` beside a directory NAME: the directory replaced what was below.
-        let beside = match dir.path.as_bytes().iter().rposition(|b| *b == b'/') {
-            None if dir.path.is_empty() => false,
-            None => whiteout::aufs_marks(self.root.as_fd(), &dir.path)?,
+        let beside = match dir.dir.as_bytes().iter().rposition(|b| *b == b'/') {
+            None if dir.dir.is_empty() => false,
+            None => whiteout::aufs_marks(self.root.as_fd(), &dir.dir)?,
             Some(cut) => {
-                let (parent, name) = dir.path.as_bytes().split_at(cut);
-                let parent = host::open_beneath(
-                    self.root.as_fd(),
-                    OsStr::from_bytes(parent),
-                    OFlags::PATH | OFlags::DIRECTORY,
-                )?;
+                let (parent, name) = dir.dir.as_bytes().split_at(cut);
+                let parent = self.dir_at(&OsStr::from_bytes(parent).into())?;
                 whiteout::aufs_marks(parent.as_fd(), OsStr::from_bytes(&name[1..]))?
             }
         };
@@ -252,8 +292,11 @@ impl Layer for DirLayer {
 
     fn redirect(&self, dir: &LayerNode) -> Result<Option<OsString>> {
         let fd = self.dir(dir)?;
+        let names = host::xattr_names_fd(fd.as_fd())?;
         for name in ["trusted.overlay.redirect", "user.overlay.redirect"] {
-            if let Some(path) = host::xattr_fd(fd.as_fd(), OsStr::new(name))? {
+            if names.iter().any(|has| has == name)
+                && let Some(path) = host::xattr_fd(fd.as_fd(), OsStr::new(name))?
+            {
                 return Ok(Some(OsString::from_vec(path)));
             }
         }
@@ -261,10 +304,16 @@ impl Layer for DirLayer {
     }
 
     fn attr(&self, node: &LayerNode) -> Result<Attr> {
-        let fd = self.object(node)?;
-        let mut stat = host::stat_fd(fd.as_fd())?;
-        self.permissions
-            .show(&mut stat.attr, |name| host::xattr_fd(fd.as_fd(), name))?;
+        let dir = self.dir_at(&node.dir)?;
+        let mut stat = match &node.name {
+            Some(name) => host::stat_at(dir.as_fd(), name)?.ok_or(Errno::NOENT)?,
+            None => host::stat_fd(dir.as_fd())?,
+        };
+        if self.permissions != Permissions::Inode {
+            let fd = self.object(node)?;
+            self.permissions
+                .show(&mut stat.attr, |name| host::xattr_fd(fd.as_fd(), name))?;
+        }
         // Changed underneath: another object took the place.
         if stat.attr.kind != node.kind {
             Err(Errno::STALE)
@@ -283,13 +332,13 @@ impl Layer for DirLayer {
         }
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
         // O_NOATIME keeps the lower untouched, but only owners may ask for it.
-        let open = |extra| host::open_beneath(self.root.as_fd(), &node.path, flags | extra);
+        let open = |extra| self.open_with_flags(node, flags | extra);
         let fd = match open(OFlags::NOATIME) {
             Err(Errno::PERM) => open(OFlags::empty())?,
             other => other?,
         };
         if whiteout::is_metacopy(fd.as_fd())? {
-            tracing::error!(path = ?node.path, "has its data in another layer (metacopy): such lowers are not supported");
+            tracing::error!(dir = ?node.dir, name = ?node.name, "has its data in another layer (metacopy): such lowers are not supported");
             return Err(Errno::IO);
         }
         Ok(LayerFile::Fd(Arc::new(fd)))
@@ -297,7 +346,7 @@ impl Layer for DirLayer {
 
     fn open_flags(&self, node: &LayerNode) -> Result<Option<OwnedFd>> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-        host::open_beneath(self.root.as_fd(), &node.path, flags).map(Some)
+        self.open_with_flags(node, flags).map(Some)
     }
 
     fn file_handle(&self, node: &LayerNode) -> Option<FileHandle> {

@@ -189,9 +189,27 @@ pub fn xattr_fd(fd: BorrowedFd<'_>, name: &OsStr) -> Result<Option<Vec<u8>>> {
 /// All xattr names of an open object.
 pub fn xattr_names_fd(fd: BorrowedFd<'_>) -> Result<Vec<OsString>> {
     let path = proc_path(fd);
-    let list = grow(1024, |buf| {
+    names_of(grow(256, |buf| {
         rustix::fs::listxattr(path.as_str(), rustix::buffer::spare_capacity(buf))
-    });
+    }))
+}
+
+/// The same where it is open for reading or writing, not `O_PATH`.
+pub fn xattr_names_open(fd: BorrowedFd<'_>) -> Result<Vec<OsString>> {
+    names_of(grow(256, |buf| {
+        rustix::fs::flistxattr(fd, rustix::buffer::spare_capacity(buf))
+    }))
+}
+
+/// All xattr names of `name` in `dir`, of a symlink itself.
+pub fn xattr_names_at(dir: BorrowedFd<'_>, name: &OsStr) -> Result<Vec<OsString>> {
+    let path = proc_child(dir, name);
+    names_of(grow(256, |buf| {
+        rustix::fs::llistxattr(path.as_slice(), rustix::buffer::spare_capacity(buf))
+    }))
+}
+
+fn names_of(list: Result<Vec<u8>>) -> Result<Vec<OsString>> {
     Ok(absent_is_none(list)?
         .unwrap_or_default()
         .split(|b| *b == 0)

@@ -41,15 +41,29 @@ pub struct ObjectKey {
 pub struct LayerNode {
     pub key: ObjectKey,
     pub kind: FileKind,
-    /// Host layers: path from the layer's root, "" for the root itself. Stored layers: empty.
-    pub(in crate::layer) path: Arc<OsStr>,
+    /// Host layers: path from the layer's root of the directory it is or is in, "" for the root. Stored layers: empty.
+    pub(in crate::layer) dir: Arc<OsStr>,
+    /// Host layers: its name, unless it is a directory.
+    pub(in crate::layer) name: Option<Arc<OsStr>>,
+}
+
+impl LayerNode {
+    /// Its own copy of `name`, if it keeps one.
+    pub fn name_if(&self, name: &OsStr) -> Option<Arc<OsStr>> {
+        self.name.clone().filter(|own| **own == *name)
+    }
 }
 
 /// What a directory of one layer says of one name.
 #[derive(Clone, Debug)]
 pub enum LayerEntry {
-    /// An object, with its attributes where finding it brought them along.
-    Node(LayerNode, Option<Attr>),
+    Node {
+        node: LayerNode,
+        /// Its attributes, where finding it brought them along.
+        attr: Option<Attr>,
+        /// Of a directory, what [`Layer::is_opaque`] says, where finding it brought that along.
+        opaque: Option<bool>,
+    },
     /// The name is absent from this layer down.
     Whiteout,
 }
@@ -74,6 +88,8 @@ pub enum Identity {
 /// A read-only tree. Implementations are usable from any thread and hold no lock while doing I/O.
 pub trait Layer: Send + Sync {
     fn identity(&self) -> Identity;
+    /// May keep so many directories open. Without having been told, it keeps none.
+    fn keep_open(&self, _directories: usize) {}
     fn root(&self) -> Result<LayerNode>;
     /// `None`: this layer says nothing of the name.
     fn lookup(&self, dir: &LayerNode, name: &OsStr) -> Result<Option<LayerEntry>>;

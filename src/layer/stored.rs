@@ -37,6 +37,23 @@ const fn key(ino: u64) -> ObjectKey {
     ObjectKey { dev: 0, ino }
 }
 
+const fn attr_of(i: &store::Inode) -> Attr {
+    Attr {
+        kind: i.kind,
+        perm: i.perm,
+        uid: i.uid,
+        gid: i.gid,
+        size: i.size,
+        blocks: i.data_size.div_ceil(512),
+        nlink: i.nlink,
+        rdev: i.rdev,
+        atime: i.mtime,
+        mtime: i.mtime,
+        ctime: i.mtime,
+        blksize: 4096,
+    }
+}
+
 impl Layer for StoredLayer {
     fn identity(&self) -> Identity {
         Identity::Stored {
@@ -48,23 +65,29 @@ impl Layer for StoredLayer {
         Ok(LayerNode {
             key: key(ROOT_INODE),
             kind: FileKind::Directory,
-            path: OsStr::new("").into(),
+            dir: OsStr::new("").into(),
+            name: None,
         })
     }
 
     fn lookup(&self, dir: &LayerNode, name: &OsStr) -> Result<Option<LayerEntry>> {
-        let found = self.reader.lookup(dir.key.ino, name).map_err(errno)?;
-        Ok(found.map(|dirent| match dirent.target {
-            None => LayerEntry::Whiteout,
-            Some((ino, kind)) => LayerEntry::Node(
-                LayerNode {
-                    key: key(ino),
-                    kind,
-                    path: dir.path.clone(),
+        let found = self.reader.lookup_with_inode(dir.key.ino, name);
+        Ok(found
+            .map_err(errno)?
+            .map(|(dirent, inode)| match dirent.target {
+                None => LayerEntry::Whiteout,
+                Some((ino, kind)) => LayerEntry::Node {
+                    node: LayerNode {
+                        key: key(ino),
+                        kind,
+                        dir: Arc::clone(&dir.dir),
+                        name: None,
+                    },
+                    // Those of a lower layer's directory may be the right ones.
+                    attr: inode.as_ref().filter(|i| !i.implicit).map(attr_of),
+                    opaque: inode.map(|inode| inode.opaque),
                 },
-                None,
-            ),
-        }))
+            }))
     }
 
     fn read_dir(&self, dir: &LayerNode) -> Result<Vec<LayerDirent>> {
@@ -92,20 +115,7 @@ impl Layer for StoredLayer {
 
     fn attr(&self, node: &LayerNode) -> Result<Attr> {
         let i = self.reader.inode(node.key.ino).map_err(errno)?;
-        Ok(Attr {
-            kind: i.kind,
-            perm: i.perm,
-            uid: i.uid,
-            gid: i.gid,
-            size: i.size,
-            blocks: i.data_size.div_ceil(512),
-            nlink: i.nlink,
-            rdev: i.rdev,
-            atime: i.mtime,
-            mtime: i.mtime,
-            ctime: i.mtime,
-            blksize: 4096,
-        })
+        Ok(attr_of(&i))
     }
 
     fn read_link(&self, node: &LayerNode) -> Result<OsString> {

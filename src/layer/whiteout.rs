@@ -82,8 +82,11 @@ pub fn aufs_marks(dir: BorrowedFd<'_>, name: &OsStr) -> Result<bool> {
 
 /// Has the directory an opaque mark of any form?
 pub fn is_opaque(dir: BorrowedFd<'_>) -> Result<bool> {
+    let names = host::xattr_names_fd(dir)?;
     for name in OPAQUE_XATTRS {
-        if readable(host::xattr_fd(dir, OsStr::new(name)))?.as_deref() == Some(b"y") {
+        if names.iter().any(|has| has == name)
+            && readable(host::xattr_fd(dir, OsStr::new(name)))?.as_deref() == Some(b"y")
+        {
             return Ok(true);
         }
     }
@@ -108,12 +111,11 @@ pub fn is_device(dir: BorrowedFd<'_>, name: &OsStr) -> Result<bool> {
 
 /// Is this a file whose data is in another layer (`overlay.metacopy`)? Its own is a hole.
 pub fn is_metacopy(file: BorrowedFd<'_>) -> Result<bool> {
-    for mark in ["trusted.overlay.metacopy", "user.overlay.metacopy"] {
-        if readable(host::xattr_fd(file, OsStr::new(mark)))?.is_some() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    let marks = ["trusted.overlay.metacopy", "user.overlay.metacopy"];
+    let names = host::xattr_names_open(file)?;
+    Ok(names
+        .iter()
+        .any(|name| marks.iter().any(|mark| name == mark)))
 }
 
 /// Carries the file the mark of an xattr whiteout?

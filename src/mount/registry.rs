@@ -49,6 +49,9 @@ pub struct Record {
     /// Seconds since 1970.
     pub started: i64,
     pub log: Option<EscapedPath>,
+    /// Requests that a bug of ours ended so far; the log tells of each.
+    #[serde(default)]
+    pub panics: u64,
 }
 
 impl Record {
@@ -323,6 +326,7 @@ mod tests {
             transport: Transport::IoUring,
             started: 1_700_000_000,
             log: None,
+            panics: 0,
         }
     }
 

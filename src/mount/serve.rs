@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -106,6 +106,7 @@ pub fn serve(
         log: log
             .filter(|_| !alone)
             .map(|path| EscapedPath(path.to_owned())),
+        panics: 0,
     };
     if let Err(error) = spec.run_dir.write(&record) {
         // The mount can be used and unmounted all the same.
@@ -135,6 +136,7 @@ pub fn serve(
             }
         }
     };
+    tell_of_panics(&counters, &record, &spec.run_dir);
     let counters = {
         let engine = engine.clone();
         move || {
@@ -161,6 +163,18 @@ pub fn serve(
     cleanup();
     drop((lock, work_lock, opened.lease));
     outcome.map_err(|e| Error::io("serving the mount on", &mount_point, e))
+}
+
+/// Each panic is told in the list of mounts, besides the log.
+fn tell_of_panics(counters: &fuse::Counters, record: &Record, run: &RunDir) {
+    let (told, run) = (Mutex::new(record.clone()), run.clone());
+    counters.on_panic(move |panics| {
+        let mut record = told.lock().unwrap_or_else(PoisonError::into_inner);
+        record.panics = record.panics.max(panics);
+        if let Err(error) = run.write(&record) {
+            tracing::warn!(%error, "the list of mounts does not tell of the bug");
+        }
+    });
 }
 
 /// A mount just made, not yet told of.
@@ -211,7 +225,11 @@ fn by_engine(
     let mounted = kernel::mount(target, &flags)?;
     let key = MountKey::of(&mounted.info);
     let mount = Unmounter(key);
-    let session = fuse::Session::start(Arc::clone(&engine), mounted.device, &spec.fuse)
+    let transport = fuse::Config {
+        writeback: spec.fuse.writeback && may_give_away(),
+        ..spec.fuse.clone()
+    };
+    let session = fuse::Session::start(Arc::clone(&engine), mounted.device, &transport)
         .map_err(|e| Error::io("preparing the mount on", &spec.mount_point, e))?;
     kernel::raise_read_ahead(mounted.info.major, mounted.info.minor);
     Ok(Made {
@@ -224,6 +242,13 @@ fn by_engine(
         transport: session.transport(),
         serve: Some(Box::new(|| session.run())),
     })
+}
+
+/// May this process make a copy of somebody else's file? Where it may not, a write to one must fail at once: under write-back
+/// the kernel would take it, and only fsync would tell that it is lost.
+fn may_give_away() -> bool {
+    use rustix::thread::{CapabilitySet, capabilities};
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::CHOWN))
 }
 
 /// `None`: the kernel is not to merge, or will not.

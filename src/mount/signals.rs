@@ -1,6 +1,6 @@
 //! SIGTERM, SIGINT and SIGHUP end a mount from inside: our mount, found by its id, and no other.
 //!
-//! SIGUSR1 asks for the counters, on stderr or in the log.
+//! SIGUSR1 asks for the counters, on stderr or in the log. SIGUSR2 means nothing, and so must not end a mount.
 //!
 //! The first of the others unmounts, if nobody uses it; the second detaches it even so (the daemon then serves until the last user is
 //! gone); the third ends the daemon at once.
@@ -12,7 +12,13 @@ use super::kernel;
 use super::mountinfo::MountKey;
 use crate::sys;
 
-const KNOWN: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1];
+const KNOWN: [libc::c_int; 5] = [
+    libc::SIGTERM,
+    libc::SIGINT,
+    libc::SIGHUP,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+];
 
 /// Blocks the signals that mean something to a mount; to be called before any thread is started.
 pub fn block() -> io::Result<OwnedFd> {
@@ -35,6 +41,9 @@ pub fn watch(
                 if signal == libc::SIGUSR1 {
                     // Nobody may be there to read it.
                     let _ = io::stderr().write_all(counters().as_bytes());
+                    continue;
+                }
+                if signal == libc::SIGUSR2 {
                     continue;
                 }
                 asked += 1;

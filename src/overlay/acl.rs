@@ -50,24 +50,26 @@ impl Inherited {
     }
 }
 
-/// Mode and ACLs of an object of `kind` made with `mode` and `umask` in the directory `dir`.
+/// The default ACL of a directory.
+pub(super) fn default_of(dir: BorrowedFd<'_>) -> Result<Option<Vec<u8>>> {
+    host::xattr_fd(dir, OsStr::new(DEFAULT))
+}
+
+/// Mode and ACLs of an object of `kind` made with `mode` and `umask` in a directory of that default ACL.
 pub(super) fn inherit(
-    dir: BorrowedFd<'_>,
+    default: Option<&[u8]>,
     kind: FileKind,
     mode: u32,
     umask: u32,
 ) -> Result<Inherited> {
-    if kind == FileKind::Symlink {
-        return Ok(none(kind, mode, umask));
-    }
-    match host::xattr_fd(dir, OsStr::new(DEFAULT))? {
+    match default.filter(|_| kind != FileKind::Symlink) {
         None => Ok(none(kind, mode, umask)),
-        Some(acl) => from_default(&acl, kind, mode).ok_or(Errno::IO),
+        Some(acl) => from_default(acl, kind, mode).ok_or(Errno::IO),
     }
 }
 
 /// Mode of an object that inherits no ACL.
-pub(super) fn none(kind: FileKind, mode: u32, umask: u32) -> Inherited {
+fn none(kind: FileKind, mode: u32, umask: u32) -> Inherited {
     Inherited {
         perm: match kind {
             FileKind::Symlink => 0o777,

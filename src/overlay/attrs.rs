@@ -1,6 +1,6 @@
 //! Attributes: read from where the object is, changed in the upper.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -8,10 +8,10 @@ use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UT
 use rustix::io::Errno;
 
 use super::copyup::Extent;
-use super::engine::Overlay;
+use super::engine::{OpenFile, Overlay};
 use super::node::Node;
 use super::{Caller, FsStat, NodeId, Result, SetAttr, SetTime};
-use crate::layer::host;
+use crate::layer::{LayerFile, host};
 use crate::meta::{Attr, FileKind, Timestamp};
 use crate::sys::{self, FsXattr};
 
@@ -25,7 +25,9 @@ impl Overlay {
     }
 
     pub(super) fn attr_of(&self, node: &Arc<Node>) -> Result<Attr> {
-        let mut attr = if node.in_upper() {
+        let mut attr = if let Some(fd) = self.open_upper(node) {
+            self.stat(fd.as_fd())?.attr
+        } else if node.in_upper() {
             self.upper_object(node, OFlags::PATH | OFlags::NOFOLLOW)?
                 .1
                 .attr
@@ -42,6 +44,31 @@ impl Overlay {
         }
         self.finish_attr(node, &mut attr)?;
         Ok(attr)
+    }
+
+    /// Attributes of a node by a name it is known by, whose directory is locked: no name can move meanwhile.
+    pub(super) fn named_attr(
+        &self,
+        dir: &Arc<Node>,
+        name: &OsStr,
+        node: &Arc<Node>,
+    ) -> Result<(Arc<Node>, Attr)> {
+        let key = node.state().upper.as_ref().map(|upper| upper.key);
+        let named = node.has_link(dir, name).is_some_and(|link| link.in_upper);
+        if let Some(key) = key
+            && named
+            && node.data_in_upper()
+        {
+            let fd = self.upper_dir(dir)?;
+            if let Some(mut stat) = host::stat_at(fd.as_fd(), name)?
+                && stat.key == key
+            {
+                self.show_at(fd.as_fd(), name, &mut stat.attr)?;
+                self.finish_attr(node, &mut stat.attr)?;
+                return Ok((Arc::clone(node), stat.attr));
+            }
+        }
+        Ok((Arc::clone(node), self.attr_of(node)?))
     }
 
     /// Turns a layer's attributes into the mount's: link counts and, with a mapping, owners differ.
@@ -140,14 +167,50 @@ impl Overlay {
         } else {
             self.copy_up(&node, Extent::Metadata)?;
         }
-        let fd = self.upper_path(&node)?;
+        let fd = self.open_upper_or_path(&node)?;
+        let fd = fd.as_fd();
         let uid = set.uid.map(|uid| self.ids.uid_on_disk(uid)).transpose()?;
         let gid = set.gid.map(|gid| self.ids.gid_on_disk(gid)).transpose()?;
-        self.give(fd.as_fd(), uid, gid, set.perm)?;
+        let given = self.give((fd, node.kind), uid, gid, set.perm);
+        self.rules_changed(&node);
+        given?;
         if set.atime.is_some() || set.mtime.is_some() {
-            set_times(fd.as_fd(), time_spec(set.atime), time_spec(set.mtime))?;
+            set_times(fd, time_spec(set.atime), time_spec(set.mtime))?;
         }
-        self.attr_of(&node)
+        self.open_attr(&node, fd)
+    }
+
+    /// A descriptor of a node's upper object, if one is open.
+    pub(super) fn open_upper(&self, node: &Arc<Node>) -> Option<Arc<OwnedFd>> {
+        if node.is_dir() {
+            return node.in_upper().then(|| self.upper_dir(node).ok()).flatten();
+        }
+        match self.files.get(&node.id.0)? {
+            OpenFile {
+                file: LayerFile::Fd(fd),
+                upper: true,
+                ..
+            } => Some(fd),
+            _ => None,
+        }
+    }
+
+    /// The same; opened as an `O_PATH` descriptor if none is.
+    pub(super) fn open_upper_or_path(&self, node: &Arc<Node>) -> Result<Arc<OwnedFd>> {
+        match self.open_upper(node) {
+            Some(open) => Ok(open),
+            None => self.upper_path(node).map(Arc::new),
+        }
+    }
+
+    /// Attributes of a node whose upper object is open as `fd`.
+    fn open_attr(&self, node: &Arc<Node>, fd: BorrowedFd<'_>) -> Result<Attr> {
+        if !node.data_in_upper() {
+            return self.attr_of(node);
+        }
+        let mut attr = self.stat(fd)?.attr;
+        self.finish_attr(node, &mut attr)?;
+        Ok(attr)
     }
 
     /// Inode flags (`FS_*_FL`, chattr) of a file or directory. A stored lower has none.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Result;
 use super::engine::Overlay;
-use super::upper::Upper;
+use super::upper::{Marks, Upper};
 use crate::layer::{host, whiteout};
 
 /// What `.wh.` names in the upper are. (In lowers they are always whiteouts.)
@@ -86,8 +86,13 @@ impl Upper {
     }
 
     /// Is the directory `name` of `dir` opaque? In whatever form, if others may have written it.
-    pub(super) fn is_opaque_at(&self, dir: BorrowedFd<'_>, name: &OsStr) -> Result<bool> {
-        if self.mark_at(dir, name, "opaque")?.as_deref() == Some(b"y") {
+    pub(super) fn is_opaque_at(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        marks: &Marks,
+    ) -> Result<bool> {
+        if marks.has("opaque") && self.mark_at(dir, name, "opaque")?.as_deref() == Some(b"y") {
             return Ok(true);
         }
         if self.aufs == Aufs::Ordinary {

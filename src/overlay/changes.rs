@@ -159,7 +159,12 @@ impl Walk<'_> {
             names.extend(self.overlay.names_in_upper(fd.as_fd())?);
         } else {
             let _names = dir.names_shared()?;
-            names.extend(self.overlay.listing(dir)?.items().map(|i| i.name.clone()));
+            names.extend(
+                self.overlay
+                    .listing(dir)?
+                    .items()
+                    .map(|i| i.name.to_owned()),
+            );
             for lower in base {
                 let entries = self
                     .overlay
@@ -223,7 +228,7 @@ impl Walk<'_> {
             }
             return Ok(None);
         }
-        let base = if was_dir { before } else { Vec::new() };
+        let base: Vec<LowerRef> = if was_dir { before.into() } else { Vec::new() };
         let lowers = node.state().lowers.clone();
         let opaque = was_dir && !same(&lowers, &base);
         let mark = self.out.len();

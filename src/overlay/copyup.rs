@@ -14,16 +14,14 @@ use rustix::io::Errno;
 
 use super::Result;
 use super::attrs::{self, NLINK_MARK};
+use super::bytes::copy_data;
 use super::engine::Overlay;
 use super::node::{Link, LowerRef, Node, UpperObject, lock};
 use super::origin::Origin;
 use super::resolve::METACOPY_MARK;
 use super::upper::is_internal_xattr;
-use crate::layer::{LayerFile, Permissions, host};
+use crate::layer::{Permissions, host};
 use crate::meta::{Attr, FileKind};
-
-/// How much is read at once from a layer that has no descriptor to copy from.
-const BUFFER: usize = 1 << 20;
 
 /// What putting a copy into a directory takes there: changing a file does not ask for a writable directory.
 const PASS_AND_WRITE: u32 = libc::S_IXUSR | libc::S_IWUSR;
@@ -299,7 +297,7 @@ impl Overlay {
             return None;
         }
         let link = node.state().links.first().cloned()?;
-        let parent = link.parent.state().lower_path.clone()?;
+        let parent = link.parent.dir().ok()?.lower_path()?;
         let mut path = OsString::from("/");
         if !parent.is_empty() {
             path.push(&*parent);
@@ -340,7 +338,7 @@ impl Overlay {
         let mut state = node.state_mut();
         if let Some(mut object) = state.upper.clone() {
             object.data_below = false;
-            node.set_upper(&mut state, object);
+            node.set_upper(&mut state, *object);
         }
         drop(state);
         self.files.remove(&node.id.0);
@@ -379,7 +377,7 @@ impl Overlay {
             self.index_names_mut().insert(index.to_os_string());
             upper.permitted(dir.as_fd(), PASS_AND_WRITE, || {
                 let flags = AtFlags::empty();
-                rustix::fs::linkat(upper.index(), index, &*dir, &link.name, flags)
+                rustix::fs::linkat(upper.index(), index, &*dir, &*link.name, flags)
             })?;
         } else {
             // A directory that moves is written to: its `..` changes.
@@ -394,12 +392,12 @@ impl Overlay {
             };
             upper.all_permitted(places, || {
                 let flags = RenameFlags::NOREPLACE;
-                rustix::fs::renameat_with(upper.work(), &temp, &*dir, &link.name, flags)
+                rustix::fs::renameat_with(upper.work(), &temp, &*dir, &*link.name, flags)
             })?;
             copy.name = None;
         }
         let mut state = node.state_mut();
-        for known in &mut state.links {
+        for known in &mut *state.links {
             if Arc::ptr_eq(&known.parent, parent) && known.name == link.name {
                 known.in_upper = true;
             }
@@ -408,6 +406,7 @@ impl Overlay {
             node.set_upper(&mut state, object);
         }
         drop(state);
+        self.list_add(parent, &link.name, node.id, node.kind);
         attrs::restore_mtime(dir.as_fd(), before)?;
         Ok(true)
     }
@@ -467,6 +466,7 @@ impl Overlay {
         self.uncount(node)?;
         attrs::restore_mtime(dir.as_fd(), before)?;
         node.add_link(parent, name, true);
+        self.list_add(parent, name, node.id, node.kind);
         Ok(())
     }
 
@@ -489,71 +489,4 @@ fn is_nested(name: &OsStr) -> bool {
 /// ACLs, capabilities and labels decide who may do what: losing one is worse than a failed write.
 fn may_be_lost(name: &OsStr) -> bool {
     !name.as_bytes().starts_with(b"system.posix_acl") && name != "security.capability"
-}
-
-/// Copies the first `len` bytes of a file of `size` bytes, holes as holes; a reflink where the file system can.
-fn copy_data(from: &LayerFile, to: &OwnedFd, len: u64, size: u64) -> Result<()> {
-    if let Some(fd) = from.fd()
-        && len == size
-        && rustix::fs::ioctl_ficlone(to, fd).is_ok()
-    {
-        return Ok(());
-    }
-    let mut at = 0;
-    while at < len {
-        let Some(start) = from.next_data(at)? else {
-            break;
-        };
-        if start >= len {
-            break;
-        }
-        let end = from.next_hole(start)?.min(len);
-        copy_range(from, to, start, end)?;
-        at = end;
-    }
-    rustix::fs::ftruncate(to, len)
-}
-
-fn copy_range(from: &LayerFile, to: &OwnedFd, start: u64, end: u64) -> Result<()> {
-    let mut at = start;
-    if let Some(fd) = from.fd() {
-        while at < end {
-            let (mut source, mut target) = (at, at);
-            let len = usize::try_from(end - at).unwrap_or(usize::MAX).min(1 << 30);
-            match rustix::fs::copy_file_range(fd, Some(&mut source), to, Some(&mut target), len) {
-                // The lower shrank underneath, or this pair of file systems cannot: read and write.
-                Ok(0) | Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => break,
-                Ok(n) => at += n as u64,
-                Err(Errno::INTR) => {}
-                Err(e) => return Err(e),
-            }
-        }
-    }
-    let mut buf = Vec::new();
-    while at < end {
-        let want = usize::try_from(end - at).unwrap_or(usize::MAX).min(BUFFER);
-        buf.resize(want, 0);
-        let got = from.read_at(at, &mut buf)?;
-        if got == 0 {
-            // Shorter than its layer said.
-            return Err(Errno::IO);
-        }
-        write_all(to.as_fd(), at, &buf[..got])?;
-        at += got as u64;
-    }
-    Ok(())
-}
-
-/// Writes all of `data` at `offset`.
-pub(super) fn write_all(fd: BorrowedFd<'_>, offset: u64, data: &[u8]) -> Result<()> {
-    let mut done = 0;
-    while done < data.len() {
-        match rustix::io::pwrite(fd, &data[done..], offset + done as u64) {
-            Ok(0) => return Err(Errno::IO),
-            Ok(n) => done += n,
-            Err(Errno::INTR) => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
 }

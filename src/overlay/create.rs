@@ -9,11 +9,12 @@ use rustix::io::Errno;
 
 use super::acl::{self, Inherited};
 use super::copyup::Extent;
-use super::engine::{Overlay, check_name};
+use super::engine::{OpenFile, Overlay, check_name};
+use super::few::Few;
 use super::node::Node;
 use super::resolve::UpperName;
-use super::{Caller, Entry, NodeId, Result, Xattrs, attrs};
-use crate::layer::{Permissions, host, whiteout};
+use super::{Caller, Entry, NodeId, Result, attrs};
+use crate::layer::{LayerFile, Permissions, host, whiteout};
 use crate::meta::{Attr, FileKind};
 
 /// What is to be made.
@@ -32,16 +33,23 @@ impl Make<'_> {
         }
     }
 
-    fn make(&self, dir: BorrowedFd<'_>, name: &OsStr, on_disk: FileKind, perm: u32) -> Result<()> {
+    /// Makes it, and opens it: a file for reading and writing, which mostly comes next.
+    fn make(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        on_disk: FileKind,
+        perm: u32,
+    ) -> Result<OwnedFd> {
         let mode = Mode::from_raw_mode(perm & 0o1777);
         match self {
             Self::Node { .. } if on_disk == FileKind::Regular => {
                 let flags = OFlags::CREATE
                     | OFlags::EXCL
-                    | OFlags::WRONLY
+                    | OFlags::RDWR
                     | OFlags::CLOEXEC
                     | OFlags::NOFOLLOW;
-                rustix::fs::openat(dir, name, flags, mode).map(drop)
+                return rustix::fs::openat(dir, name, flags, mode);
             }
             Self::Node { kind, rdev } => rustix::fs::mknodat(
                 dir,
@@ -52,7 +60,10 @@ impl Make<'_> {
             ),
             Self::Directory => rustix::fs::mkdirat(dir, name, mode),
             Self::Symlink(target) => rustix::fs::symlinkat(*target, dir, name),
-        }
+        }?;
+        host::open_at(dir, name, OFlags::PATH | OFlags::NOFOLLOW).inspect_err(|_| {
+            let _ = super::upper::remove_tree(dir, name);
+        })
     }
 }
 
@@ -142,14 +153,8 @@ impl Overlay {
         match self.upper_name(dir, name)? {
             UpperName::Present(_) => Err(Errno::EXIST),
             hidden @ (UpperName::Whiteout | UpperName::Marked) => Ok(hidden),
-            UpperName::Absent => {
-                let below = dir.state().lowers.clone();
-                if self.lowers.shows(&below, name)? {
-                    Err(Errno::EXIST)
-                } else {
-                    Ok(UpperName::Absent)
-                }
-            }
+            UpperName::Absent if self.lowers_show(dir, name)? => Err(Errno::EXIST),
+            UpperName::Absent => Ok(UpperName::Absent),
         }
     }
 
@@ -169,33 +174,30 @@ impl Overlay {
         let _names = dir.names_owned()?;
         let was = self.free_name(&dir, name)?;
         let fd = self.upper_dir(&dir)?;
-        let above = self.stat(fd.as_fd())?.attr;
-        let inherited = match self.xattrs {
-            Xattrs::All => acl::inherit(fd.as_fd(), what.kind(), mode & 0o7777, umask)?,
-            Xattrs::NoAcl | Xattrs::Nothing => acl::none(what.kind(), mode & 0o7777, umask),
-        };
+        let rules = self.rules(&dir, fd.as_fd())?;
+        let acl = rules.default_acl.as_deref();
+        let inherited = acl::inherit(acl, what.kind(), mode & 0o7777, umask)?;
         let caller = Caller {
             uid: self.ids.uid_on_disk(caller.uid)?,
             gid: self.ids.gid_on_disk(caller.gid)?,
             ..caller
         };
-        let birth = birth(caller, &above, what.kind(), inherited.perm);
+        let birth = birth(caller, &rules.above, what.kind(), inherited.perm);
         let over_whiteout = matches!(was, UpperName::Whiteout);
-        let stat = if over_whiteout || !self.is_born_whole(what, &birth, &inherited, &above) {
-            self.make_in_work(fd.as_fd(), name, over_whiteout, what, &birth, &inherited)?
-        } else {
-            what.make(fd.as_fd(), name, self.kind_on_disk(what.kind()), birth.perm)?;
-            match host::open_at(fd.as_fd(), name, OFlags::PATH | OFlags::NOFOLLOW)
-                .and_then(|made| self.settle(&made, what, &birth, &inherited))
-            {
-                Ok(stat) => stat,
+        let whole = !over_whiteout && self.is_born_whole(what, &birth, &inherited, &rules.above)?;
+        let (made, stat) = if whole {
+            let made = what.make(fd.as_fd(), name, self.kind_on_disk(what.kind()), birth.perm)?;
+            match self.settle(made.as_fd(), what, &birth, &inherited) {
+                Ok(stat) => (made, stat),
                 Err(e) => {
                     let _ = super::upper::remove_tree(fd.as_fd(), name);
                     return Err(e);
                 }
             }
+        } else {
+            self.make_in_work(fd.as_fd(), name, over_whiteout, what, &birth, &inherited)?
         };
-        self.welcome(&dir, name, stat)
+        self.welcome(&dir, name, made, stat)
     }
 
     /// Does the file system give a new object its owner, mode and ACLs by itself? What takes further steps must not be
@@ -207,24 +209,21 @@ impl Overlay {
         birth: &Birth,
         inherited: &Inherited,
         above: &Attr,
-    ) -> bool {
+    ) -> Result<bool> {
+        let (own_uid, own_gid) = self.writable()?.ids;
         let group_goes_down = above.perm & libc::S_ISGID != 0;
-        let gid = if group_goes_down {
-            above.gid
-        } else {
-            rustix::process::getegid().as_raw()
-        };
+        let gid = if group_goes_down { above.gid } else { own_gid };
         let set_ids = if group_goes_down && what.kind().is_dir() {
             libc::S_ISGID
         } else {
             0
         };
-        self.permissions == Permissions::Inode
+        Ok(self.permissions == Permissions::Inode
             && !self.is_device_zero(what)
             && !inherited.has_acl()
-            && birth.uid == rustix::process::geteuid().as_raw()
+            && birth.uid == own_uid
             && birth.gid == gid
-            && birth.perm & (libc::S_ISUID | libc::S_ISGID) == set_ids
+            && birth.perm & (libc::S_ISUID | libc::S_ISGID) == set_ids)
     }
 
     /// Made in the workdir and put in place in one step.
@@ -236,17 +235,12 @@ impl Overlay {
         what: &Make<'_>,
         birth: &Birth,
         inherited: &Inherited,
-    ) -> Result<host::Stat> {
+    ) -> Result<(OwnedFd, host::Stat)> {
         let upper = self.writable()?;
         let temp = upper.temp_name();
         let made = (|| {
-            what.make(
-                upper.work(),
-                &temp,
-                self.kind_on_disk(what.kind()),
-                birth.perm,
-            )?;
-            let fd = host::open_at(upper.work(), &temp, OFlags::PATH | OFlags::NOFOLLOW)?;
+            let on_disk = self.kind_on_disk(what.kind());
+            let fd = what.make(upper.work(), &temp, on_disk, birth.perm)?;
             let is_dir = what.kind().is_dir();
             if is_dir && over_whiteout {
                 // What the whiteout hid must stay hidden.
@@ -255,7 +249,7 @@ impl Overlay {
             if self.is_device_zero(what) {
                 mark_device(fd.as_fd())?;
             }
-            self.settle(&fd, what, birth, inherited)?;
+            self.settle(fd.as_fd(), what, birth, inherited)?;
             let how = match (over_whiteout, is_dir) {
                 (true, true) => RenameFlags::EXCHANGE,
                 (true, false) => RenameFlags::empty(),
@@ -270,7 +264,8 @@ impl Overlay {
                 let _ = upper.remove_work(&temp);
             }
             // The rename was a change of the object too: its ctime is what the kernel keeps for ever.
-            self.stat(fd.as_fd())
+            let stat = self.stat(fd.as_fd())?;
+            Ok((fd, stat))
         })();
         if made.is_err() {
             let _ = upper.remove_work(&temp);
@@ -278,21 +273,41 @@ impl Overlay {
         made
     }
 
-    /// A new object of the upper becomes a node the kernel knows. The caller owns the namespace.
-    fn welcome(&self, dir: &Arc<Node>, name: &OsStr, stat: host::Stat) -> Result<Entry> {
+    /// A new object of the upper, which is open, becomes a node the kernel knows. The caller owns the namespace.
+    fn welcome(
+        &self,
+        dir: &Arc<Node>,
+        name: &OsStr,
+        made: OwnedFd,
+        stat: host::Stat,
+    ) -> Result<Entry> {
         let id = self.lowers.host_ino(stat.key);
-        self.list_add(dir, name, id, stat.attr.kind);
+        let (kind, on_disk) = (stat.attr.kind, self.kind_on_disk(stat.attr.kind));
+        self.list_add(dir, name, id, kind);
         let found = super::resolve::Found {
             id,
-            kind: stat.attr.kind,
+            kind,
             upper: Some((stat, None)),
             name_in_upper: true,
             data_below: false,
-            lowers: Vec::new(),
+            impure: Some(false),
+            lowers: Few::None,
             lower_path: None,
             lower_attr: None,
         };
         let (node, attr) = self.intern(dir, name, found)?;
+        let made = Arc::new(made);
+        if kind == FileKind::Directory {
+            self.dirs.insert(node.id.0, made);
+            self.list_nothing(&node)?;
+        } else if kind == FileKind::Regular && on_disk == FileKind::Regular {
+            let open = OpenFile {
+                file: LayerFile::Fd(made),
+                upper: true,
+                writable: true,
+            };
+            self.files.insert(node.id.0, open);
+        }
         self.table.remember(&node);
         Ok(Entry {
             node: node.id,
@@ -367,12 +382,11 @@ impl Overlay {
     /// Gives a just-made object its owner, mode and ACLs where the file system did not already.
     fn settle(
         &self,
-        made: &OwnedFd,
+        fd: BorrowedFd<'_>,
         what: &Make<'_>,
         birth: &Birth,
         inherited: &Inherited,
     ) -> Result<host::Stat> {
-        let fd = made.as_fd();
         let stat = host::stat_fd(fd)?;
         if self.permissions != Permissions::Inode {
             let mut attr = stat.attr;

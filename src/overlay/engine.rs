@@ -10,10 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 
 use rustix::io::Errno;
 
+use super::few::Few;
 use super::listing;
-use super::node::{Node, State, Table, UpperObject};
+use super::node::{Node, State, Table, UpperObject, lock};
 use super::origin;
-use super::resolve::Found;
+use super::resolve::{Found, Listed};
 use super::stack::Lowers;
 use super::upper::Upper;
 use super::{Entry, IdMap, Marks, NodeId, OpenError, Options, Redirect, Result, Stack, Xattrs};
@@ -21,7 +22,7 @@ use crate::layer::host;
 use crate::layer::{LayerFile, Permissions};
 use crate::meta::{Attr, FileKind};
 
-/// Most open files and most directory descriptors kept for reuse.
+/// Most open files, directories of the upper, and directories of the lowers kept open for reuse.
 const KEPT_EACH: u64 = 512;
 
 /// A merged tree being served. See the module for its calls' rules.
@@ -39,7 +40,7 @@ pub struct Overlay {
     pub(super) root: Arc<Node>,
     /// Key of listing positions.
     pub(super) hasher: RandomState,
-    pub(super) listings: listing::Kept,
+    pub(super) listings: listing::Listings,
     /// Names in the index, so that most look-ups need not ask for them.
     index: RwLock<HashSet<OsString>>,
     /// Held while a directory moves to another parent, so that none becomes its own ancestor.
@@ -77,7 +78,7 @@ fn is_temporary(name: &OsStr) -> bool {
 /// Half of the descriptors this process may have, at most, are kept for reuse: the others are for what is in use.
 fn kept_each() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    limit.map_or(KEPT_EACH, |all| (all / 4).clamp(8, KEPT_EACH)) as usize
+    limit.map_or(KEPT_EACH, |all| (all / 8).clamp(8, KEPT_EACH)) as usize
 }
 
 impl Overlay {
@@ -97,6 +98,7 @@ impl Overlay {
             upper.as_ref().map(|u| u.key.dev),
             options.redirect == Redirect::All,
             options.ino32,
+            kept_each(),
         );
         let own_origins = upper.is_some() && !lowers.is_empty();
         let roots = lowers
@@ -114,16 +116,21 @@ impl Overlay {
             None => HashSet::new(),
         };
         let table = Table::new();
-        let root = table.intern(NodeId::ROOT, FileKind::Directory, || State {
-            links: Vec::new(),
-            upper: upper.as_ref().map(|u| UpperObject {
-                key: u.key,
-                pinned: None,
-                index: None,
-                data_below: false,
-            }),
-            lower_path: (!roots.is_empty()).then(|| OsStr::new("").into()),
-            lowers: roots,
+        let root = table.intern(NodeId::ROOT, FileKind::Directory, || {
+            let path = (!roots.is_empty()).then(|| OsStr::new("").into());
+            let state = State {
+                links: Few::None,
+                upper: upper.as_ref().map(|u| {
+                    Box::new(UpperObject {
+                        key: u.key,
+                        pinned: None,
+                        index: None,
+                        data_below: false,
+                    })
+                }),
+                lowers: roots.into(),
+            };
+            (state, path)
         });
         table.remember(&root);
         let overlay = Self {
@@ -139,7 +146,7 @@ impl Overlay {
             table,
             root,
             hasher: RandomState::new(),
-            listings: listing::Kept::new(),
+            listings: listing::Listings::new(),
             index: RwLock::new(index),
             dir_moves: Mutex::default(),
             files: quick_cache::sync::Cache::new(kept_each()),
@@ -149,9 +156,10 @@ impl Overlay {
         };
         if let Some(upper) = &overlay.upper {
             if upper.is_root_opaque() {
-                let mut state = overlay.root.state_mut();
-                state.lowers.clear();
-                state.lower_path = None;
+                overlay.root.state_mut().lowers.clear();
+                if let Ok(part) = overlay.root.dir() {
+                    *lock(&part.lower_path) = None;
+                }
             }
             overlay.note_impure(&overlay.root, upper.root().as_fd());
         }
@@ -229,10 +237,19 @@ impl Overlay {
         if dir.is_removed() {
             return Ok(None);
         }
-        let Some(found) = self.resolve(&dir, name)? else {
-            return Ok(None);
+        self.list_for_lookups(&dir)?;
+        let live = match self.listed(&dir, name)? {
+            Listed::Known { ino, .. } => self.live(&dir, name, ino),
+            Listed::Absent => return Ok(None),
+            Listed::Unknown => None,
         };
-        let (node, attr) = self.intern(&dir, name, found)?;
+        let (node, attr) = match live {
+            Some(node) => self.named_attr(&dir, name, &node)?,
+            None => match self.resolve(&dir, name)? {
+                Some(found) => self.intern(&dir, name, found)?,
+                None => return Ok(None),
+            },
+        };
         self.table.remember(&node);
         Ok(Some(Entry {
             node: node.id,
@@ -269,26 +286,31 @@ impl Overlay {
             upper,
             name_in_upper,
             data_below,
+            impure,
             lowers,
             lower_path,
             lower_attr,
         } = found;
-        let known = upper.as_ref().map(|(stat, index)| UpperObject {
-            key: stat.key,
-            pinned: None,
-            index: index.clone(),
-            data_below,
+        let known = upper.as_ref().map(|(stat, index)| {
+            Box::new(UpperObject {
+                key: stat.key,
+                pinned: None,
+                index: index.clone(),
+                data_below,
+            })
         });
         let origin = if kind.is_dir() {
             None
         } else {
             lowers.first().cloned()
         };
-        let node = self.table.intern(id, kind, || State {
-            links: Vec::new(),
-            upper: known,
-            lowers,
-            lower_path,
+        let node = self.table.intern(id, kind, || {
+            let state = State {
+                links: Few::None,
+                upper: known,
+                lowers,
+            };
+            (state, lower_path)
         });
         if origin.is_some() && node.state().lowers.is_empty() {
             node.state_mut().lowers.extend(origin);
@@ -305,7 +327,7 @@ impl Overlay {
             (None, Some(attr)) => attr,
             (None, None) => return Ok((Arc::clone(&node), self.attr_of(&node)?)),
         };
-        if fresh && node.is_dir() && node.in_upper() {
+        if fresh && node.is_dir() && node.in_upper() && impure != Some(false) {
             let fd = self.upper_dir(&node)?;
             self.note_impure(&node, fd.as_fd());
         }

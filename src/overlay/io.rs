@@ -8,7 +8,8 @@ use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 
 use super::attrs;
-use super::copyup::{Extent, write_all};
+use super::bytes::write_all;
+use super::copyup::Extent;
 use super::engine::{OpenFile, Overlay};
 use super::node::{Node, lock};
 use super::{Caller, NodeId, Result};
@@ -133,7 +134,8 @@ impl Overlay {
         let inner = self.regular(node)?;
         let open = self.writable_file(&inner)?;
         let fd = open.file.fd().ok_or(Errno::BADF)?;
-        let _alone = lock(&inner.write_back);
+        // It has all its data here by now: nobody copies it up any more.
+        let _alone = lock(&inner.copy_up);
         let before = host::stat_fd(fd)?.attr.mtime;
         let written = self.write(node, offset, data, kill_priv)?;
         match attrs::restore_mtime(fd, before) {
@@ -163,7 +165,7 @@ impl Overlay {
             keep &= !libc::S_ISGID;
         }
         if keep != perm {
-            self.give(fd.as_fd(), None, None, Some(keep))?;
+            self.give((fd.as_fd(), node.kind), None, None, Some(keep))?;
         }
         match host::remove_xattr_fd(fd.as_fd(), std::ffi::OsStr::new("security.capability")) {
             // Without privilege one is told EPERM before it is looked whether there are any; the file system below then

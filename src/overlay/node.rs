@@ -11,12 +11,14 @@ use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use rustix::io::Errno;
 
+use super::few::Few;
 use super::listing::Listing;
+use super::rules::Kept as KeptRules;
 use super::{NodeId, Result};
 use crate::layer::{LayerNode, ObjectKey};
 use crate::meta::FileKind;
@@ -35,7 +37,7 @@ pub(super) struct LowerRef {
 #[derive(Clone)]
 pub(super) struct Link {
     pub parent: Arc<Node>,
-    pub name: OsString,
+    pub name: Arc<OsStr>,
     /// The upper has this name (else it shows through from a lower).
     pub in_upper: bool,
 }
@@ -55,13 +57,11 @@ pub(super) struct UpperObject {
 
 /// The changing part of a node.
 pub(super) struct State {
-    pub links: Vec<Link>,
-    pub upper: Option<UpperObject>,
+    pub links: Few<Link>,
+    pub upper: Option<Box<UpperObject>>,
     /// Directories: all merged lower directories, topmost first. Others: the lower object shown, or the origin of the
     /// upper one where it is known.
-    pub lowers: Vec<LowerRef>,
-    /// Directories with lowers: the path those have in their layers.
-    pub lower_path: Option<Arc<OsStr>>,
+    pub lowers: Few<LowerRef>,
 }
 
 impl State {
@@ -86,16 +86,28 @@ pub(super) struct DirState {
     pub listing: Mutex<Option<Arc<Listing>>>,
     /// The upper directory carries the `impure` mark: some entry's inode number is not its own.
     pub impure: AtomicBool,
+    /// With lowers: the path those have in their layers.
+    pub lower_path: Mutex<Option<Arc<OsStr>>>,
+    /// What is made in it gets these.
+    pub rules: Mutex<KeptRules>,
+    /// Look-ups since there was a listing.
+    pub asked: AtomicU32,
+    /// Names it had when it was last listed; 0 if it never was.
+    pub size: AtomicU32,
+}
+
+impl DirState {
+    pub fn lower_path(&self) -> Option<Arc<OsStr>> {
+        lock(&self.lower_path).clone()
+    }
 }
 
 pub(super) struct Node {
     pub id: NodeId,
     pub kind: FileKind,
     state: RwLock<State>,
-    /// Held by whoever copies this node up.
+    /// Held by whoever copies this node up; afterwards, while a write puts the time back that it moved.
     pub copy_up: Mutex<()>,
-    /// Held while a write puts the time back that it moved.
-    pub write_back: Mutex<()>,
     in_upper: AtomicBool,
     data_below: AtomicBool,
     dir: Option<Box<DirState>>,
@@ -133,7 +145,7 @@ impl Node {
     /// Tells the node it now has an upper object, or more of it.
     pub fn set_upper(&self, state: &mut State, upper: UpperObject) {
         self.data_below.store(upper.data_below, Ordering::Release);
-        state.upper = Some(upper);
+        state.upper = Some(Box::new(upper));
         self.in_upper.store(true, Ordering::Release);
     }
 
@@ -162,19 +174,21 @@ impl Node {
     /// Records that the object is reachable as `name` in `parent`.
     pub fn add_link(&self, parent: &Arc<Self>, name: &OsStr, in_upper: bool) {
         let mut state = self.state_mut();
-        match state
-            .links
+        let State { links, lowers, .. } = &mut *state;
+        match links
             .iter_mut()
-            .find(|l| Arc::ptr_eq(&l.parent, parent) && l.name == name)
+            .find(|l| Arc::ptr_eq(&l.parent, parent) && *l.name == *name)
         {
             Some(link) => link.in_upper |= in_upper,
             None => {
                 if self.is_dir() {
-                    state.links.clear();
+                    links.clear();
                 }
-                state.links.push(Link {
+                // Mostly the name it has in its layer: one copy will do for both.
+                let kept = lowers.first().and_then(|lower| lower.node.name_if(name));
+                links.push(Link {
                     parent: Arc::clone(parent),
-                    name: name.to_os_string(),
+                    name: kept.unwrap_or_else(|| name.into()),
                     in_upper,
                 });
             }
@@ -187,8 +201,8 @@ impl Node {
         let at = state
             .links
             .iter()
-            .position(|l| Arc::ptr_eq(&l.parent, parent) && l.name == name)?;
-        Some(state.links.swap_remove(at))
+            .position(|l| Arc::ptr_eq(&l.parent, parent) && *l.name == *name)?;
+        state.links.swap_remove(at)
     }
 
     /// The link of this name, if known.
@@ -196,7 +210,7 @@ impl Node {
         self.state()
             .links
             .iter()
-            .find(|l| Arc::ptr_eq(&l.parent, parent) && l.name == name)
+            .find(|l| Arc::ptr_eq(&l.parent, parent) && *l.name == *name)
             .cloned()
     }
 }
@@ -207,10 +221,11 @@ impl Drop for Node {
             table.remove_dead(self.id);
         }
         // Parents that go with it go one by one: a recursion as deep as the path would take all of the stack.
-        let mut links = std::mem::take(&mut unpoison(self.state.get_mut()).links);
+        let take = |node: &mut Self| std::mem::take(&mut unpoison(node.state.get_mut()).links);
+        let mut links = Vec::from(take(self));
         while let Some(link) = links.pop() {
             if let Some(mut parent) = Arc::into_inner(link.parent) {
-                links.append(&mut unpoison(parent.state.get_mut()).links);
+                links.extend(Vec::from(take(&mut parent)));
             }
         }
     }
@@ -269,18 +284,18 @@ impl Table {
             .and_then(|slot| slot.node.upgrade())
     }
 
-    /// The live node of this id, or a new one.
+    /// The live node of this id, or a new one, with the path of its lowers if it is a directory.
     pub fn intern(
         self: &Arc<Self>,
         id: NodeId,
         kind: FileKind,
-        state: impl FnOnce() -> State,
+        state: impl FnOnce() -> (State, Option<Arc<OsStr>>),
     ) -> Arc<Node> {
         let mut shard = self.shard(id);
         if let Some(node) = shard.get(&id.0).and_then(|slot| slot.node.upgrade()) {
             return node;
         }
-        let state = state();
+        let (state, lower_path) = state();
         let node = Arc::new(Node {
             id,
             kind,
@@ -288,12 +303,15 @@ impl Table {
             data_below: AtomicBool::new(state.upper.as_ref().is_some_and(|u| u.data_below)),
             state: RwLock::new(state),
             copy_up: Mutex::default(),
-            write_back: Mutex::default(),
             dir: kind.is_dir().then(|| {
                 Box::new(DirState {
                     namespace: RwLock::default(),
                     listing: Mutex::default(),
                     impure: AtomicBool::new(false),
+                    lower_path: Mutex::new(lower_path),
+                    rules: Mutex::default(),
+                    asked: AtomicU32::new(0),
+                    size: AtomicU32::new(0),
                 })
             }),
             table: Arc::downgrade(self),

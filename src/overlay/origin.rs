@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn garbage_has_no_origin() {
-        let lowers = Lowers::new(Vec::new(), None, false, false);
+        let lowers = Lowers::new(Vec::new(), None, false, false, 0);
         for value in [
             &b""[..],
             b"\0",

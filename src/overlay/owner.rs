@@ -35,10 +35,10 @@ impl Overlay {
             .show(attr, |xattr| host::xattr_at(path.as_slice(), xattr))
     }
 
-    /// Gives an object owner and mode (`None`: as they are). chown takes set-id bits away, as it does on any file system.
+    /// Gives an object of `kind` owner and mode (`None`: as they are). chown takes set-id bits away, as it does on any file system.
     pub(super) fn give(
         &self,
-        fd: BorrowedFd<'_>,
+        (fd, kind): (BorrowedFd<'_>, FileKind),
         uid: Option<u32>,
         gid: Option<u32>,
         perm: Option<u32>,
@@ -46,16 +46,17 @@ impl Overlay {
         if uid.is_none() && gid.is_none() && perm.is_none() {
             return Ok(());
         }
-        let kind = host::stat_fd(fd)?.attr.kind;
-        if self.permissions == Permissions::Inode || kind == FileKind::Symlink {
-            let owned = set_owner(fd, uid, gid);
-            if self.permissions == Permissions::Inode {
-                owned?;
-            }
+        if self.permissions == Permissions::Inode {
+            set_owner(fd, uid, gid)?;
             return match perm.filter(|_| kind != FileKind::Symlink) {
                 Some(perm) => self.writable()?.set_perm(fd, perm),
                 None => Ok(()),
             };
+        }
+        if host::stat_fd(fd)?.attr.kind == FileKind::Symlink {
+            // Its owner cannot be kept beside it.
+            let _ = set_owner(fd, uid, gid);
+            return Ok(());
         }
         let mut attr = self.stat(fd)?.attr;
         if (uid.is_some() || gid.is_some()) && !attr.kind.is_dir() {

@@ -87,7 +87,7 @@ impl Overlay {
     ) -> Result<(OwnedFd, Stat)> {
         enum Place {
             Fd(Arc<OwnedFd>),
-            Name(Arc<Node>, OsString),
+            Name(Arc<Node>, Arc<OsStr>),
             Index(OsString),
         }
         if node.id == NodeId::ROOT {
@@ -102,7 +102,7 @@ impl Overlay {
                 let place = if let Some(fd) = &upper.pinned {
                     Place::Fd(Arc::clone(fd))
                 } else if let Some(link) = state.link_in_upper(attempt) {
-                    Place::Name(Arc::clone(&link.parent), link.name.clone())
+                    Place::Name(Arc::clone(&link.parent), Arc::clone(&link.name))
                 } else if let Some(index) = &upper.index {
                     Place::Index(index.clone())
                 } else {
@@ -148,14 +148,49 @@ impl Overlay {
         Ok(self.upper_object(node, OFlags::PATH | OFlags::NOFOLLOW)?.0)
     }
 
-    /// Keeps a node of the upper in reach while its name changes: whoever has it open meanwhile must not find it gone.
-    pub(super) fn hold<'a>(&self, node: &'a Arc<Node>) -> Result<Held<'a>> {
-        let fd = self.upper_path(node)?;
+    /// A descriptor of a node's upper object, to keep it in reach without its name; the caller owns `dir`, in which it is
+    /// `name`. One that is open already will do.
+    pub(super) fn held_fd(
+        &self,
+        node: &Arc<Node>,
+        dir: &Arc<Node>,
+        name: &OsStr,
+    ) -> Result<Arc<OwnedFd>> {
+        if let Some(fd) = &node.state().upper.as_ref().ok_or(Errno::STALE)?.pinned {
+            return Ok(Arc::clone(fd));
+        }
+        if node.is_dir() {
+            return self.upper_dir(node);
+        }
+        if let Some(open) = self.open_upper(node) {
+            return Ok(open);
+        }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW;
+        if !node.has_link(dir, name).is_some_and(|link| link.in_upper) {
+            return Ok(Arc::new(self.upper_object(node, flags)?.0));
+        }
+        let parent = self.upper_dir(dir)?;
+        let open = || host::open_at(parent.as_fd(), name, flags);
+        let fd = self
+            .some_upper()?
+            .permitted(parent.as_fd(), libc::S_IXUSR, open)?;
+        Ok(Arc::new(fd))
+    }
+
+    /// Keeps a node of the upper in reach while its name changes: whoever has it open meanwhile must not find it gone. The
+    /// caller owns `dir`, in which it is `name`.
+    pub(super) fn hold<'a>(
+        &self,
+        node: &'a Arc<Node>,
+        dir: &Arc<Node>,
+        name: &OsStr,
+    ) -> Result<Held<'a>> {
+        let fd = self.held_fd(node, dir, name)?;
         let mut state = node.state_mut();
         let upper = state.upper.as_mut().ok_or(Errno::STALE)?;
         let ours = upper.pinned.is_none();
         if ours {
-            upper.pinned = Some(Arc::new(fd));
+            upper.pinned = Some(fd);
         }
         drop(state);
         Ok(Held { node, ours })

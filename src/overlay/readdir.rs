@@ -1,23 +1,56 @@
 //! Reading directories: each layer's once, merged into a listing that is kept and follows changes.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
 
 use super::engine::Overlay;
-use super::listing::{self, Item, Listing};
+use super::listing::{self, InUpper, Item, Listing, Where};
 use super::node::{Node, lock};
 use super::{DirItem, NodeId, Result};
 use crate::layer::{ObjectKey, Permissions, host, whiteout};
 use crate::meta::FileKind;
 
+/// As many look-ups as this are answered one by one before the whole directory is read for them.
+const FEW_LOOKUPS: u32 = 4;
+/// A directory whose listing was dropped is listed again after one look-up for so many of its names.
+const NAMES_FOR_A_LOOKUP: u32 = 8;
+
 /// What is known of a name while layers are merged.
-enum Seen {
-    Hidden,
-    Shown(NodeId, FileKind),
+struct Seen {
+    ino: NodeId,
+    kind: FileKind,
+    place: Where,
+    /// A lower hides what those below it have.
+    closed: bool,
+}
+
+impl Seen {
+    fn in_upper(ino: NodeId, kind: FileKind) -> Self {
+        Self {
+            ino,
+            kind,
+            place: Where::UPPER,
+            closed: false,
+        }
+    }
+
+    fn whiteout() -> Self {
+        Self {
+            ino: NodeId(0),
+            kind: FileKind::CharDevice,
+            place: Where {
+                upper: InUpper::Whiteout,
+                ..Where::UPPER
+            },
+            closed: false,
+        }
+    }
 }
 
 impl Overlay {
@@ -59,12 +92,12 @@ impl Overlay {
         let list = self.listing(&dir)?;
         for item in list.after(offset.max(listing::DOT_DOT)) {
             let entry = if plus {
-                self.list_entry(&dir, item)
+                self.list_entry(&dir, &item)
             } else {
                 None
             };
             let taken = sink(DirItem {
-                name: &item.name,
+                name: item.name,
                 ino: entry.as_ref().map_or(item.ino, |e| e.node),
                 kind: item.kind,
                 next_offset: item.at,
@@ -78,21 +111,46 @@ impl Overlay {
             }
         }
         // Read to its end, one that is too large by itself need not be kept any longer.
-        if list.len() > self.listings.budget {
+        if list.cost() > self.listings.budget {
             *lock(&dir.dir()?.listing) = None;
         }
         Ok(())
     }
 
     /// The looked-up entry of a listed name; without one the kernel asks again when somebody wants it.
-    fn list_entry(&self, dir: &Arc<Node>, item: &Item) -> Option<super::Entry> {
-        let found = self.resolve(dir, &item.name).ok()??;
-        let (node, attr) = self.intern(dir, &item.name, found).ok()?;
+    fn list_entry(&self, dir: &Arc<Node>, item: &Item<'_>) -> Option<super::Entry> {
+        let (node, attr) = match self.live(dir, item.name, item.ino) {
+            Some(node) => self.named_attr(dir, item.name, &node),
+            None => {
+                let found = self.resolve_at(dir, item.name, Some(item.place)).ok()??;
+                self.intern(dir, item.name, found)
+            }
+        }
+        .ok()?;
         self.table.remember(&node);
         Some(super::Entry {
             node: node.id,
             attr,
         })
+    }
+
+    /// For a look-up: after a few of them the directory is read once, and its listing answers the others.
+    pub(super) fn list_for_lookups(&self, dir: &Arc<Node>) -> Result<()> {
+        let part = dir.dir()?;
+        let inspects = self.upper.as_ref().is_some_and(|upper| upper.inspect);
+        if inspects || lock(&part.listing).is_some() {
+            return Ok(());
+        }
+        let asked = part.asked.fetch_add(1, Ordering::Relaxed);
+        let size = part.size.load(Ordering::Relaxed);
+        if asked >= FEW_LOOKUPS.max(size / NAMES_FOR_A_LOOKUP)
+            && size as usize <= self.listings.budget
+            && self.listing(dir).is_err()
+        {
+            // Names can be looked up in it all the same.
+            part.size.store(u32::MAX, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// The directory's merged listing. The caller holds its namespace lock.
@@ -102,6 +160,20 @@ impl Overlay {
             return Ok(Arc::clone(list));
         }
         let list = Arc::new(self.merge(dir)?);
+        let size = u32::try_from(list.cost()).unwrap_or(u32::MAX);
+        part.size.store(size, Ordering::Relaxed);
+        part.asked.store(0, Ordering::Relaxed);
+        self.keep_listing(dir, list)
+    }
+
+    /// A directory that was just made has no names.
+    pub(super) fn list_nothing(&self, dir: &Arc<Node>) -> Result<()> {
+        let list = Arc::new(Listing::new(&self.listings.total, []));
+        self.keep_listing(dir, list).map(drop)
+    }
+
+    fn keep_listing(&self, dir: &Arc<Node>, list: Arc<Listing>) -> Result<Arc<Listing>> {
+        let part = dir.dir()?;
         *lock(&part.listing) = Some(Arc::clone(&list));
         self.listings.note(dir.id, |id| {
             let node = self.table.find(id);
@@ -132,28 +204,54 @@ impl Overlay {
         if dir.in_upper() {
             self.read_upper(dir, !below.is_empty(), &mut names)?;
         }
-        for lower in &below {
+        for (at, lower) in (0..).zip(below.iter()) {
             let entries = self.lowers.layer(lower.layer).read_dir(&lower.node)?;
             names.reserve(entries.len());
             for entry in entries {
-                names
-                    .entry(entry.name)
-                    .or_insert_with(|| match entry.target {
-                        None => Seen::Hidden,
-                        Some((key, kind)) => {
-                            Seen::Shown(self.lowers.ino_of(lower.layer, key), kind)
+                let target = entry
+                    .target
+                    .map(|(key, kind)| (self.lowers.ino_of(lower.layer, key), kind));
+                match names.entry(entry.name) {
+                    Entry::Vacant(vacant) => {
+                        let (ino, kind) = target.unwrap_or((NodeId(0), FileKind::CharDevice));
+                        vacant.insert(Seen {
+                            ino,
+                            kind,
+                            place: Where {
+                                upper: InUpper::Nothing,
+                                lower: target.map(|_| at),
+                                only: true,
+                            },
+                            closed: target.is_none(),
+                        });
+                    }
+                    Entry::Occupied(mut seen) => {
+                        let Seen { place, closed, .. } = seen.get_mut();
+                        match (&place.lower, target) {
+                            _ if *closed => {}
+                            (None, Some(_)) => (place.lower, place.only) = (Some(at), true),
+                            (None, None) => *closed = true,
+                            (Some(_), _) => place.only = false,
                         }
-                    });
+                    }
+                }
             }
         }
-        let items = names.into_iter().filter_map(|(name, seen)| match seen {
-            Seen::Hidden => None,
-            Seen::Shown(ino, kind) => Some(Item {
-                at: listing::position(&self.hasher, &name),
-                name,
-                ino,
-                kind,
-            }),
+        if names.keys().map(|name| name.len()).sum::<usize>() > listing::MOST_NAMES {
+            return Err(Errno::NOMEM);
+        }
+        let is_there = |seen: &Seen| seen.place.upper != InUpper::Nothing || !seen.closed;
+        // Some file systems have longer names than a mount can have: nobody could look them up.
+        let is_name = |name: &OsString| name.len() <= 255;
+        let names = names
+            .iter()
+            .filter(|(name, seen)| is_name(name) && is_there(seen));
+        let items = names.map(|(name, seen)| Item {
+            at: listing::position(&self.hasher, name),
+            name,
+            ino: seen.ino,
+            kind: seen.kind,
+            place: seen.place,
         });
         Ok(Listing::new(&self.listings.total, items))
     }
@@ -173,7 +271,9 @@ impl Overlay {
         for entry in upper.permitted(fd.as_fd(), extra, read)? {
             if upper.reserves(&entry.name) {
                 if let whiteout::Aufs::Whiteout(name) = whiteout::aufs_name(&entry.name) {
-                    names.entry(name.to_os_string()).or_insert(Seen::Hidden);
+                    names
+                        .entry(name.to_os_string())
+                        .or_insert_with(Seen::whiteout);
                 }
                 continue;
             }
@@ -184,24 +284,26 @@ impl Overlay {
                 _ => None,
             };
             let seen = match plain {
-                Some(kind) => Seen::Shown(
+                Some(kind) => Seen::in_upper(
                     self.lowers.host_ino(ObjectKey {
                         dev,
                         ino: entry.ino,
                     }),
                     kind,
                 ),
-                None => match self.resolve(dir, &entry.name) {
-                    Ok(Some(found)) => Seen::Shown(found.id, found.kind),
-                    Ok(None) => Seen::Hidden,
+                None => match self.resolve_at(dir, &entry.name, None) {
+                    Ok(Some(found)) => Seen::in_upper(found.id, found.kind),
+                    Ok(None) => Seen::whiteout(),
                     // A broken entry is listed all the same: whoever touches it gets the error.
-                    Err(Errno::ACCESS) if entry.kind == Some(FileKind::CharDevice) => Seen::Hidden,
+                    Err(Errno::ACCESS) if entry.kind == Some(FileKind::CharDevice) => {
+                        Seen::whiteout()
+                    }
                     Err(Errno::IO | Errno::STALE | Errno::ACCESS) => {
                         let ino = self.lowers.host_ino(ObjectKey {
                             dev,
                             ino: entry.ino,
                         });
-                        Seen::Shown(ino, entry.kind.unwrap_or(FileKind::Regular))
+                        Seen::in_upper(ino, entry.kind.unwrap_or(FileKind::Regular))
                     }
                     Err(e) => return Err(e),
                 },
@@ -211,25 +313,35 @@ impl Overlay {
         Ok(())
     }
 
-    /// A name came: a kept listing follows. The caller owns the namespace.
+    /// The upper has the name now: a kept listing follows. The caller owns the namespace.
     pub(super) fn list_add(&self, dir: &Arc<Node>, name: &OsStr, ino: NodeId, kind: FileKind) {
-        if let Ok(part) = dir.dir()
-            && let Some(list) = &mut *lock(&part.listing)
-        {
-            let at = listing::position(&self.hasher, name);
-            Arc::make_mut(list).insert(Item {
-                at,
-                name: name.to_os_string(),
-                ino,
-                kind,
-            });
+        if let Ok(part) = dir.dir() {
+            let mut kept = lock(&part.listing);
+            if let Some(list) = &mut *kept {
+                let list = Arc::make_mut(list);
+                let at = listing::position(&self.hasher, name);
+                let known = list.get(at, name).map(|item| item.place);
+                list.insert(&Item {
+                    at,
+                    name,
+                    ino,
+                    kind,
+                    place: Where {
+                        upper: InUpper::Object,
+                        ..known.unwrap_or(Where::UPPER)
+                    },
+                });
+                if list.is_full() {
+                    *kept = None;
+                }
+            }
         }
         if self.listings.is_over() {
             self.drop_listings(dir);
         }
     }
 
-    /// A name went: a kept listing follows. The caller owns the namespace.
+    /// A name went, and a whiteout came if the lowers have it: a kept listing follows. The caller owns the namespace.
     pub(super) fn list_remove(&self, dir: &Arc<Node>, name: &OsStr) {
         if let Ok(part) = dir.dir()
             && let Some(list) = &mut *lock(&part.listing)
@@ -242,7 +354,6 @@ impl Overlay {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-    use std::sync::atomic::Ordering;
 
     use super::super::{Options, Stack};
     use super::*;

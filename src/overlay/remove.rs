@@ -3,12 +3,13 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, OFlags};
+use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
 use super::copyup::Extent;
 use super::engine::{Overlay, check_name};
 use super::node::{Node, own_all};
+use super::resolve::Listed;
 use super::{NodeId, Result};
 
 impl Overlay {
@@ -19,7 +20,7 @@ impl Overlay {
         self.copy_up(&dir, Extent::All)?;
         loop {
             let names = dir.names_owned()?;
-            let (node, _) = self.child(&dir, name)?;
+            let node = self.child(&dir, name)?;
             if node.is_dir() {
                 return Err(Errno::ISDIR);
             }
@@ -43,7 +44,7 @@ impl Overlay {
         loop {
             let node = {
                 let _names = dir.names_shared()?;
-                self.child(&dir, name)?.0
+                self.child(&dir, name)?
             };
             if !node.is_dir() {
                 return Err(Errno::NOTDIR);
@@ -62,13 +63,22 @@ impl Overlay {
     }
 
     /// The node behind a name, or ENOENT. The caller holds the namespace.
-    pub(super) fn child(
-        &self,
-        dir: &Arc<Node>,
-        name: &OsStr,
-    ) -> Result<(Arc<Node>, crate::meta::Attr)> {
-        let found = self.resolve(dir, name)?.ok_or(Errno::NOENT)?;
-        self.intern(dir, name, found)
+    pub(super) fn child(&self, dir: &Arc<Node>, name: &OsStr) -> Result<Arc<Node>> {
+        self.child_if_any(dir, name)?.ok_or(Errno::NOENT)
+    }
+
+    /// The same; `None`: there is nothing of this name.
+    pub(super) fn child_if_any(&self, dir: &Arc<Node>, name: &OsStr) -> Result<Option<Arc<Node>>> {
+        self.list_for_lookups(dir)?;
+        if let Listed::Known { ino, .. } = self.listed(dir, name)?
+            && let Some(node) = self.live(dir, name, ino)
+        {
+            return Ok(Some(node));
+        }
+        match self.resolve(dir, name)? {
+            Some(found) => Ok(Some(self.intern(dir, name, found)?.0)),
+            None => Ok(None),
+        }
     }
 
     /// A lower file with several names that is not in the upper yet.
@@ -95,7 +105,7 @@ impl Overlay {
             let others = state
                 .links
                 .iter()
-                .any(|l| l.in_upper && !(Arc::ptr_eq(&l.parent, dir) && l.name == name));
+                .any(|l| l.in_upper && !(Arc::ptr_eq(&l.parent, dir) && *l.name == *name));
             let upper = state.upper.as_ref().ok_or(Errno::STALE)?;
             (!others && upper.pinned.is_none(), upper.index.is_some())
         };
@@ -106,9 +116,9 @@ impl Overlay {
             self.base_nlink_on_upper(node)?;
         }
         if last {
-            let (fd, _) = self.upper_object(node, OFlags::PATH | OFlags::NOFOLLOW)?;
+            let fd = self.held_fd(node, dir, name)?;
             if let Some(upper) = &mut node.state_mut().upper {
-                upper.pinned = Some(Arc::new(fd));
+                upper.pinned = Some(fd);
             }
         }
         Ok(())
@@ -118,8 +128,7 @@ impl Overlay {
     fn erase(&self, dir: &Arc<Node>, name: &OsStr, node: &Arc<Node>) -> Result<()> {
         let upper = self.writable()?;
         let fd = self.upper_dir(dir)?;
-        let below = dir.state().lowers.clone();
-        let hide = self.lowers.shows(&below, name)?;
+        let hide = self.lowers_show(dir, name)?;
         let in_upper = node.has_link(dir, name).is_some_and(|l| l.in_upper);
         match (in_upper, hide) {
             (true, true) => {

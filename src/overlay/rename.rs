@@ -63,12 +63,8 @@ impl Overlay {
     fn try_rename(&self, from: &Side<'_>, to: &Side<'_>, flags: RenameFlags) -> Result<bool> {
         let (source, target) = {
             let _a = own_all(&[from.dir, to.dir])?;
-            let source = self.child(from.dir, from.name)?.0;
-            let target = match self.resolve(to.dir, to.name)? {
-                Some(found) => Some(self.intern(to.dir, to.name, found)?.0),
-                None => None,
-            };
-            (source, target)
+            let source = self.child(from.dir, from.name)?;
+            (source, self.child_if_any(to.dir, to.name)?)
         };
         let mut locked = vec![from.dir, to.dir];
         locked.extend(target.as_ref().filter(|t| t.is_dir()));
@@ -178,16 +174,13 @@ impl Overlay {
             {
                 self.link_alias(node, side.dir, side.name)?;
             }
-            held.push(self.hold(node)?);
+            held.push(self.hold(node, side.dir, side.name)?);
             let key = node.state().upper.as_ref().map(|u| u.key);
             if key.is_some_and(|key| self.lowers.host_ino(key) != node.id) {
                 self.mark_impure(new_dir)?;
             }
         }
-        let shows = |side: &Side<'_>| {
-            let below = side.dir.state().lowers.clone();
-            self.lowers.shows(&below, side.name)
-        };
+        let shows = |side: &Side<'_>| self.lowers_show(side.dir, side.name);
         let (from_shows, to_shows) = (shows(from)?, shows(to)?);
         self.prepare_dir(source, from, to, to_shows)?;
         if flags.exchange
@@ -363,8 +356,8 @@ impl Overlay {
         }
         let upper = self.writable()?;
         let (merged, path) = {
-            let state = node.state();
-            (!state.lowers.is_empty(), state.lower_path.clone())
+            let lowers = !node.state().lowers.is_empty();
+            (lowers, node.dir()?.lower_path())
         };
         if !merged {
             if to_shows {
@@ -376,7 +369,7 @@ impl Overlay {
             return Err(Errno::XDEV);
         }
         let path = path.ok_or(Errno::STALE)?;
-        let base = to.dir.state().lower_path.clone();
+        let base = to.dir.dir()?.lower_path();
         // Within one directory the old name is enough, as long as that directory's lowers are where the name counts from.
         let cut = path.as_bytes().iter().rposition(|b| *b == b'/');
         let (parent, last) = match cut {

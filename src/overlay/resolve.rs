@@ -7,10 +7,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use super::engine::Overlay;
-use super::listing;
+use super::few::Few;
+use super::listing::{self, InUpper, Item, Where};
 use super::node::{LowerRef, Node, lock};
 use super::origin::{self, Origin};
-use super::{NodeId, Redirect, Result};
+use super::upper::Marks;
+use super::{Aufs, NodeId, Redirect, Result};
 use crate::layer::host::{self, Stat};
 use crate::layer::whiteout;
 use crate::meta::{Attr, FileKind};
@@ -28,10 +30,24 @@ pub(super) struct Found {
     pub name_in_upper: bool,
     /// The upper's object has no data of its own (`metacopy`).
     pub data_below: bool,
-    pub lowers: Vec<LowerRef>,
+    /// A directory of the upper carries the mark of that name, or does not; `None`: not known.
+    pub impure: Option<bool>,
+    pub lowers: Few<LowerRef>,
     pub lower_path: Option<Arc<OsStr>>,
     /// Of the lower object, where known.
     pub lower_attr: Option<Attr>,
+}
+
+/// What a directory's listing says of a name.
+pub(super) enum Listed {
+    /// There is no listing.
+    Unknown,
+    Absent,
+    /// Shown, or hidden by a whiteout in the upper.
+    Known {
+        ino: NodeId,
+        place: Where,
+    },
 }
 
 /// What `name` is in the upper directory alone.
@@ -56,24 +72,46 @@ fn join(parent: &OsStr, name: &OsStr) -> Arc<OsStr> {
 impl Overlay {
     /// What the upper directory alone says of a name.
     pub(super) fn upper_name(&self, dir: &Arc<Node>, name: &OsStr) -> Result<UpperName> {
+        match self.listed(dir, name)? {
+            Listed::Unknown => self.upper_name_at(dir, name, None),
+            Listed::Absent => Ok(UpperName::Absent),
+            Listed::Known { place, .. } => self.upper_name_at(dir, name, Some(place)),
+        }
+    }
+
+    /// The same where the listing told the name's place, if it did.
+    fn upper_name_at(
+        &self,
+        dir: &Arc<Node>,
+        name: &OsStr,
+        place: Option<Where>,
+    ) -> Result<UpperName> {
         if !dir.in_upper() {
             return Ok(UpperName::Absent);
         }
-        let fd = self.upper_dir(dir)?;
         let upper = self.some_upper()?;
+        // A mark and a whiteout are one to the listing.
+        let place = place.filter(|_| upper.aufs == Aufs::Ordinary);
+        match place.map(|place| place.upper) {
+            Some(InUpper::Nothing) => return Ok(UpperName::Absent),
+            Some(InUpper::Whiteout) => return Ok(UpperName::Whiteout),
+            Some(InUpper::Object) | None => {}
+        }
         if upper.reserves(name) {
             return Ok(UpperName::Absent);
         }
+        let fd = self.upper_dir(dir)?;
         let Some(mut stat) = host::stat_at(fd.as_fd(), name)? else {
             return Ok(match upper.is_marked(fd.as_fd(), name)? {
                 true => UpperName::Marked,
                 false => UpperName::Absent,
             });
         };
-        let whiteout = (stat.is_whiteout() && !whiteout::is_device(fd.as_fd(), name)?)
-            || (stat.attr.kind == FileKind::Regular
-                && stat.attr.size == 0
-                && upper.mark_at(fd.as_fd(), name, "whiteout")?.is_some());
+        let whiteout = place.is_none()
+            && ((stat.is_whiteout() && !whiteout::is_device(fd.as_fd(), name)?)
+                || (stat.attr.kind == FileKind::Regular
+                    && stat.attr.size == 0
+                    && upper.mark_at(fd.as_fd(), name, "whiteout")?.is_some()));
         if whiteout {
             return Ok(UpperName::Whiteout);
         }
@@ -81,24 +119,67 @@ impl Overlay {
         Ok(UpperName::Present(stat))
     }
 
+    /// What the directory's listing says of a name, if there is one. The caller holds the namespace lock.
+    pub(super) fn listed(&self, dir: &Arc<Node>, name: &OsStr) -> Result<Listed> {
+        let listing = lock(&dir.dir()?.listing);
+        let Some(list) = &*listing else {
+            return Ok(Listed::Unknown);
+        };
+        let at = listing::position(&self.hasher, name);
+        Ok(match list.get(at, name) {
+            None => Listed::Absent,
+            Some(Item { ino, place, .. }) => Listed::Known { ino, place },
+        })
+    }
+
+    /// The node of a listed name, if it is known by that name.
+    pub(super) fn live(&self, dir: &Arc<Node>, name: &OsStr, ino: NodeId) -> Option<Arc<Node>> {
+        let node = self.table.find(ino)?;
+        node.has_link(dir, name).is_some().then_some(node)
+    }
+
+    /// Do the lowers have the name?
+    pub(super) fn lowers_show(&self, dir: &Arc<Node>, name: &OsStr) -> Result<bool> {
+        match self.listed(dir, name)? {
+            Listed::Absent => Ok(false),
+            Listed::Known { place, .. } => Ok(place.lower.is_some()),
+            Listed::Unknown => {
+                let below = dir.state().lowers.clone();
+                self.lowers.shows(&below, name)
+            }
+        }
+    }
+
     /// What a name is in the merged directory. The caller holds the directory's namespace lock.
     pub(super) fn resolve(&self, dir: &Arc<Node>, name: &OsStr) -> Result<Option<Found>> {
-        if let Some(listing) = &*lock(&dir.dir()?.listing)
-            && listing
-                .get(listing::position(&self.hasher, name), name)
-                .is_none()
-        {
-            return Ok(None);
+        match self.listed(dir, name)? {
+            Listed::Unknown => self.resolve_at(dir, name, None),
+            Listed::Absent => Ok(None),
+            Listed::Known { place, .. } => self.resolve_at(dir, name, Some(place)),
         }
-        let (below, parent_path) = {
-            let state = dir.state();
-            (state.lowers.clone(), state.lower_path.clone())
-        };
+    }
+
+    /// The same where the listing told the name's place, if it did.
+    pub(super) fn resolve_at(
+        &self,
+        dir: &Arc<Node>,
+        name: &OsStr,
+        place: Option<Where>,
+    ) -> Result<Option<Found>> {
+        let below = dir.state().lowers.clone();
+        let parent_path = dir.dir()?.lower_path();
         let lower_path = || parent_path.as_ref().map(|p| join(p, name));
-        match self.upper_name(dir, name)? {
+        // Only where it is said to be need be looked.
+        let near = match place.map(|place| (place.lower.map(usize::from), place.only)) {
+            None => &below[..],
+            Some((None, _)) => &[],
+            Some((Some(at), true)) if !self.lowers.follow => below.get(at..=at).unwrap_or_default(),
+            Some((Some(at), _)) => below.get(at..).unwrap_or_default(),
+        };
+        match self.upper_name_at(dir, name, place)? {
             UpperName::Whiteout | UpperName::Marked => Ok(None),
             UpperName::Absent => {
-                let hit = self.lowers.lookup(&below, name)?;
+                let hit = self.lowers.lookup(near, name)?;
                 let Some(first) = hit.found.first() else {
                     return Ok(None);
                 };
@@ -110,6 +191,7 @@ impl Overlay {
                     upper: None,
                     name_in_upper: false,
                     data_below: false,
+                    impure: None,
                     lower_path: if kind.is_dir() { lower_path() } else { None },
                     lowers: hit.found,
                     lower_attr: hit.attr,
@@ -120,21 +202,23 @@ impl Overlay {
                 Ok(Some(found))
             }
             UpperName::Present(stat) if stat.attr.kind.is_dir() => self
-                .resolve_upper_dir(dir, name, stat, &below, lower_path())
+                .resolve_upper_dir(dir, name, stat, (&below, near), lower_path())
                 .map(Some),
             UpperName::Present(stat) => {
                 let fd = self.upper_dir(dir)?;
-                let (id, index) = self.upper_ino(fd.as_fd(), name, &stat)?;
+                let marks = self.some_upper()?.marks_at(fd.as_fd(), name)?;
+                let (id, index) = self.upper_ino(fd.as_fd(), name, &stat, &marks)?;
                 // The link count of an indexed file may be kept relative to its lower's.
                 let mut lowers = if index.is_some() {
-                    self.lowers.lookup(&below, name)?.found
+                    self.lowers.lookup(near, name)?.found
                 } else {
-                    Vec::new()
+                    Few::None
                 };
                 lowers.retain(|l| self.lowers.ino(l) == id);
-                let data_below = self.is_metacopy(fd.as_fd(), name, &stat)?;
+                // No telling from the blocks: xattrs may have one, and a copy that was cut short has many.
+                let data_below = stat.attr.kind == FileKind::Regular && marks.has(METACOPY_MARK);
                 if data_below {
-                    lowers = self.data_of(fd.as_fd(), name, &below)?;
+                    lowers = self.data_of(fd.as_fd(), name, (&below, near))?;
                 }
                 Ok(Some(Found {
                     id,
@@ -142,6 +226,7 @@ impl Overlay {
                     upper: Some((stat, index)),
                     name_in_upper: true,
                     data_below,
+                    impure: None,
                     lowers,
                     lower_path: None,
                     lower_attr: None,
@@ -168,8 +253,8 @@ impl Overlay {
         &self,
         dir: BorrowedFd<'_>,
         name: &OsStr,
-        below: &[LowerRef],
-    ) -> Result<Vec<LowerRef>> {
+        (below, near): (&[LowerRef], &[LowerRef]),
+    ) -> Result<Few<LowerRef>> {
         let mut found = match self.some_upper()?.mark_at(dir, name, "redirect")? {
             Some(path) if path.first() == Some(&b'/') => {
                 self.lowers.find(OsStr::from_bytes(&path[1..]))?
@@ -177,8 +262,8 @@ impl Overlay {
             Some(other) if !other.contains(&b'/') => {
                 self.lowers.lookup(below, OsStr::from_bytes(&other))?.found
             }
-            Some(_) => Vec::new(),
-            None => self.lowers.lookup(below, name)?.found,
+            Some(_) => Few::None,
+            None => self.lowers.lookup(near, name)?.found,
         };
         found.retain(|l| l.node.kind == FileKind::Regular);
         Ok(found)
@@ -214,13 +299,13 @@ impl Overlay {
         Ok(())
     }
 
-    /// A directory in the upper: merged with what it covers, unless opaque, or with what its redirect names.
+    /// A directory in the upper, whose name is to be looked for in the lowers `near`: merged with what it covers, unless opaque, or with what its redirect names.
     fn resolve_upper_dir(
         &self,
         dir: &Arc<Node>,
         name: &OsStr,
         stat: Stat,
-        below: &[LowerRef],
+        (below, near): (&[LowerRef], &[LowerRef]),
         lower_path: Option<Arc<OsStr>>,
     ) -> Result<Found> {
         let upper = self.some_upper()?;
@@ -231,21 +316,27 @@ impl Overlay {
             upper: Some((stat, None)),
             name_in_upper: true,
             data_below: false,
-            lowers: Vec::new(),
+            impure: None,
+            lowers: Few::None,
             lower_path: None,
             lower_attr: None,
         };
+        let marks = upper.marks_at(fd.as_fd(), name)?;
+        if !marks.has("impure") {
+            found.impure = Some(false);
+        }
         if self.lowers.is_empty() {
             return Ok(found);
         }
-        if upper.is_opaque_at(fd.as_fd(), name)? {
-            if let Some(id) = self.origin_of(fd.as_fd(), name)? {
+        if upper.is_opaque_at(fd.as_fd(), name, &marks)? {
+            if let Some(id) = self.origin_of(fd.as_fd(), name, &marks)? {
                 found.id = id;
             }
             return Ok(found);
         }
         let redirect = match self.redirect {
             Redirect::Ignore => None,
+            _ if !marks.has("redirect") => None,
             _ => upper.mark_at(fd.as_fd(), name, "redirect")?,
         };
         let (dirs, path) = match redirect {
@@ -266,27 +357,33 @@ impl Overlay {
                 let path = join(OsStr::from_bytes(parent), target);
                 (self.lowers.lookup(below, target)?.found, Some(path))
             }
-            Some(_) => (Vec::new(), None),
-            None => (self.lowers.lookup(below, name)?.found, lower_path),
+            Some(_) => (Few::None, None),
+            None => (self.lowers.lookup(near, name)?.found, lower_path),
         };
         if dirs.first().is_some_and(|d| d.node.kind.is_dir()) {
             found.id = self.lowers.ino(&dirs[0]);
             found.lowers = dirs;
             found.lower_path = path;
-        } else if let Some(id) = self.origin_of(fd.as_fd(), name)? {
+        } else if let Some(id) = self.origin_of(fd.as_fd(), name, &marks)? {
             found.id = id;
         }
         Ok(found)
     }
 
     /// Inode number an upper object keeps from where it was copied from.
-    fn origin_of(&self, dir: BorrowedFd<'_>, name: &OsStr) -> Result<Option<NodeId>> {
+    fn origin_of(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        marks: &Marks,
+    ) -> Result<Option<NodeId>> {
         if !self.own_origins {
             return Ok(None);
         }
         let upper = self.some_upper()?;
         for mark in [origin::KERNEL_MARK, origin::OWN_MARK] {
-            if let Some(value) = upper.mark_at(dir, name, mark)?
+            if marks.has(mark)
+                && let Some(value) = upper.mark_at(dir, name, mark)?
                 && let Some(id) = origin::decode(&self.lowers, mark, &value)
             {
                 return Ok(Some(id));
@@ -301,6 +398,7 @@ impl Overlay {
         dir: BorrowedFd<'_>,
         name: &OsStr,
         stat: &Stat,
+        marks: &Marks,
     ) -> Result<(NodeId, Option<OsString>)> {
         let own = self.lowers.host_ino(stat.key);
         if !self.own_origins {
@@ -308,6 +406,9 @@ impl Overlay {
         }
         let upper = self.some_upper()?;
         for mark in [origin::KERNEL_MARK, origin::OWN_MARK] {
+            if !marks.has(mark) {
+                continue;
+            }
             let Some(value) = upper.mark_at(dir, name, mark)? else {
                 continue;
             };

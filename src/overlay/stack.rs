@@ -6,6 +6,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, RwLock};
 
+use super::few::Few;
 use super::node::{LayerIndex, LowerRef};
 use super::{NodeId, Result};
 use crate::layer::{Identity, Layer, LayerEntry, ObjectKey};
@@ -17,6 +18,9 @@ const INO_BITS: u32 = 48;
 const STORED_BASE: u64 = 0x1000;
 /// Stands in for host inode numbers that the transport keeps for itself (0 and the root's 1).
 const RESERVED: u64 = 0x0fff;
+
+/// Directories that each of many layers may keep open all the same.
+const LEAST_OPEN: usize = 4;
 
 /// Which numbering an object's inode number belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,17 +37,19 @@ pub(super) struct Lowers {
     /// that turns up (a mount inside a layer that we could not clone).
     devices: RwLock<Vec<u64>>,
     /// Redirects found in the lowers are followed.
-    follow: bool,
+    pub follow: bool,
     /// With 32-bit numbers: which full number each of the upper half stands for.
     small: Option<Mutex<HashMap<u32, u64>>>,
 }
 
 impl Lowers {
+    /// `kept_open`: directories that all layers together may keep open.
     pub fn new(
         layers: Vec<Arc<dyn Layer>>,
         upper_dev: Option<u64>,
         follow: bool,
         ino32: bool,
+        kept_open: usize,
     ) -> Self {
         let layers: Vec<Lower> = layers
             .into_iter()
@@ -52,6 +58,11 @@ impl Lowers {
                 layer,
             })
             .collect();
+        let host = |lower: &&Lower| matches!(lower.identity, Identity::Host { .. });
+        let hosts = layers.iter().filter(host).count();
+        for lower in layers.iter().filter(host) {
+            lower.layer.keep_open((kept_open / hosts).max(LEAST_OPEN));
+        }
         let mut devices: Vec<u64> = upper_dev.into_iter().collect();
         for lower in layers.iter().rev() {
             if let Identity::Host { dev, .. } = lower.identity
@@ -186,18 +197,28 @@ impl Lowers {
     pub fn lookup(&self, dirs: &[LowerRef], name: &OsStr) -> Result<LowerHit> {
         let mut hit = LowerHit::default();
         let mut name = Cow::Borrowed(name);
+        let mut left = dirs.len();
         for dir in dirs {
+            left -= 1;
             let layer = self.layer(dir.layer);
             match layer.lookup(&dir.node, &name)? {
                 None => {}
                 Some(LayerEntry::Whiteout) => break,
-                Some(LayerEntry::Node(node, attr)) => {
+                Some(LayerEntry::Node { node, attr, opaque }) => {
                     let is_dir = node.kind.is_dir();
                     if !is_dir && !hit.found.is_empty() {
                         break;
                     }
-                    let opaque = is_dir && layer.is_opaque(&node)?;
-                    let redirect = if is_dir && !opaque && self.follow {
+                    // Without anything below there is nothing to hide, or to be elsewhere.
+                    let is_last = usize::from(dir.layer) + 1 == self.layers.len();
+                    let follow = self.follow && !is_last;
+                    let opaque = is_dir
+                        && (left > 0 || follow)
+                        && match opaque {
+                            Some(opaque) => opaque,
+                            None => layer.is_opaque(&node)?,
+                        };
+                    let redirect = if is_dir && !opaque && follow {
                         layer.redirect(&node)?
                     } else {
                         None
@@ -219,8 +240,8 @@ impl Lowers {
                                 OsStr::from_bytes(&path.as_bytes()[1..]),
                                 dir.layer + 1,
                             )?;
-                            hit.found
-                                .extend(below.into_iter().filter(|l| l.node.kind.is_dir()));
+                            let dirs = below.iter().filter(|l| l.node.kind.is_dir());
+                            hit.found.extend(dirs.cloned());
                             break;
                         }
                         Some(other) if other.as_bytes().contains(&b'/') => break,
@@ -251,29 +272,29 @@ impl Lowers {
             match self.layer(dir.layer).lookup(&dir.node, name)? {
                 None => {}
                 Some(LayerEntry::Whiteout) => return Ok(false),
-                Some(LayerEntry::Node(..)) => return Ok(true),
+                Some(LayerEntry::Node { .. }) => return Ok(true),
             }
         }
         Ok(false)
     }
 
     /// The directories at `path` (relative, `/`-separated) in the layers: where a redirect points.
-    pub fn walk(&self, path: &OsStr) -> Result<Vec<LowerRef>> {
+    pub fn walk(&self, path: &OsStr) -> Result<Few<LowerRef>> {
         let found = self.find(path)?;
         Ok(if found.first().is_some_and(|d| d.node.kind.is_dir()) {
             found
         } else {
-            Vec::new()
+            Few::None
         })
     }
 
     /// What the layers have at `path`: one file, or directories to merge.
-    pub fn find(&self, path: &OsStr) -> Result<Vec<LowerRef>> {
+    pub fn find(&self, path: &OsStr) -> Result<Few<LowerRef>> {
         self.find_below(path, 0)
     }
 
-    fn find_below(&self, path: &OsStr, first: LayerIndex) -> Result<Vec<LowerRef>> {
-        let mut dirs = self.roots()?;
+    fn find_below(&self, path: &OsStr, first: LayerIndex) -> Result<Few<LowerRef>> {
+        let mut dirs = Few::from(self.roots()?);
         dirs.retain(|d| d.layer >= first);
         for name in path
             .as_bytes()
@@ -282,10 +303,10 @@ impl Lowers {
         {
             // A redirect may not leave its layer.
             if name == b"." || name == b".." {
-                return Ok(Vec::new());
+                return Ok(Few::None);
             }
             if dirs.first().is_none_or(|d| !d.node.kind.is_dir()) {
-                return Ok(Vec::new());
+                return Ok(Few::None);
             }
             dirs = self.lookup(&dirs, OsStr::from_bytes(name))?.found;
         }
@@ -296,7 +317,7 @@ impl Lowers {
 /// What the lowers hold of a name: nothing, one file, or directories to merge.
 #[derive(Default)]
 pub(super) struct LowerHit {
-    pub found: Vec<LowerRef>,
+    pub found: Few<LowerRef>,
     /// Of the first, where finding it brought them along.
     pub attr: Option<crate::meta::Attr>,
 }

@@ -42,10 +42,21 @@ pub(super) struct Upper {
     /// Whiteouts cannot be made with mknod here.
     xattr_whiteouts: AtomicBool,
     next_temp: AtomicU64,
+    /// User and group of this process.
+    pub ids: (u32, u32),
     /// Held while a mode is changed, where modes bind us too: see [`Self::permitted`].
     modes: std::sync::Mutex<()>,
     /// Name in `work` of a whiteout to make links of.
     template: std::sync::Mutex<Option<OsString>>,
+}
+
+/// Names of the internal xattrs of one object, without their prefix.
+pub(super) struct Marks(Vec<Vec<u8>>);
+
+impl Marks {
+    pub fn has(&self, mark: &str) -> bool {
+        self.0.iter().any(|name| name == mark.as_bytes())
+    }
 }
 
 fn failed(what: &'static str, path: &Path) -> impl FnOnce(Errno) -> OpenError {
@@ -118,6 +129,10 @@ impl Upper {
             aufs: options.aufs,
             xattr_whiteouts: AtomicBool::new(false),
             next_temp: AtomicU64::new(0),
+            ids: (
+                rustix::process::geteuid().as_raw(),
+                rustix::process::getegid().as_raw(),
+            ),
             modes: std::sync::Mutex::default(),
             template: std::sync::Mutex::default(),
         };
@@ -292,6 +307,25 @@ impl Upper {
             }
             other => other,
         }
+    }
+
+    /// Which internal xattrs `name` in `dir` has: mostly none, and then none need be asked for.
+    pub fn marks_at(&self, dir: BorrowedFd<'_>, name: &OsStr) -> Result<Marks> {
+        let names = match host::xattr_names_at(dir, name) {
+            Err(Errno::ACCESS) => {
+                let fd = host::open_at(dir, name, OFlags::PATH | OFlags::NOFOLLOW)?;
+                self.permitted(fd.as_fd(), libc::S_IRUSR, || {
+                    host::xattr_names_fd(fd.as_fd())
+                })?
+            }
+            other => other?,
+        };
+        let mark = |name: &OsString| {
+            name.as_bytes()
+                .strip_prefix(self.prefix.as_bytes())
+                .map(<[u8]>::to_vec)
+        };
+        Ok(Marks(names.iter().filter_map(mark).collect()))
     }
 
     /// A name in `work` nobody has.

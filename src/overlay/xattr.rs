@@ -111,7 +111,8 @@ impl Overlay {
 
     fn raw_xattr(&self, node: &Arc<Node>, name: &OsStr) -> Result<Option<Vec<u8>>> {
         if node.in_upper() {
-            return host::xattr_fd(self.upper_path(node)?.as_fd(), name);
+            let fd = self.open_upper_or_path(node)?;
+            return host::xattr_fd(fd.as_fd(), name);
         }
         let lowers = node.state().lowers.clone();
         let lower = self.lowers.spokesman(&lowers)?;
@@ -155,10 +156,13 @@ impl Overlay {
         };
         self.copy_up(&node, Extent::Metadata)?;
         let fd = self.upper_path(&node)?;
-        if name == acl::ACCESS && self.permissions != Permissions::Inode {
-            return self.set_acl(fd.as_fd(), name, value);
-        }
-        host::set_xattr_fd(fd.as_fd(), &stored, value, flags)
+        let set = if name == acl::ACCESS && self.permissions != Permissions::Inode {
+            self.set_acl(fd.as_fd(), name, value)
+        } else {
+            host::set_xattr_fd(fd.as_fd(), &stored, value, flags)
+        };
+        self.rules_changed(&node);
+        set
     }
 
     /// An ACL is a mode too. Where that is kept in an xattr, what the ACL says of owner, mask and others goes there, and
@@ -187,7 +191,9 @@ impl Overlay {
             return Err(Errno::NODATA);
         }
         self.copy_up(&node, Extent::Metadata)?;
-        host::remove_xattr_fd(self.upper_path(&node)?.as_fd(), &stored)
+        let removed = host::remove_xattr_fd(self.upper_path(&node)?.as_fd(), &stored);
+        self.rules_changed(&node);
+        removed
     }
 }
 

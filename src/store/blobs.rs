@@ -99,17 +99,33 @@ impl BlobWriter {
 
     /// Makes the blob appear, on the disk when this returns. Its layer must be there ([`Error::NotFound`] otherwise). A
     /// blob that is there already is left as it is.
-    pub fn finish(
-        mut self,
+    pub fn finish(self, digest: &Digest, size: u64, method: u32, diff_id: &Digest) -> Result<()> {
+        self.publish(digest, size, method, diff_id, Durability::Durable)
+    }
+
+    /// The same without waiting for the disk, as [`super::LayerWriter::finish_in_order`].
+    pub fn finish_in_order(
+        self,
         digest: &Digest,
         size: u64,
         method: u32,
         diff_id: &Digest,
     ) -> Result<()> {
+        self.publish(digest, size, method, diff_id, Durability::Ordered)
+    }
+
+    fn publish(
+        mut self,
+        digest: &Digest,
+        size: u64,
+        method: u32,
+        diff_id: &Digest,
+        durability: Durability,
+    ) -> Result<()> {
         let parts = std::mem::take(&mut self.waiting);
         let parts_hash: [u8; 32] = self.hash.clone().finalize().into();
         let (id, stored, count) = (self.id, self.stored, self.parts);
-        let kept = self.database.write(|tx| {
+        let kept = self.database.write_with(durability, |tx| {
             let layer = leases::find_layer(tx, diff_id)?;
             if find(tx, digest)?.is_some() {
                 return Ok(false);

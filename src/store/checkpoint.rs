@@ -3,8 +3,8 @@
 //! Left to itself, SQLite does this within the commit that makes the log too long: the writer then copies, and waits for
 //! the disk twice, while everything behind it stands still. Here a thread with a connection of its own does it as soon as
 //! enough has gathered; it never makes a writer or reader wait (`wal_checkpoint(PASSIVE)`). If it has caught up when the
-//! writer begins a batch, the log starts anew from its beginning; else it grows, at most to the size of what the import
-//! stores, and is emptied when the store is closed.
+//! writer begins a batch, the log starts anew from its beginning, in memory that is at hand; so it tries again what came
+//! meanwhile. Else the log grows, at most to the size of what the import stores, and is emptied when the store is closed.
 //!
 //! Durability is not touched: SQLite syncs the log before it copies from it, and the database before the log is reused.
 
@@ -18,6 +18,8 @@ use super::{Error, Result};
 
 /// The thread is woken when the log has grown by this, bytes: a page changed in several batches is then written back once.
 const STRETCH: u64 = 16 << 20;
+/// How often the thread goes after what was written while it wrote back, before it sleeps.
+const ROUNDS: usize = 4;
 
 /// Tells a writer's connection not to write the log back itself.
 pub(super) fn leave_to_checkpointer(conn: &Connection) -> Result<()> {
@@ -47,18 +49,9 @@ impl Checkpointer {
         let (wake, woken) = sync_channel(1);
         let run = move || {
             while let Ok(Wake::WriteBack) = woken.recv() {
-                // Another process may be at it just now, and what is not copied now is copied later. A full disk is found
-                // by the writer; that the disk fails is told only once, here.
-                let copied: rusqlite::Result<i64> =
-                    conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| row.get(0));
-                if let Err(error) = copied {
-                    match error.sqlite_error_code() {
-                        Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy) => tracing::debug!(
-                            "the log was not written back during an import: {error}"
-                        ),
-                        _ => {
-                            tracing::warn!("the log was not written back during an import: {error}")
-                        }
+                for _ in 0..ROUNDS {
+                    if caught_up(&conn) {
+                        break;
                     }
                 }
             }
@@ -82,6 +75,25 @@ impl Checkpointer {
             bytes: 0,
         }
     }
+}
+
+/// Writes back what is in the log. `false`: more came meanwhile.
+fn caught_up(conn: &Connection) -> bool {
+    // Another process may be at it just now, and what is not copied now is copied later. A full disk is found by the writer;
+    // that the disk fails is told only once, here.
+    let copied = conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
+        let [busy, logged, copied] = [row.get(0)?, row.get(1)?, row.get::<_, i64>(2)?];
+        Ok(busy != 0 || logged == copied)
+    });
+    copied.unwrap_or_else(|error| {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy) => {
+                tracing::debug!("the log was not written back during an import: {error}");
+            }
+            _ => tracing::warn!("the log was not written back during an import: {error}"),
+        }
+        true
+    })
 }
 
 impl Drop for Checkpointer {

@@ -16,68 +16,101 @@ pub(super) const MAX: usize = 256 << 10;
 /// Contents up to this size are one chunk, uncut: a content row and list would cost more than sharing parts saves.
 pub(super) const WHOLE: usize = 64 << 10;
 
-/// Gathered before cutting; a multiple of [`MAX`] so that the tail is seldom moved.
-const BUFFER: usize = 4 * MAX;
-
 /// Feeds on bytes, gives chunks. One run of data at a time; `finish` makes it ready for the next.
+///
+/// Chunks are cut out of the caller's slices; only those that begin in one slice and may end in another are copied.
 pub(super) struct Chunker {
+    /// From `start` on, what is not cut yet, less than [`MAX`].
     buffer: Vec<u8>,
+    start: usize,
     cut_any: bool,
+}
+
+/// Cuts a content that lies there whole.
+pub(super) fn cut_whole(bytes: &[u8], sink: &mut impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    if bytes.len() <= WHOLE {
+        return if bytes.is_empty() {
+            Ok(())
+        } else {
+            sink(bytes)
+        };
+    }
+    cut_while(bytes, 1, sink).map(drop)
+}
+
+fn cutter(bytes: &[u8]) -> FastCDC<'_> {
+    FastCDC::new(bytes, MIN, AVERAGE, MAX)
+}
+
+/// Cuts while at least so many bytes are left; gives where the uncut ones begin.
+fn cut_while(
+    bytes: &[u8],
+    least: usize,
+    sink: &mut impl FnMut(&[u8]) -> Result<()>,
+) -> Result<usize> {
+    let cutter = cutter(bytes);
+    let mut start = 0;
+    while bytes.len() - start >= least {
+        let (_, end) = cutter.cut(start, bytes.len() - start);
+        sink(&bytes[start..end])?;
+        start = end;
+    }
+    Ok(start)
 }
 
 impl Chunker {
     pub(super) fn new() -> Self {
         Self {
-            buffer: Vec::with_capacity(BUFFER),
+            buffer: Vec::with_capacity(2 * MAX),
+            start: 0,
             cut_any: false,
         }
     }
 
     pub(super) fn feed(
         &mut self,
-        mut bytes: &[u8],
+        bytes: &[u8],
         sink: &mut impl FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
-        while !bytes.is_empty() {
-            let take = bytes.len().min(BUFFER - self.buffer.len());
-            self.buffer.extend_from_slice(&bytes[..take]);
-            bytes = &bytes[take..];
-            if self.buffer.len() == BUFFER {
-                // Only where a whole MAX lies ahead does the boundary not depend on what is yet to come.
-                self.cut_while(MAX, sink)?;
+        self.buffer.drain(..self.start);
+        self.start = 0;
+        // Bytes from before this slice; behind them, the buffer holds the slice's first ones.
+        let old = self.buffer.len();
+        let mut taken = 0;
+        while self.start < old {
+            // Only where a whole MAX lies ahead does the boundary not depend on what is yet to come.
+            let wanted = self.start + MAX - self.buffer.len();
+            let more = &bytes[taken..bytes.len().min(taken + wanted)];
+            self.buffer.extend_from_slice(more);
+            taken += more.len();
+            if more.len() < wanted {
+                return Ok(());
             }
+            let (_, end) = cutter(&self.buffer).cut(self.start, MAX);
+            sink(&self.buffer[self.start..end])?;
+            self.start = end;
+            self.cut_any = true;
         }
+        let rest = &bytes[self.start - old..];
+        let cut = cut_while(rest, MAX, sink)?;
+        self.cut_any |= cut > 0;
+        self.buffer.clear();
+        self.start = 0;
+        self.buffer.extend_from_slice(&rest[cut..]);
         Ok(())
     }
 
     /// The data ends here: cuts what is left.
     pub(super) fn finish(&mut self, sink: &mut impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        if !self.cut_any && self.buffer.len() <= WHOLE {
-            if !self.buffer.is_empty() {
-                sink(&self.buffer)?;
-                self.buffer.clear();
-            }
+        let left = &self.buffer[self.start..];
+        if self.cut_any {
+            cut_while(left, 1, sink)?;
         } else {
-            self.cut_while(1, sink)?;
+            cut_whole(left, sink)?;
         }
+        self.buffer.clear();
+        self.start = 0;
         self.cut_any = false;
-        Ok(())
-    }
-
-    fn cut_while(
-        &mut self,
-        least: usize,
-        sink: &mut impl FnMut(&[u8]) -> Result<()>,
-    ) -> Result<()> {
-        let cutter = FastCDC::new(&self.buffer, MIN, AVERAGE, MAX);
-        let mut start = 0;
-        while self.buffer.len() - start >= least {
-            let (_, end) = cutter.cut(start, self.buffer.len() - start);
-            sink(&self.buffer[start..end])?;
-            start = end;
-        }
-        self.cut_any |= start > 0;
-        self.buffer.drain(..start);
         Ok(())
     }
 }
@@ -130,8 +163,24 @@ mod tests {
     fn how_the_data_is_fed_does_not_matter() {
         let data = noise(3_000_000, 2);
         let want = lengths(&data, usize::MAX);
-        for step in [1_000, 65_536, 262_144, 1_000_003] {
+        for step in [1_000, 65_536, 262_144, 300_001, 524_288, 1_000_003] {
             assert_eq!(lengths(&data, step), want, "fed by {step}");
+        }
+    }
+
+    #[test]
+    fn a_content_that_is_there_whole_is_cut_the_same() {
+        for len in [0, 1, WHOLE, WHOLE + 1, MAX, MAX + 1, 1_500_001] {
+            let data = noise(len, 5);
+            let (mut whole, mut joined) = (Vec::new(), Vec::new());
+            let mut sink = |chunk: &[u8]| {
+                whole.push(chunk.len());
+                joined.extend_from_slice(chunk);
+                Ok(())
+            };
+            cut_whole(&data, &mut sink).unwrap();
+            assert_eq!(joined, data);
+            assert_eq!(whole, lengths(&data, 100_003), "{len}");
         }
     }
 
@@ -143,8 +192,8 @@ mod tests {
             (WHOLE, vec![WHOLE]),
             (MAX, vec![MAX]),
             (MAX + 1, vec![MAX, 1]),
-            (BUFFER, vec![MAX; 4]),
-            (BUFFER + 5, vec![MAX, MAX, MAX, MAX, 5]),
+            (4 * MAX, vec![MAX; 4]),
+            (4 * MAX + 5, vec![MAX, MAX, MAX, MAX, 5]),
         ] {
             // Zeros hold no boundary, so only MAX cuts.
             assert_eq!(lengths(&vec![0; len], 4096), want, "{len}");

@@ -69,6 +69,8 @@ pub struct ContentReader {
     shared: Arc<Shared>,
     kind: ContentKind,
     size: u64,
+    /// Where the only chunk was when the content was opened.
+    place: Option<Location>,
     /// The segment last used: reads are mostly in order.
     recent: Mutex<Option<Arc<Segment>>>,
 }
@@ -76,14 +78,15 @@ pub struct ContentReader {
 impl ContentReader {
     pub(super) fn open(shared: &Arc<Shared>, content: ContentRef) -> Result<Self> {
         let kind = content.kind();
-        let mut recent = None;
+        let (mut recent, mut place) = (None, None);
         let size = match kind {
             ContentKind::Empty => 0,
             ContentKind::Chunk(chunk) => {
-                let len = shared
+                let at = shared
                     .database
-                    .read(|conn| Location::must_find(conn, chunk))?
-                    .len;
+                    .read(|conn| Location::must_find(conn, chunk))?;
+                let len = at.len;
+                place = Some(at);
                 let extents = vec![(0, Extent::Data { chunk, len })];
                 recent = Some(Arc::new(Segment {
                     start: 0,
@@ -108,6 +111,7 @@ impl ContentReader {
             shared: Arc::clone(shared),
             kind,
             size,
+            place,
             recent: Mutex::new(recent),
         })
     }
@@ -133,7 +137,7 @@ impl ContentReader {
             match extent {
                 Extent::Hole { .. } => now.fill(0),
                 Extent::Data { chunk, len } => {
-                    let bytes = self.shared.chunk(chunk, len)?;
+                    let bytes = self.shared.chunk(chunk, len, self.place)?;
                     let within = within as usize;
                     now.copy_from_slice(&bytes[within..within + take]);
                 }
@@ -178,7 +182,7 @@ impl ContentReader {
             // Its length is what its row says: there is nothing to compare it with.
             ContentKind::Chunk(chunk) => sink(shared.packs.chunk(&shared.database, chunk)?),
             ContentKind::List(_) => Self::open(shared, content)?
-                .each_chunk(|chunk, len| sink(shared.chunk(chunk, len)?)),
+                .each_chunk(|chunk, len| sink(shared.chunk(chunk, len, None)?)),
         }
     }
 

@@ -7,8 +7,9 @@
 
 use std::ops::Deref;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
@@ -16,6 +17,7 @@ use rusqlite::limits::Limit;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 use super::checkpoint::{Checkpointer, LogGrowth};
+use super::damage::Noted;
 use super::place::Place;
 use super::schema::{self, Found};
 use super::{Error, Result};
@@ -43,8 +45,11 @@ const LOG_KEPT: u64 = 256 << 10;
 pub(super) struct Database {
     pub(super) place: Place,
     pid: u32,
+    /// Device and inode number of the database file, since it was first opened.
+    file: OnceLock<(u64, u64)>,
     readers: Mutex<Vec<Connection>>,
     turn: Mutex<()>,
+    pub(super) noted: Noted,
     /// Started by the first import.
     checkpointer: Mutex<Option<Checkpointer>>,
 }
@@ -64,8 +69,10 @@ impl Database {
         let database = Self {
             place,
             pid: std::process::id(),
+            file: OnceLock::new(),
             readers: Mutex::default(),
             turn: Mutex::default(),
+            noted: Noted::default(),
             checkpointer: Mutex::default(),
         };
         let in_store = |error: Error| match error {
@@ -132,6 +139,7 @@ impl Database {
         } else {
             Connection::open_with_flags(&self.place.database, flags)?
         };
+        self.must_be_the_same()?;
         conn.busy_timeout(busy_timeout())?;
         for (option, value) in [
             (DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true),
@@ -161,6 +169,19 @@ impl Database {
         conn.pragma_update(None, "mmap_size", 0)?;
         conn.set_prepared_statement_cache_capacity(64);
         Ok(conn)
+    }
+
+    /// Row numbers, leases among them, mean other things in another store: one that has taken this one's path while it is
+    /// in use is an error.
+    fn must_be_the_same(&self) -> Result<()> {
+        let path = &self.place.database;
+        let meta = std::fs::metadata(path).map_err(Error::io(path))?;
+        let found = (meta.dev(), meta.ino());
+        if *self.file.get_or_init(|| found) == found {
+            return Ok(());
+        }
+        let why = "another store has taken its place while it was in use";
+        Err(Error::io(path)(std::io::Error::other(why)))
     }
 
     /// A pooled read-only connection.
@@ -236,7 +257,7 @@ impl Database {
         self.write_with(Durability::Ordered, change)
     }
 
-    fn write_with<T>(
+    pub(super) fn write_with<T>(
         &self,
         durability: Durability,
         change: impl FnOnce(&Transaction<'_>) -> Result<T>,

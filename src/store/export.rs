@@ -83,7 +83,7 @@ fn produce(
         let literals = recipe::decode_literals(raw_len, &literals)?;
         let mut rest = literals.as_slice();
         for op in recipe::decode_ops(&ops)? {
-            match op {
+            match op? {
                 Op::Literal(len) => {
                     let (now, later) = usize::try_from(len)
                         .ok()

@@ -23,6 +23,20 @@ impl IdSet {
             .is_some_and(|block| block[word] & bit != 0)
     }
 
+    /// All of them, the lowest first.
+    pub(super) fn in_order(&self) -> Vec<i64> {
+        let mut blocks: Vec<_> = self.0.iter().collect();
+        blocks.sort_unstable_by_key(|(start, _)| **start);
+        let mut ids = Vec::new();
+        for (start, block) in blocks {
+            for (at, word) in (0i64..).zip(block.iter()) {
+                let bits = (0..64).filter(|bit| word & (1 << bit) != 0);
+                ids.extend(bits.map(|bit| start << 12 | at << 6 | bit));
+            }
+        }
+        ids
+    }
+
     const fn place(id: i64) -> (usize, u64) {
         ((id as usize >> 6) & 63, 1 << (id & 63))
     }
@@ -40,6 +54,9 @@ mod tests {
             for id in &ids {
                 prop_assert_eq!(set.insert(*id), model.insert(*id));
             }
+            let mut sorted: Vec<i64> = model.iter().copied().collect();
+            sorted.sort_unstable();
+            prop_assert_eq!(set.in_order(), sorted);
             for id in ids.iter().flat_map(|id| [*id, id.wrapping_add(1), id.wrapping_sub(64)]) {
                 prop_assert_eq!(set.contains(id), model.contains(&id));
             }

@@ -43,6 +43,28 @@ pub struct ImageRecord {
     pub size: u64,
 }
 
+/// An image whose own rows make no sense: it cannot be used, but must not keep the others from being listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DamagedImage {
+    /// Digest of its manifest, hex digits only (fewer or more than 64 if that is what is damaged).
+    pub manifest: String,
+    /// Digest of its configuration, as above.
+    pub config: String,
+    /// In byte order.
+    pub names: Vec<String>,
+    pub why: String,
+}
+
+impl DamagedImage {
+    /// What to call it: its names, or the digest of its manifest.
+    pub fn called(&self) -> String {
+        match self.names.as_slice() {
+            [] => format!("sha256:{}", self.manifest),
+            names => names.join(", "),
+        }
+    }
+}
+
 /// A manifest or config by digest, proven.
 pub(super) fn document(conn: &Connection, digest: &Digest) -> Result<Option<Vec<u8>>> {
     let data: Option<Vec<u8>> = conn
@@ -112,14 +134,18 @@ pub(super) fn put(conn: &Connection, image: &NewImage<'_>, origin: &Origin<'_>) 
         }
     };
     blobs::link(conn, id, origin.blobs)?;
+    let mut left_behind = false;
     for name in image.names {
-        point(conn, name, id)?;
+        left_behind |= point(conn, name, id)?;
         for (position, index) in (0i64..).zip(origin.indexes) {
             conn.execute(
                 "INSERT INTO name_index (name, position, document) VALUES (?1, ?2, ?3)",
                 (name, position, put_document(conn, index)?.as_bytes()),
             )?;
         }
+    }
+    if left_behind {
+        drop_documents(conn)?;
     }
     leases::end_fresh(conn, &layer_ids)
 }
@@ -136,14 +162,15 @@ fn must_find(conn: &Connection, manifest: &Digest) -> Result<i64> {
         .ok_or_else(|| Error::NotFound(format!("image {manifest} is not in the store")))
 }
 
-/// Points a name at an image. What it stood for before is forgotten.
-fn point(conn: &Connection, name: &str, image: i64) -> Result<()> {
-    conn.execute("DELETE FROM name_index WHERE name = ?1", [name])?;
+/// Points a name at an image. What it stood for before is forgotten; `true` if that leaves documents behind, for
+/// [`drop_documents`] to look at.
+fn point(conn: &Connection, name: &str, image: i64) -> Result<bool> {
+    let forgotten = conn.execute("DELETE FROM name_index WHERE name = ?1", [name])?;
     conn.execute(
         "INSERT INTO name (name, image) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET image = excluded.image",
         (name, image),
     )?;
-    Ok(())
+    Ok(forgotten > 0)
 }
 
 fn layers_of(conn: &Connection, image: i64) -> Result<Vec<Digest>> {
@@ -198,13 +225,40 @@ pub(super) fn get(conn: &Connection, manifest: &Digest) -> Result<Option<ImageRe
     find(conn, manifest)?.map(|id| record(conn, id)).transpose()
 }
 
-pub(super) fn all(conn: &Connection) -> Result<Vec<ImageRecord>> {
+/// All images, newest first, and those whose rows are damaged.
+pub(super) fn all(conn: &Connection) -> Result<(Vec<ImageRecord>, Vec<DamagedImage>)> {
     let mut statement =
         conn.prepare("SELECT id FROM image ORDER BY imported_s DESC, imported_ns DESC, id DESC")?;
     let ids: Vec<i64> = statement
         .query_map([], |row| row.get(0))?
         .collect::<rusqlite::Result<_>>()?;
-    ids.into_iter().map(|id| record(conn, id)).collect()
+    let (mut sound, mut damaged) = (Vec::new(), Vec::new());
+    for id in ids {
+        match record(conn, id) {
+            Ok(record) => sound.push(record),
+            Err(Error::Corrupt(why)) => damaged.push(damaged_image(conn, id, why)?),
+            Err(other) => return Err(other),
+        }
+    }
+    Ok((sound, damaged))
+}
+
+fn damaged_image(conn: &Connection, id: i64, why: String) -> Result<DamagedImage> {
+    let manifest = conn
+        .prepare_cached("SELECT hex(manifest), hex(config) FROM image WHERE id = ?1")?
+        .query_row([id], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
+        })?;
+    let names = conn
+        .prepare_cached("SELECT name FROM name WHERE image = ?1 ORDER BY name")?
+        .query_map([id], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    Ok(DamagedImage {
+        manifest: manifest.0.to_lowercase(),
+        config: manifest.1.to_lowercase(),
+        names,
+        why,
+    })
 }
 
 pub(super) fn count(conn: &Connection) -> Result<u64> {
@@ -226,8 +280,8 @@ pub(super) fn set_name(conn: &Connection, name: &str, manifest: &Digest) -> Resu
     let before = resolve(conn, name)?;
     let image = must_find(conn, manifest)?;
     // A name that stays where it is keeps the indexes it came with.
-    if before != Some(*manifest) {
-        point(conn, name, image)?;
+    if before != Some(*manifest) && point(conn, name, image)? {
+        drop_documents(conn)?;
     }
     Ok(before)
 }

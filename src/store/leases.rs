@@ -59,7 +59,9 @@ impl Lease {
                 id: NO_LEASE,
             });
         }
-        let id = database.write(|tx| {
+        // What a power cut loses is the lease of a process that the power cut ends: nothing has to reach the disk, and a
+        // mount waits for none.
+        let id = database.write_ordered(|tx| {
             let id = insert(tx, KIND_LAYERS, purpose)?;
             for diff_id in layers {
                 let layer = find_layer(tx, diff_id)?;

@@ -16,6 +16,7 @@ mod blobs;
 mod checkpoint;
 mod chunker;
 mod content;
+mod damage;
 mod db;
 mod digest;
 mod error;
@@ -51,9 +52,10 @@ pub use digest::{Digest, ParseDigestError};
 pub use error::{Error, Result};
 pub use fsck::{Cure, DocumentCheck, FsckOptions, FsckReport, Problem};
 pub use gc::GcReport;
-pub use images::{ImageRecord, NewImage, Origin};
+pub use images::{DamagedImage, ImageRecord, NewImage, Origin};
 pub use layers::LayerInfo;
 pub use leases::Lease;
+pub use pack::lacked_memory;
 pub use progress::Progress;
 pub use reader::{Dirent, Inode, LayerReader, ROOT_INODE};
 pub use usage::{ImageUsage, Usage};
@@ -80,9 +82,9 @@ struct Shared {
 }
 
 impl Shared {
-    /// A verified chunk, which must be `len` bytes long.
-    fn chunk(&self, chunk: i64, len: u32) -> Result<ChunkBytes> {
-        let bytes = self.packs.chunk(&self.database, chunk)?;
+    /// A verified chunk, which must be `len` bytes long; `known`: where it was.
+    fn chunk(&self, chunk: i64, len: u32, known: Option<pack::Location>) -> Result<ChunkBytes> {
+        let bytes = self.packs.chunk_at(&self.database, chunk, known)?;
         if bytes.len() == len as usize {
             Ok(bytes)
         } else {
@@ -145,6 +147,12 @@ impl Store {
                 .map(|(_, info)| info)
                 .collect())
         })
+    }
+
+    /// Whether a layer of the store needs bytes that are damaged. Written again by [`Self::layer_writer`], they are put right.
+    /// It is looked into only if a read or a check has found damage before.
+    pub fn needs_healing(&self, diff_id: &Digest) -> Result<bool> {
+        damage::harms(&self.shared.database, diff_id)
     }
 
     /// Starts a new layer. Dropping the writer without `finish` leaves at most unreachable chunks.
@@ -241,8 +249,20 @@ impl Store {
             .read(|conn| images::get(conn, manifest))
     }
 
-    /// All images, newest first, each with its names (possibly none).
+    /// All images, newest first, each with its names (possibly none). [`Error::Corrupt`] if one of them is damaged.
     pub fn images(&self) -> Result<Vec<ImageRecord>> {
+        match self.list_images()? {
+            (images, damaged) if damaged.is_empty() => Ok(images),
+            (_, damaged) => Err(Error::Corrupt(format!(
+                "image {}: {}",
+                damaged[0].called(),
+                damaged[0].why
+            ))),
+        }
+    }
+
+    /// All images that are sound, newest first, and those that are not.
+    pub fn list_images(&self) -> Result<(Vec<ImageRecord>, Vec<DamagedImage>)> {
         self.shared.database.read(images::all)
     }
 
@@ -307,7 +327,7 @@ impl Store {
         usage::measure(&self.shared.database)
     }
 
-    /// What each image has of that, newest first.
+    /// What each image that is not damaged has of that, newest first.
     pub fn image_usage(&self) -> Result<Vec<ImageUsage>> {
         usage::of_images(&self.shared.database)
     }

@@ -5,6 +5,7 @@
 //! pack, so bytes that do not hash to their name never leave this file.
 
 use std::cell::RefCell;
+use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -185,10 +186,37 @@ pub(super) fn compressor() -> Result<zstd::bulk::Compressor<'static>> {
 }
 
 /// zstd fails to compress only for want of memory.
-pub(super) fn zstd_failed(source: std::io::Error) -> Error {
+pub(super) fn zstd_failed(source: io::Error) -> Error {
     Error::Io {
         path: "zstd".into(),
         source,
+    }
+}
+
+/// Whether zstd failed for want of memory, which says nothing about its input.
+pub fn lacked_memory(error: &io::Error) -> bool {
+    use zstd::zstd_safe::{get_error_name, zstd_sys::ZSTD_ErrorCode};
+    // The crate zstd keeps only the name of zstd's error; as a number it is the negative code.
+    let code = ZSTD_ErrorCode::ZSTD_error_memory_allocation as usize;
+    error.kind() == io::ErrorKind::OutOfMemory
+        || error.to_string() == get_error_name(code.wrapping_neg())
+}
+
+/// Unpacks one zstd frame; `None` if it is damaged or unpacks to more than `len` bytes.
+pub(super) fn unzstd(frame: &[u8], len: usize) -> Result<Option<Vec<u8>>> {
+    thread_local! {
+        static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
+    }
+    let unpacked = DECOMPRESSOR.with_borrow_mut(|slot| {
+        let decompressor = match slot {
+            Some(decompressor) => decompressor,
+            None => slot.insert(zstd::bulk::Decompressor::new()?),
+        };
+        decompressor.decompress(frame, len)
+    });
+    match unpacked {
+        Err(error) if lacked_memory(&error) => Err(zstd_failed(error)),
+        unpacked => Ok(unpacked.ok()),
     }
 }
 
@@ -211,7 +239,7 @@ impl Pack {
             })
             .optional()?;
         let Some(raw) = raw else { return Ok(None) };
-        let raw = raw.ok_or_else(|| {
+        let raw = raw?.ok_or_else(|| {
             tracing::error!(
                 pack = id,
                 "a pack of chunks cannot be unpacked: the store is damaged"
@@ -254,25 +282,16 @@ impl Pack {
 }
 
 /// The raw bytes of a stored pack; `None` if it cannot be unpacked to exactly `raw_len` bytes.
-pub(super) fn unpack(raw_len: i64, codec: i64, data: &[u8]) -> Option<Vec<u8>> {
-    thread_local! {
-        static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
-    }
-    let raw_len = usize::try_from(raw_len)
+pub(super) fn unpack(raw_len: i64, codec: i64, data: &[u8]) -> Result<Option<Vec<u8>>> {
+    let wanted = usize::try_from(raw_len)
         .ok()
-        .filter(|len| (1..=MAX_RAW).contains(len))?;
-    let raw = match codec {
-        CODEC_RAW => data.to_vec(),
-        CODEC_ZSTD => DECOMPRESSOR.with_borrow_mut(|slot| {
-            let decompressor = match slot {
-                Some(decompressor) => decompressor,
-                None => slot.insert(zstd::bulk::Decompressor::new().ok()?),
-            };
-            decompressor.decompress(data, raw_len).ok()
-        })?,
-        _ => return None,
+        .filter(|len| (1..=MAX_RAW).contains(len));
+    let raw = match (codec, wanted) {
+        (CODEC_RAW, Some(_)) => Some(data.to_vec()),
+        (CODEC_ZSTD, Some(len)) => unzstd(data, len)?,
+        _ => None,
     };
-    (raw.len() == raw_len).then_some(raw)
+    Ok(raw.filter(|raw| Some(raw.len()) == wanted))
 }
 
 /// Where a chunk's bytes are, and what they must hash to.
@@ -353,11 +372,40 @@ impl PackCache {
         ))
     }
 
-    /// Reads and verifies a chunk.
+    /// Reads and verifies a chunk. One that is bad is noted for the next import.
     pub(super) fn chunk(&self, database: &Database, chunk: i64) -> Result<ChunkBytes> {
-        // `gc` may move a chunk to another pack between the two look-ups; its new place is found the second time.
-        for _ in 0..2 {
-            let at = database.read(|conn| Location::must_find(conn, chunk))?;
+        self.chunk_at(database, chunk, None)
+    }
+
+    /// The same where its place was looked up before.
+    pub(super) fn chunk_at(
+        &self,
+        database: &Database,
+        chunk: i64,
+        known: Option<Location>,
+    ) -> Result<ChunkBytes> {
+        let mut name = None;
+        let read = self.read(database, chunk, known, &mut name);
+        if let (Err(Error::Corrupt(_)), Some(name)) = (&read, name) {
+            database.noted.note(&database.place, name);
+        }
+        read
+    }
+
+    fn read(
+        &self,
+        database: &Database,
+        chunk: i64,
+        mut known: Option<Location>,
+        name: &mut Option<Digest>,
+    ) -> Result<ChunkBytes> {
+        // `gc` may move a chunk to another pack after it was looked up; its new place is found the second time.
+        for _ in 0..2 + u8::from(known.is_some()) {
+            let at = match known.take() {
+                Some(at) => at,
+                None => database.read(|conn| Location::must_find(conn, chunk))?,
+            };
+            *name = Some(at.digest);
             let pack = self.0.get_or_insert_with(&at.pack, || {
                 database
                     .read(|conn| Pack::load(conn, at.pack))
@@ -401,7 +449,7 @@ mod tests {
         let text = stored(&[&[b'a'; 5000], &[b'b'; 5000]]);
         assert_eq!(text.codec, CODEC_ZSTD);
         assert_eq!(
-            unpack(10_000, text.codec, &text.data).unwrap(),
+            unpack(10_000, text.codec, &text.data).unwrap().unwrap(),
             [[b'a'; 5000], [b'b'; 5000]].concat()
         );
         let tiny = stored(&[b"x"]);
@@ -430,8 +478,22 @@ mod tests {
                 good.data[..good.data.len() / 2].to_vec(),
             ),
         ] {
-            assert_eq!(unpack(raw_len, codec, &data), None, "{what}");
+            assert_eq!(unpack(raw_len, codec, &data).unwrap(), None, "{what}");
         }
+    }
+
+    #[test]
+    fn want_of_memory_is_no_damage() {
+        let named = |code: usize| {
+            let name = zstd::zstd_safe::get_error_name(code.wrapping_neg());
+            io::Error::other(name)
+        };
+        // Numbers of zstd_errors.h: memory_allocation and corruption_detected.
+        assert!(lacked_memory(&named(64)));
+        assert!(!lacked_memory(&named(20)));
+        assert!(lacked_memory(&io::ErrorKind::OutOfMemory.into()));
+        let damaged = zstd::bulk::decompress(b"no frame", 10).unwrap_err();
+        assert!(!lacked_memory(&damaged));
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! The last step of an import: everything the layer consists of, in one transaction.
 //!
-//! Before it the store holds nothing of the layer but chunks that nothing refers to; after it the layer is complete and
-//! on the disk. There is no state between.
+//! Before it the store holds nothing of the layer but chunks that nothing refers to; after it the layer is complete. There
+//! is no state between.
 
 use std::collections::HashMap;
 
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 
+use super::db::{Durability, set_durability};
 use super::extents::{self, Extent};
 use super::layers;
 use super::pipeline::Aliases;
@@ -29,11 +30,13 @@ pub(super) const TABLES: &str = "
 pub(super) fn publish(
     place: &Place,
     conn: &Connection,
+    durability: Durability,
     diff_id: &Digest,
     tar_size: u64,
     aliases: &Aliases,
 ) -> Result<LayerInfo> {
     conn.execute_batch("COMMIT")?;
+    set_durability(conn, durability)?;
     let pages: i64 = conn.pragma_query_value(Some("temp"), "page_count", |row| row.get(0))?;
     space::ensure(place, conn, (pages * PAGE_SIZE) as u64)?;
     let transaction = Transaction::new_unchecked(conn, TransactionBehavior::Immediate)?;
@@ -155,13 +158,17 @@ fn rename_contents(conn: &Connection, renamed: &HashMap<ContentRef, ContentRef>)
         let Some((seq, ops)) = segment else {
             return Ok(());
         };
-        let ops = recipe::decode_ops(&ops)?.into_iter().map(|op| match op {
-            Op::Content { content, len } => Op::Content {
-                content: *renamed.get(&content).unwrap_or(&content),
-                len,
-            },
-            literal @ Op::Literal(_) => literal,
-        });
+        let ops = recipe::decode_ops(&ops)?
+            .map(|op| {
+                Ok(match op? {
+                    Op::Content { content, len } => Op::Content {
+                        content: *renamed.get(&content).unwrap_or(&content),
+                        len,
+                    },
+                    literal @ Op::Literal(_) => literal,
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
         conn.prepare_cached("UPDATE t_recipe SET ops = ?2 WHERE seq = ?1")?
             .execute((seq, recipe::encode_ops(ops)))?;
         after = seq;

@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use rusqlite::{OptionalExtension, Row};
 
@@ -91,6 +91,30 @@ impl LayerReader {
             .transpose()
     }
 
+    /// The same with its attributes, which are `None` for a whiteout and where they are damaged: asked for by
+    /// [`Self::inode`] they are an error.
+    pub fn lookup_with_inode(
+        &self,
+        dir: u64,
+        name: &OsStr,
+    ) -> Result<Option<(Dirent, Option<Inode>)>> {
+        let found = self.shared.database.read(|conn| {
+            let mut statement = conn.prepare_cached(&LOOKUP_WITH_INODE)?;
+            let row = statement.query_row((self.layer, dir as i64, name.as_bytes()), |row| {
+                let (ino, kind): (i64, i64) = (row.get(13)?, row.get(14)?);
+                Ok((ino, kind, inode_from(ino as u64, row).ok()))
+            });
+            Ok(row.optional()?)
+        })?;
+        found
+            .map(|(ino, kind, inode)| {
+                let dirent = self.dirent(name.as_bytes(), ino, kind)?;
+                let inode = inode.filter(|inode| dirent.target == Some((inode.ino, inode.kind)));
+                Ok((dirent, inode))
+            })
+            .transpose()
+    }
+
     /// All entries, in name (byte) order.
     pub fn read_dir(&self, dir: u64) -> Result<Vec<Dirent>> {
         self.shared.database.read(|conn| {
@@ -113,16 +137,14 @@ impl LayerReader {
     /// Attributes of a node.
     pub fn inode(&self, ino: u64) -> Result<Inode> {
         self.shared.database.read(|conn| {
-            conn.prepare_cached(&format!(
-                "SELECT {INODE_COLUMNS} FROM inode WHERE layer = ?1 AND ino = ?2"
-            ))?
-            .query_row((self.layer, ino as i64), |row| Ok(inode_from(ino, row)))
-            .optional()?
-            .ok_or_else(|| self.damaged(&format!("there is no inode {ino}")))?
-            .map_err(|error| match error {
-                Error::Corrupt(why) => self.damaged(&format!("inode {ino}: {why}")),
-                other => other,
-            })
+            conn.prepare_cached(&INODE)?
+                .query_row((self.layer, ino as i64), |row| Ok(inode_from(ino, row)))
+                .optional()?
+                .ok_or_else(|| self.damaged(&format!("there is no inode {ino}")))?
+                .map_err(|error| match error {
+                    Error::Corrupt(why) => self.damaged(&format!("inode {ino}: {why}")),
+                    other => other,
+                })
         })
     }
 
@@ -194,6 +216,19 @@ impl LayerReader {
 /// What [`inode_from`] reads, in its order.
 pub(super) const INODE_COLUMNS: &str = "kind, perm, uid, gid, mtime_s, mtime_ns, size, data_size, nlink, rdev, flags, \
     content, xattrs IS NOT NULL";
+
+static INODE: LazyLock<String> =
+    LazyLock::new(|| format!("SELECT {INODE_COLUMNS} FROM inode WHERE layer = ?1 AND ino = ?2"));
+
+/// A name of a directory with its inode: the columns that [`inode_from`] reads, then those of the name.
+static LOOKUP_WITH_INODE: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "SELECT {INODE_COLUMNS}, entry_ino, entry_kind
+         FROM (SELECT layer AS of_layer, ino AS entry_ino, kind AS entry_kind FROM dentry
+               WHERE layer = ?1 AND parent = ?2 AND name = ?3)
+         LEFT JOIN inode ON layer = of_layer AND ino = entry_ino"
+    )
+});
 
 /// Reads and checks a row of [`INODE_COLUMNS`].
 pub(super) fn inode_from(ino: u64, row: &Row<'_>) -> Result<Inode> {

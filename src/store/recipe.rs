@@ -12,6 +12,9 @@ use super::{ContentRef, Error, Result};
 /// A segment is closed when its literals or operations reach this many bytes, so memory stays bounded.
 pub(super) const SEGMENT_LITERALS: usize = 512 << 10;
 const SEGMENT_OPS: usize = 64 << 10;
+/// No segment's operations are longer, bytes: references to contents that another import had stored already may each take
+/// nine bytes more than those they were written with.
+const MAX_OPS: usize = 16 * SEGMENT_OPS;
 /// zstd level of the literals.
 const LEVEL: i32 = 3;
 
@@ -52,26 +55,54 @@ fn encode_op(out: &mut Vec<u8>, op: Op, previous: &mut i64) {
     }
 }
 
-/// Reads operations that may be damaged or crafted.
-pub(super) fn decode_ops(ops: &[u8]) -> Result<Vec<Op>> {
-    let parse = || {
-        let mut cursor = Cursor::new(ops);
-        let (mut list, mut previous) = (Vec::new(), 0i64);
-        while !cursor.is_empty() {
-            let head = cursor.unsigned()?;
-            list.push(if head & 1 == 0 {
-                Op::Literal(head >> 1)
-            } else {
-                previous = previous.checked_add(cursor.signed()?)?;
-                Op::Content {
-                    content: ContentRef::stored(previous).ok()?,
-                    len: head >> 1,
-                }
-            });
+/// Reads operations that may be damaged or crafted, one at a time: a row of a crafted store may be 32 MiB long, and a step
+/// in memory takes many times what it takes on the disk.
+pub(super) fn decode_ops(ops: &[u8]) -> Result<Ops<'_>> {
+    if ops.len() > MAX_OPS {
+        return Err(senseless());
+    }
+    Ok(Ops {
+        cursor: Some(Cursor::new(ops)),
+        previous: 0,
+    })
+}
+
+/// The operations of a segment; the last item is an error if they make no sense from there on.
+pub(super) struct Ops<'a> {
+    cursor: Option<Cursor<'a>>,
+    previous: i64,
+}
+
+impl Iterator for Ops<'_> {
+    type Item = Result<Op>;
+
+    fn next(&mut self) -> Option<Result<Op>> {
+        let cursor = self.cursor.as_mut()?;
+        if cursor.is_empty() {
+            return None;
         }
-        Some(list)
-    };
-    parse().ok_or_else(|| Error::Corrupt("a tar recipe makes no sense".to_owned()))
+        let previous = &mut self.previous;
+        let mut parse = || {
+            let head = cursor.unsigned()?;
+            if head & 1 == 0 {
+                return Some(Op::Literal(head >> 1));
+            }
+            *previous = previous.checked_add(cursor.signed()?)?;
+            Some(Op::Content {
+                content: ContentRef::stored(*previous).ok()?,
+                len: head >> 1,
+            })
+        };
+        let op = parse();
+        if op.is_none() {
+            self.cursor = None;
+        }
+        Some(op.ok_or_else(senseless))
+    }
+}
+
+fn senseless() -> Error {
+    Error::Corrupt("a tar recipe makes no sense".to_owned())
 }
 
 /// Unpacks a segment's literals, at most as many as a segment may hold.
@@ -84,7 +115,7 @@ pub(super) fn decode_literals(raw_len: i64, literals: &[u8]) -> Result<Vec<u8>> 
     let raw = if raw_len == 0 {
         Vec::new()
     } else {
-        zstd::bulk::decompress(literals, raw_len).map_err(|_| damaged())?
+        super::pack::unzstd(literals, raw_len)?.ok_or_else(damaged)?
     };
     if raw.len() == raw_len {
         Ok(raw)
@@ -202,15 +233,51 @@ mod tests {
         ]
     }
 
+    fn all(ops: &[u8]) -> Result<Vec<Op>> {
+        decode_ops(ops)?.collect()
+    }
+
+    #[test]
+    fn a_segment_longer_than_any_is_refused_unread() {
+        assert_eq!(all(&vec![0; MAX_OPS]).unwrap().len(), MAX_OPS);
+        assert!(matches!(
+            decode_ops(&vec![0; MAX_OPS + 1]),
+            Err(Error::Corrupt(_))
+        ));
+    }
+
+    /// A writer's fullest segment, each of its references replaced by the longest there is.
+    #[test]
+    fn renamed_contents_stay_within_the_bound() {
+        let op = |id| Op::Content {
+            content: ContentRef(id),
+            len: 1,
+        };
+        let short = encode_ops((1..=SEGMENT_OPS as i64 / 2).map(op));
+        let far = |n: i64| op(if n % 2 == 0 { 1 } else { i64::MAX });
+        let long = encode_ops((1..=SEGMENT_OPS as i64 / 2).map(far));
+        assert!(short.len() <= SEGMENT_OPS + 20, "{}", short.len());
+        assert!(long.len() < MAX_OPS, "{}", long.len());
+        assert_eq!(all(&long).unwrap().len(), SEGMENT_OPS / 2);
+    }
+
+    #[test]
+    fn what_follows_nonsense_is_not_read() {
+        let mut ops = decode_ops(&[2, 1, 1, 2]).unwrap();
+        assert_eq!(ops.next().unwrap().unwrap(), Op::Literal(1));
+        assert!(ops.next().unwrap().is_err(), "a reference to no content");
+        assert!(ops.next().is_none());
+    }
+
     proptest! {
         #[test]
         fn ops_round_trip(ops in prop::collection::vec(op(), 0..200)) {
-            prop_assert_eq!(decode_ops(&encode_ops(ops.iter().copied())).unwrap(), ops);
+            prop_assert_eq!(all(&encode_ops(ops.iter().copied())).unwrap(), ops);
         }
 
         #[test]
         fn any_bytes_are_refused_or_read(bytes: Vec<u8>) {
-            if let Ok(ops) = decode_ops(&bytes) {
+            if let Ok(ops) = all(&bytes) {
                 prop_assert_eq!(encode_ops(ops), bytes);
             }
         }
@@ -231,7 +298,7 @@ mod tests {
             for segment in &segments {
                 let mut covered = 0;
                 for op in decode_ops(&segment.ops).unwrap() {
-                    match op {
+                    match op.unwrap() {
                         Op::Literal(len) => covered += len,
                         Op::Content { content, len: 7 } => got.push(content),
                         Op::Content { .. } => panic!("wrong length"),

@@ -136,7 +136,7 @@ fn share_out(conn: &Connection) -> Result<Vec<ImageUsage>> {
         packs.insert(id, (raw, stored));
     })?;
     let mut list = Vec::new();
-    for record in images::all(conn)? {
+    for record in images::all(conn)?.0 {
         let mut marked = Marked::default();
         let mut usage = ImageUsage {
             manifest: record.manifest,

@@ -1,6 +1,6 @@
 //! Taking a layer in: the tar's bytes in stream order, and the tree they describe.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
@@ -9,8 +9,10 @@ use rusqlite::OptionalExtension;
 
 use super::checkpoint;
 use super::chunker::{self, Chunker};
+use super::damage;
 use super::db::{Database, Durability};
 use super::extents::{Extent, ListBuilder, MAX_SIZE};
+use super::fsck::Verifier;
 use super::leases::Lease;
 use super::pack::{self, RawPack};
 use super::pipeline::{self, Pipeline};
@@ -19,6 +21,7 @@ use super::schema::Sequence;
 use super::tree::{Row, Tree};
 use super::{ContentRef, Digest, Error, LayerInfo, LayerReader, Result, xattrs};
 use crate::meta::{FileKind, Timestamp};
+use crate::sys::sha256::Sha256;
 
 /// Chunk ids reserved at a time.
 const CHUNK_IDS: i64 = 1 << 16;
@@ -79,6 +82,8 @@ pub struct LayerWriter {
     segments: i64,
     tar_size: u64,
     content_ids: std::ops::Range<i64>,
+    /// Chunks that were found bad before.
+    damaged: HashSet<Digest>,
     // Declared last: dropped last, when nothing of the import runs any more.
     lease: Lease,
 }
@@ -91,11 +96,13 @@ impl LayerWriter {
                 Sequence::Content.take(tx, CONTENT_IDS)?,
             ))
         })?;
-        let conn = database.writer(Durability::Durable)?;
+        let damaged = damage::known(&database.place);
+        let chunk_ids = chunk_id..chunk_id + CHUNK_IDS;
+        let conn = database.writer(Durability::Ordered)?;
         checkpoint::leave_to_checkpointer(&conn)?;
         conn.execute_batch(super::publish::TABLES)?;
         Ok(Self {
-            chunks: ChunkSink::new(Arc::clone(database), chunk_id..chunk_id + CHUNK_IDS)?,
+            chunks: ChunkSink::new(Arc::clone(database), chunk_ids, !damaged.is_empty())?,
             chunker: Chunker::new(),
             content: None,
             announced: 0,
@@ -104,6 +111,7 @@ impl LayerWriter {
             segments: 0,
             tar_size: 0,
             content_ids: content_id..content_id + CONTENT_IDS,
+            damaged,
             lease,
         })
     }
@@ -114,6 +122,7 @@ impl LayerWriter {
             return Err(Error::Misuse("literal bytes within a content"));
         }
         self.tar_size += bytes.len() as u64;
+        self.chunks.tar.update(bytes);
         let (tree, segments) = (&self.tree, &mut self.segments);
         self.recipe
             .literal(bytes, &mut |segment| keep_segment(tree, segments, &segment))
@@ -138,9 +147,9 @@ impl LayerWriter {
         self.tar_size += bytes.len() as u64;
         let chunks = &mut self.chunks;
         let announced = std::mem::take(&mut self.announced);
-        if announced > 0 && bytes.len() as u64 == announced && bytes.len() <= chunker::WHOLE {
-            // All of it at once, and small: what the chunker would give, without a copy.
-            return chunks.add(bytes, list);
+        if announced > 0 && bytes.len() as u64 == announced {
+            // All of it at once: what the chunker would give, without a copy.
+            return chunker::cut_whole(bytes, &mut |chunk| chunks.add(chunk, list));
         }
         self.chunker
             .feed(bytes, &mut |chunk| chunks.add(chunk, list))
@@ -339,10 +348,27 @@ impl LayerWriter {
         self.tree.add_opaque(path)
     }
 
-    /// Publishes the layer under `diff_id` (SHA-256 of all bytes given by `literal` and `data`, hashed by the caller),
-    /// in one transaction, on the disk when this returns. If the layer is already there, the new one is dropped and the
-    /// old one's info returned.
-    pub fn finish(mut self, diff_id: &Digest) -> Result<LayerInfo> {
+    /// SHA-256 of all bytes given by `literal` and `data`: the layer's diff ID, once all of it was given.
+    pub fn diff_id(&self) -> Result<Digest> {
+        if self.content.is_some() {
+            return Err(Error::Misuse("a diff ID asked for within a content"));
+        }
+        Ok(Digest::from_bytes(self.chunks.tar.clone().finish()))
+    }
+
+    /// Publishes the layer under `diff_id` (which the caller has compared with [`Self::diff_id`]), in one transaction, on
+    /// the disk when this returns. If the layer is already there, the new one is dropped and the old one's info returned.
+    pub fn finish(self, diff_id: &Digest) -> Result<LayerInfo> {
+        self.publish(diff_id, Durability::Durable)
+    }
+
+    /// The same without waiting for the disk: a power cut may take the layer, but never with a later change left. For a
+    /// layer that is worth nothing without the image that is recorded after it.
+    pub fn finish_in_order(self, diff_id: &Digest) -> Result<LayerInfo> {
+        self.publish(diff_id, Durability::Ordered)
+    }
+
+    fn publish(mut self, diff_id: &Digest, durability: Durability) -> Result<LayerInfo> {
         if self.content.is_some() {
             return Err(Error::Misuse("the end of a layer within a content"));
         }
@@ -358,12 +384,16 @@ impl LayerWriter {
             super::publish::publish(
                 &database.place,
                 self.tree.connection(),
+                durability,
                 diff_id,
                 self.tar_size,
                 &aliases,
             )
         };
         let info = run().map_err(|error| database.explain(error))?;
+        if !self.damaged.is_empty() {
+            damage::settle(&database, &self.damaged)?;
+        }
         drop(self.lease);
         Ok(info)
     }
@@ -393,27 +423,35 @@ fn too_large() -> Error {
 
 /// Turns chunks into ids, storing each once.
 struct ChunkSink {
+    /// Over the whole tar. Here, because a chunk's bytes are hashed into it and into the chunk's digest in one go.
+    tar: Sha256,
     database: Arc<Database>,
     pipeline: Option<Pipeline>,
     pack: RawPack,
     ids: std::ops::Range<i64>,
     remembered: HashMap<Digest, i64>,
+    /// Looks at stored chunks before they are used again: some are known to be bad.
+    verifier: Option<Verifier>,
 }
 
 impl ChunkSink {
-    fn new(database: Arc<Database>, ids: std::ops::Range<i64>) -> Result<Self> {
-        let pipeline = Some(Pipeline::start(Arc::clone(&database))?);
+    fn new(database: Arc<Database>, ids: std::ops::Range<i64>, heal: bool) -> Result<Self> {
+        let pipeline = Some(Pipeline::start(Arc::clone(&database), heal)?);
         Ok(Self {
+            tar: Sha256::new(),
             database,
             pipeline,
             pack: RawPack::default(),
             ids,
             remembered: HashMap::new(),
+            verifier: heal.then(Verifier::default),
         })
     }
 
     fn add(&mut self, bytes: &[u8], list: &mut ListBuilder) -> Result<()> {
-        let digest = Digest::of(bytes);
+        let mut hash = Sha256::new();
+        self.tar.update_both(&mut hash, bytes);
+        let digest = Digest::from_bytes(hash.finish());
         let chunk = self.id_of(digest, bytes)?;
         list.push(
             Extent::Data {
@@ -435,9 +473,16 @@ impl ChunkSink {
             self.pipeline()?.flush()?;
             self.remembered.clear();
         }
-        let stored = self
-            .database
-            .read(|conn| pipeline::find_chunk(conn, digest.as_bytes()))?;
+        let verifier = &mut self.verifier;
+        let stored = self.database.read(|conn| {
+            let stored = pipeline::find_chunk(conn, digest.as_bytes())?;
+            match (stored, verifier) {
+                (Some(id), Some(verifier)) => {
+                    Ok(damage::is_sound(verifier, conn, id)?.then_some(id))
+                }
+                _ => Ok(stored),
+            }
+        })?;
         let id = match stored {
             Some(id) => id,
             None => {

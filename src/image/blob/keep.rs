@@ -70,7 +70,8 @@ impl From<store::Error> for End {
     }
 }
 
-/// Reads a compressed blob, of `size` bytes if that is known, to its end and gives its segments to `writer`.
+/// Reads a compressed blob, of `size` bytes if that is known, to its end and gives its segments to `writer`. Of one that
+/// is too dear no more is read than it takes to know.
 ///
 /// # Errors
 /// Those of reading, as the outer error, and of the store.
@@ -98,11 +99,7 @@ pub fn keep(
     match end {
         End::Read(error) => Err(error),
         End::Store(error) => Ok(Err(error)),
-        End::TooDear => {
-            // Whoever writes the other end of a pipe must not be stopped.
-            io::copy(keeper.input.blob, &mut io::sink())?;
-            Ok(Ok(Kept::TooDear))
-        }
+        End::TooDear => Ok(Ok(Kept::TooDear)),
     }
 }
 

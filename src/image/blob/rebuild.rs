@@ -113,7 +113,14 @@ impl<R: BufRead> Rebuilder<'_, R> {
             }
             UNIT => {
                 let plain = self.take(len)?;
-                unit::decode(payload, &plain, &mut self.state, &mut self.bits).ok_or_else(bad)?;
+                let unpacked = unit::unpack(payload).map_err(|source| {
+                    if !store::lacked_memory(&source) {
+                        return bad();
+                    }
+                    let path = "zstd".into();
+                    store::Error::Io { path, source }.into()
+                })?;
+                unit::decode(&unpacked, &plain, &mut self.state, &mut self.bits).ok_or_else(bad)?;
                 let bytes = std::mem::take(&mut self.bits.bytes);
                 self.write(&bytes)
             }

@@ -1,6 +1,8 @@
 //! Keeping a blob while its layer is read, or afterwards when the layer is in the store already.
 
 use std::io::{self, BufReader, Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Scope, ScopedJoinHandle};
 
 use sha2::{Digest as _, Sha256};
@@ -21,10 +23,10 @@ pub struct KeptBlob(Option<BlobWriter>);
 impl KeptBlob {
     pub const NOTHING: Self = Self(None);
 
-    /// Makes the blob appear; its layer must be published.
+    /// Makes the blob appear; its layer must be published. On the disk with the image that is recorded next.
     pub fn publish(self, facts: &LayerFacts) -> Result<()> {
         if let Some(writer) = self.0 {
-            writer.finish(&facts.blob, facts.blob_size, METHOD, &facts.diff_id)?;
+            writer.finish_in_order(&facts.blob, facts.blob_size, METHOD, &facts.diff_id)?;
         }
         Ok(())
     }
@@ -38,6 +40,8 @@ type Outcome = (
 /// A thread that keeps what is written to it.
 struct Keeper<'scope> {
     to: Option<PumpWriter>,
+    /// It wants no more of the blob.
+    stopped: Arc<AtomicBool>,
     thread: ScopedJoinHandle<'scope, Outcome>,
 }
 
@@ -56,6 +60,7 @@ impl<'scope> Keeper<'scope> {
         });
         Ok(Self {
             to: Some(to),
+            stopped: Arc::default(),
             thread,
         })
     }
@@ -66,6 +71,7 @@ impl<'scope> Keeper<'scope> {
         {
             // It stopped, and says why at the end.
             self.to = None;
+            self.stopped.store(true, Ordering::Relaxed);
         }
     }
 
@@ -146,7 +152,8 @@ impl Keeping<'_> {
         })
     }
 
-    /// Keeps the blob of a layer that is in the store. It is unpacked, to be sure that it is one of that layer.
+    /// Keeps the blob of a layer that is in the store. It is unpacked, to be sure that it is one of that layer; what will not
+    /// be kept is read no further.
     pub fn keep(
         &self,
         what: &str,
@@ -168,6 +175,7 @@ impl Keeping<'_> {
         std::thread::scope(|scope| {
             let size = Some(expected.blob_size);
             let mut keeper = Keeper::start(scope, store, size, self.policy)?;
+            let stopped = Arc::clone(&keeper.stopped);
             let mut counted = Counted {
                 input: Tee {
                     input,
@@ -184,7 +192,7 @@ impl Keeping<'_> {
                 let mut left = expected.tar_size;
                 loop {
                     let n = input.read(&mut piece)?;
-                    if n == 0 {
+                    if n == 0 || stopped.load(Ordering::Relaxed) {
                         return Ok(());
                     }
                     // More than the layer has: the digest will not fit, so why read on.
@@ -200,6 +208,10 @@ impl Keeping<'_> {
                 format: compression.name(),
                 source,
             })?;
+            if stopped.load(Ordering::Relaxed) {
+                // Too dear, or the store has failed.
+                return keeper.finish().map(drop);
+            }
             let blob = Digest::from_bytes(counted.hash.finalize().into());
             let check = |what: String, expected, actual| {
                 if expected == actual {

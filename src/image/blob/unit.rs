@@ -8,6 +8,8 @@
 //! piece lies in stored blocks, 3 tokens follow: varint count, and each as a varint, which is the byte, or
 //! `256 + (length - 3) + 256 * (distance - 1)`. The whole is one zstd frame.
 
+use std::io;
+
 use crate::store;
 use crate::store::varint::{self, Cursor};
 
@@ -226,10 +228,14 @@ fn get_block(cursor: &mut Cursor<'_>) -> Option<Block> {
     })
 }
 
-/// Makes the unit again out of what [`encode`] gave and its plain bytes. `None` if they do not fit together.
-pub fn decode(packed: &[u8], plain: &[u8], state: &mut State, out: &mut BitWriter) -> Option<()> {
-    let bytes = zstd::bulk::decompress(packed, MAX_RAW).ok()?;
-    let mut cursor = Cursor::new(&bytes);
+/// Unpacks what [`encode`] gave, for [`decode`].
+pub fn unpack(packed: &[u8]) -> io::Result<Vec<u8>> {
+    zstd::bulk::decompress(packed, MAX_RAW)
+}
+
+/// Makes the unit again out of what [`encode`] gave, unpacked, and its plain bytes. `None` if they do not fit together.
+pub fn decode(bytes: &[u8], plain: &[u8], state: &mut State, out: &mut BitWriter) -> Option<()> {
+    let mut cursor = Cursor::new(bytes);
     let reset = cursor.unsigned()? == 1;
     let dictionary = usize::try_from(cursor.unsigned()?).ok()?;
     let (blocks, pieces) = (cursor.unsigned()?, cursor.unsigned()?);

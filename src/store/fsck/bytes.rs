@@ -123,13 +123,13 @@ const PACKS: usize = 8;
 
 /// Hashes chunks, each pack unpacked once where chunks come in order.
 #[derive(Default)]
-struct Verifier {
+pub(in crate::store) struct Verifier {
     packs: VecDeque<(i64, Option<Vec<u8>>)>,
 }
 
 impl Verifier {
     /// Length of a chunk that hashes to its name; [`Error::Corrupt`] if it does not, or cannot be had at all.
-    fn verify(&mut self, conn: &Connection, chunk: i64) -> Result<u32> {
+    pub(in crate::store) fn verify(&mut self, conn: &Connection, chunk: i64) -> Result<u32> {
         let at = Location::must_find(conn, chunk)?;
         let damaged = |what: &str| Err(Error::Corrupt(format!("chunk {}: {what}", at.digest)));
         if !self.packs.iter().any(|(id, _)| *id == at.pack) {
@@ -159,12 +159,12 @@ pub(super) fn verify(conn: &Connection, chunk: i64) -> Result<()> {
 
 /// The raw bytes of a pack, if it is there and can be unpacked.
 fn load(conn: &Connection, id: i64) -> Result<Option<Vec<u8>>> {
-    let raw = conn
+    let raw: Option<Result<Option<Vec<u8>>>> = conn
         .prepare_cached("SELECT raw_len, codec, data FROM pack WHERE id = ?1")?
         .query_row([id], |row| {
             let (raw_len, codec): (i64, i64) = (row.get(0)?, row.get(1)?);
             Ok(pack::unpack(raw_len, codec, row.get_ref(2)?.as_blob()?))
         })
         .optional()?;
-    Ok(raw.flatten())
+    Ok(raw.transpose()?.flatten())
 }

@@ -23,6 +23,9 @@ use std::sync::Arc;
 
 use rusqlite::Connection;
 
+pub(super) use bytes::Verifier;
+
+use super::damage;
 use super::idset::IdSet;
 use super::progress::Progress;
 use super::{Digest, Error, ImageRecord, Result, Shared};
@@ -161,6 +164,7 @@ pub(super) fn run(
     if options.repair && check.report.problem_count > 0 {
         check.report.repaired = repair::repair(shared, options, &check.damage)?;
     }
+    damage::found(&shared.database, &check.damage.chunk_list, !options.fast)?;
     Ok(check.report)
 }
 

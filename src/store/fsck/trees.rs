@@ -13,7 +13,7 @@ use super::super::reader::{self, ROOT_INODE};
 use super::super::recipe::{self, Op};
 use super::super::tree::{FLAG_IMPLICIT, FLAG_OPAQUE, is_name};
 use super::super::{Error, LayerInfo, Result, kind, layers, xattrs};
-use super::{Check, Cure};
+use super::{Check, Cure, TOLD};
 use crate::meta::FileKind;
 
 /// Paths looked up for one layer; what else is bad in it is told without.
@@ -299,7 +299,10 @@ impl Check<'_> {
                 recipe::decode_ops(row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?)?;
             let mut literals = 0u64;
             for op in ops {
-                match op {
+                if faults.0.len() >= TOLD {
+                    return Ok(());
+                }
+                match op? {
                     Op::Literal(len) => {
                         literals = literals.saturating_add(len);
                         total = total.saturating_add(len);

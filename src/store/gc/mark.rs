@@ -46,7 +46,7 @@ impl Marked {
         let mut rows = recipes.query([layer])?;
         while let Some(row) = rows.next()? {
             for op in recipe::decode_ops(&row.get::<_, Vec<u8>>(0)?)? {
-                if let Op::Content { content, .. } = op {
+                if let Op::Content { content, .. } = op? {
                     self.content(conn, content)?;
                 }
             }

@@ -1,7 +1,7 @@
 //! Packs: those without a living chunk go, those that are less than half alive are replaced by fuller ones.
 //!
 //! Safe beside imports and other collections: a chunk gets its pack when both are stored, in one transaction and under a
-//! new pack id, and only a collection moves it, to a pack of a new id again. So a pack that is there and has no chunk
+//! new pack id, and only a collection, or an import that replaces bad bytes, moves it, to a pack of a new id again. So a pack that is there and has no chunk
 //! will never have one.
 
 use std::collections::HashMap;
