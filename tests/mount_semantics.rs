@@ -1,7 +1,8 @@
 //! What programs see through the real kernel must be right whichever way the transport is set: with and without
-//! write-back, with OPEN answered or refused.
+//! write-back, with OPEN answered or refused, through /dev/fuse and io_uring.
 
 mod mount_support;
+mod uring_support;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -11,7 +12,7 @@ use std::path::Path;
 use std::process::Command;
 
 use mount_support::Site;
-use ovl::fuse::{Config, ReadDirPlus};
+use ovl::fuse::{Config, IoUring, ReadDirPlus};
 use rustix::fs::{
     AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, Timespec, Timestamps, XattrFlags,
 };
@@ -47,10 +48,29 @@ fn on_each_setting(check: impl Fn(&Site, &Path)) {
                 entry_ttl: std::time::Duration::ZERO,
                 attr_ttl: std::time::Duration::ZERO,
                 negative_ttl: std::time::Duration::ZERO,
+                ..default.clone()
+            },
+        ),
+        // Where the kernel has none, these are the first and the third once more.
+        (
+            "io_uring",
+            Config {
+                io_uring: IoUring::Auto,
+                ..default.clone()
+            },
+        ),
+        (
+            "io_uring, open, write-through",
+            Config {
+                no_open: false,
+                writeback: false,
+                readdirplus: ReadDirPlus::Adaptive,
+                io_uring: IoUring::Auto,
                 ..default
             },
         ),
     ];
+    uring_support::permit_io_uring();
     for (name, config) in settings {
         println!("setting: {name}");
         let site = Site::new();

@@ -4,6 +4,7 @@
 //! `OVL_FSX_SEEDS` and `OVL_FSX_OPERATIONS` make fsx go further: `make torture` does.
 
 mod common;
+mod uring_support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -51,7 +52,7 @@ fn is_expected_skip(name: &str) -> bool {
     name == "link::link_count_max" || name.contains("::erofs_")
 }
 
-fn pjdfstest(populate: impl FnOnce(&Path)) {
+fn pjdfstest(io_uring: &str, populate: impl FnOnce(&Path)) {
     let s = Sandbox::new();
     let (lower, upper, mnt, second) = (
         s.mkdir("lower"),
@@ -63,6 +64,8 @@ fn pjdfstest(populate: impl FnOnce(&Path)) {
     let config = s.write("pjdfstest.toml", PJDFSTEST);
     s.run([
         "mount".as_ref(),
+        "-o".as_ref(),
+        io_uring.as_ref(),
         lower.as_os_str(),
         upper.as_os_str(),
         mnt.as_os_str(),
@@ -107,19 +110,28 @@ fn pjdfstest(populate: impl FnOnce(&Path)) {
 
 #[test]
 fn pjdfstest_over_an_empty_lower() {
-    pjdfstest(|_| {});
+    pjdfstest("io_uring=off", |_| {});
 }
 
 #[test]
 fn pjdfstest_over_a_populated_lower() {
-    pjdfstest(|lower| {
-        for dir in ["a", "a/b", "c"] {
-            fs::create_dir(lower.join(dir)).unwrap();
-            for i in 0..20 {
-                fs::write(lower.join(dir).join(format!("f{i}")), "x").unwrap();
-            }
+    pjdfstest("io_uring=off", populated);
+}
+
+/// Where the kernel has it; else this is the test above once more.
+#[test]
+fn pjdfstest_over_io_uring() {
+    uring_support::permit_io_uring();
+    pjdfstest("io_uring=auto", populated);
+}
+
+fn populated(lower: &Path) {
+    for dir in ["a", "a/b", "c"] {
+        fs::create_dir(lower.join(dir)).unwrap();
+        for i in 0..20 {
+            fs::write(lower.join(dir).join(format!("f{i}")), "x").unwrap();
         }
-    });
+    }
 }
 
 const FSX: &str = r#"

@@ -45,7 +45,7 @@ pub struct Mount {
     /// Options of mount(8), the kernel's overlayfs and fuse-overlayfs, joined by commas: ro, nosuid, nodev, noexec, atime,
     /// allow_other, workdir=DIR, volatile, metacopy=on, redirect_dir=on|follow|off|nofollow, userxattr, uidmapping=…,
     /// gidmapping=…, squash_to_root, squash_to_uid=N, squash_to_gid=N, xattr_permissions=1|2, static_nlink, ino32_t, timeout=SECONDS,
-    /// writeback=0, fsname=NAME, merge=fuse|kernel|auto
+    /// writeback=0, fsname=NAME, merge=fuse|kernel|auto, io_uring=on|auto
     #[arg(short, long, value_name = "OPTION,…")]
     options: Vec<OsString>,
 }
@@ -123,7 +123,7 @@ impl Mount {
             merge: Merge::default(),
             run_dir: super::mounts::run_dir()?,
             flags: Flags::default(),
-            fuse: fuse::Config::default(),
+            fuse: fuse::Config::from_environment(),
             overlay: overlay::Options {
                 volatile: self.volatile,
                 ..overlay::Options::default()

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
+use ovl::fuse::Transport;
 use ovl::meta::Timestamp;
 use ovl::mount::{self, How, Merge, Record, RecordedLower, RunDir};
 use serde::Serialize;
@@ -48,6 +49,8 @@ struct Row {
     read_only: bool,
     /// `fuse` or `kernel`.
     merge: Merge,
+    /// `device` or `io_uring`; `null`: nobody is asked.
+    transport: Option<Transport>,
     options: Vec<String>,
     /// `null`: the kernel does it all.
     pid: Option<u32>,
@@ -72,6 +75,7 @@ impl From<&Record> for Row {
             workdir: path(&record.work),
             read_only: record.read_only,
             merge: record.merge,
+            transport: (!record.daemon.is_nobody()).then_some(record.transport),
             options: record.options.clone(),
             pid: (!record.daemon.is_nobody()).then_some(record.daemon.pid),
             broken: record.is_broken(),
@@ -123,13 +127,17 @@ impl Mounts {
                 Merge::Kernel => "kernel",
                 Merge::Fuse | Merge::Auto => "fuse",
             };
+            let by = match row.transport {
+                Some(Transport::IoUring) => " (io_uring)",
+                Some(Transport::Device) | None => "",
+            };
             let upper = row.upper.unwrap_or_else(|| "<read-only>".to_owned());
             table.row(vec![
                 row.id,
                 row.mount_point,
                 row.lowers.join(":"),
                 upper,
-                merge.to_owned(),
+                format!("{merge}{by}"),
                 pid,
                 age,
             ]);

@@ -3,10 +3,9 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{FileAttr, FileType, INodeNo};
-use rustix::io::Errno;
 
 use crate::meta::{Attr, FileKind, Timestamp};
-use crate::overlay::{NodeId, RenameFlags, SetTime};
+use crate::overlay::{NodeId, SetTime};
 
 const NANOS_PER_SEC: u32 = 1_000_000_000;
 
@@ -115,29 +114,6 @@ pub fn bare_attr(node: NodeId, kind: FileKind) -> FileAttr {
     }
 }
 
-/// An engine's error as the kernel may be told it: ENOSYS would switch the request off for the whole mount, and the
-/// kernel throws away a reply with an errno it does not know, which would leave the caller waiting.
-pub fn errno_out(errno: Errno) -> fuser::Errno {
-    match errno.raw_os_error() {
-        libc::ENOSYS => fuser::Errno::EOPNOTSUPP,
-        code @ 1..512 => fuser::Errno::from_i32(code),
-        _ => fuser::Errno::EIO,
-    }
-}
-
-/// `renameat2` flags; `None` when there are some we do not know.
-pub fn rename_flags_in(flags: fuser::RenameFlags) -> Option<RenameFlags> {
-    let bits = flags.bits();
-    if bits & !(libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE | libc::RENAME_WHITEOUT) != 0 {
-        return None;
-    }
-    Some(RenameFlags {
-        no_replace: bits & libc::RENAME_NOREPLACE != 0,
-        exchange: bits & libc::RENAME_EXCHANGE != 0,
-        whiteout: bits & libc::RENAME_WHITEOUT != 0,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,32 +208,5 @@ mod tests {
             assert_eq!(rdev_out(dev), wire, "{major}:{minor}");
             assert_eq!(rdev_in(wire), dev, "{wire:#x}");
         }
-    }
-
-    #[test]
-    fn errors_the_kernel_can_take() {
-        let table = [
-            (libc::ENOENT, libc::ENOENT),
-            (libc::ENOSYS, libc::EOPNOTSUPP),
-            (512, libc::EIO),
-            (4095, libc::EIO),
-        ];
-        for (engine, kernel) in table {
-            let sent = errno_out(Errno::from_raw_os_error(engine));
-            assert_eq!(sent.code(), kernel, "{engine}");
-        }
-    }
-
-    #[test]
-    fn rename_flags() {
-        let all = fuser::RenameFlags::from_bits_retain(7);
-        let known = rename_flags_in(all).expect("known flags");
-        assert!(known.no_replace && known.exchange && known.whiteout);
-        let none = rename_flags_in(fuser::RenameFlags::empty());
-        assert_eq!(none, Some(RenameFlags::default()));
-        assert_eq!(
-            rename_flags_in(fuser::RenameFlags::from_bits_retain(8)),
-            None
-        );
     }
 }

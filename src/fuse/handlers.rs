@@ -1,15 +1,11 @@
-//! One handler per request: decode, one engine call, encode.
+//! The transport by fuser: decode, one call of [`Answers`], encode.
 
-use std::any::Any;
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::sync::mpsc::Sender;
 use std::time::SystemTime;
 
 use fuser::{
@@ -19,31 +15,21 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::convert::{
-    attr_out, bare_attr, errno_out, kind_out, rdev_in, rename_flags_in, set_time_in, time_in,
-};
-use super::init::{Negotiated, negotiate};
-use super::{Config, Counters, ioctl, seek};
+use super::answers::{Answer, Answers, Code, READ_MAX, XattrAnswer};
+use super::convert::{attr_out, bare_attr, kind_out, rdev_in, set_time_in, time_in};
+use super::init::negotiate;
 use crate::meta::FileKind;
-use crate::overlay::{Caller, Entry, NodeId, Overlay, Result, SetAttr, XattrSet};
+use crate::overlay::{Caller, Entry, NodeId, SetAttr};
 
 /// A node's number never comes to mean another object while the kernel knows it.
 const GENERATION: Generation = Generation(0);
 /// Nothing is kept per open file.
 const NO_HANDLE: FileHandle = FileHandle(0);
-/// `XATTR_SIZE_MAX` and `XATTR_LIST_MAX` of linux/limits.h.
-const XATTR_MAX: usize = 65_536;
-/// Bytes of one copy_file_range request; callers go on after a short count.
-const COPY_CHUNK: u64 = 64 << 20;
-/// Larger reads are not asked for (`max_pages` times the page size).
-const READ_MAX: usize = 16 << 20;
 
+/// `ring`: requests may come by io_uring instead.
 pub struct Transport {
-    engine: Arc<Overlay>,
-    config: Config,
-    negotiated: Negotiated,
-    counters: Arc<Counters>,
-    seek: Sender<seek::Request>,
+    pub answers: Arc<Answers>,
+    pub ring: bool,
 }
 
 thread_local! {
@@ -51,30 +37,10 @@ thread_local! {
     static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Runs one engine call. A panic becomes EIO, is told once for each request it ends, and counted.
-pub fn guarded<T>(
-    counters: &Counters,
-    op: &'static str,
-    call: impl FnOnce() -> Result<T>,
-) -> std::result::Result<T, fuser::Errno> {
-    counters.requests.fetch_add(1, Ordering::Relaxed);
-    let outcome = catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
-        tracing::error!(op, "request ended by a bug: {}", panic_text(&*panic));
-        counters.count_panic();
-        Err(rustix::io::Errno::IO)
-    });
-    outcome.map_err(|errno| {
-        counters.errors.fetch_add(1, Ordering::Relaxed);
-        errno_out(errno)
-    })
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("panic without words")
+impl From<Code> for fuser::Errno {
+    fn from(code: Code) -> Self {
+        Self::from_i32(code.get())
+    }
 }
 
 /// Answers `reply` with `error` or hands the value on.
@@ -82,7 +48,7 @@ macro_rules! ok_or_reply {
     ($outcome:expr, $reply:ident) => {
         match $outcome {
             Ok(value) => value,
-            Err(errno) => return $reply.error(errno),
+            Err(code) => return $reply.error(code.into()),
         }
     };
 }
@@ -99,74 +65,29 @@ fn caller(req: &Request) -> Caller {
     }
 }
 
+fn empty(reply: ReplyEmpty, done: Answer<()>) {
+    ok_or_reply!(done, reply);
+    reply.ok();
+}
+
+fn xattr(reply: ReplyXattr, answer: Answer<XattrAnswer>) {
+    match ok_or_reply!(answer, reply) {
+        XattrAnswer::Size(size) => reply.size(size),
+        XattrAnswer::Data(data) => reply.data(&data),
+    }
+}
+
 impl Transport {
-    pub fn new(
-        engine: Arc<Overlay>,
-        config: &Config,
-        counters: Arc<Counters>,
-        seek: Sender<seek::Request>,
-    ) -> Self {
-        Self {
-            engine,
-            config: config.clone(),
-            negotiated: Negotiated::default(),
-            counters,
-            seek,
-        }
-    }
-
-    pub fn writeback(&self) -> bool {
-        self.config.writeback && !self.engine.is_read_only()
-    }
-
-    fn call<T>(
-        &self,
-        op: &'static str,
-        call: impl FnOnce(&Overlay) -> Result<T>,
-    ) -> std::result::Result<T, fuser::Errno> {
-        guarded(&self.counters, op, || call(&self.engine))
-    }
-
-    fn empty(
-        &self,
-        op: &'static str,
-        reply: ReplyEmpty,
-        call: impl FnOnce(&Overlay) -> Result<()>,
-    ) {
-        match self.call(op, call) {
-            Ok(()) => reply.ok(),
-            Err(errno) => reply.error(errno),
-        }
-    }
-
-    fn entry(
-        &self,
-        op: &'static str,
-        reply: ReplyEntry,
-        call: impl FnOnce(&Overlay) -> Result<Entry>,
-    ) {
-        match self.call(op, call) {
-            Ok(entry) => self.found(reply, &entry),
-            Err(errno) => reply.error(errno),
-        }
-    }
-
-    fn found(&self, reply: ReplyEntry, entry: &Entry) {
+    fn entry(&self, reply: ReplyEntry, found: Answer<Entry>) {
+        let entry = ok_or_reply!(found, reply);
         let attr = attr_out(entry.node, &entry.attr);
-        reply.entry_with_ttls(
-            &self.config.attr_ttl,
-            &self.config.entry_ttl,
-            &attr,
-            GENERATION,
-        );
+        let config = self.answers.config();
+        reply.entry_with_ttls(&config.attr_ttl, &config.entry_ttl, &attr, GENERATION);
     }
 
     /// A name that is absent: node 0 with a lifetime is kept by the kernel as such.
     fn absent(&self, reply: ReplyEntry) {
-        let ttl = self.config.negative_ttl;
-        if ttl.is_zero() {
-            return reply.error(fuser::Errno::ENOENT);
-        }
+        let ttl = self.answers.absent_for();
         reply.entry_with_ttls(
             &ttl,
             &ttl,
@@ -174,46 +95,30 @@ impl Transport {
             GENERATION,
         );
     }
-
-    fn xattr(&self, reply: ReplyXattr, room: u32, value: &[u8]) {
-        match (room as usize, value.len()) {
-            (_, len) if len > XATTR_MAX => reply.error(fuser::Errno::E2BIG),
-            (0, len) => reply.size(len as u32),
-            (room, len) if len > room => reply.error(fuser::Errno::ERANGE),
-            _ => reply.data(value),
-        }
-    }
-
-    fn open_flags(&self) -> FopenFlags {
-        FopenFlags::FOPEN_KEEP_CACHE
-    }
 }
 
 impl fuser::Filesystem for Transport {
     fn init(&mut self, _req: &Request, kernel: &mut KernelConfig) -> io::Result<()> {
-        self.negotiated = negotiate(&self.config, self.writeback(), kernel);
+        let answers = &self.answers;
+        let agreed = negotiate(answers.config(), answers.writeback(), self.ring, kernel);
+        self.answers.agree(agreed);
         Ok(())
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.call("lookup", |e| e.lookup(node(parent), name)) {
-            Ok(Some(entry)) => self.found(reply, &entry),
-            Ok(None) => self.absent(reply),
-            Err(errno) => reply.error(errno),
+        match ok_or_reply!(self.answers.lookup(node(parent), name), reply) {
+            Some(entry) => self.entry(reply, Ok(entry)),
+            None => self.absent(reply),
         }
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        // No reply, so an error could not be told; a panic is counted and logged.
-        let _ = self.call("forget", |e| {
-            e.forget(node(ino), nlookup);
-            Ok(())
-        });
+        self.answers.forget(node(ino), nlookup);
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let attr = ok_or_reply!(self.call("getattr", |e| e.getattr(node(ino))), reply);
-        reply.attr(&self.config.attr_ttl, &attr_out(node(ino), &attr));
+        let attr = ok_or_reply!(self.answers.getattr(node(ino)), reply);
+        reply.attr(&self.answers.config().attr_ttl, &attr_out(node(ino), &attr));
     }
 
     fn setattr(
@@ -243,13 +148,12 @@ impl fuser::Filesystem for Transport {
             mtime: mtime.map(set_time_in),
             ctime: ctime.map(time_in),
         };
-        let done = self.call("setattr", |e| e.setattr(caller(req), node(ino), &set));
-        let attr = ok_or_reply!(done, reply);
-        reply.attr(&self.config.attr_ttl, &attr_out(node(ino), &attr));
+        let attr = ok_or_reply!(self.answers.setattr(caller(req), node(ino), &set), reply);
+        reply.attr(&self.answers.config().attr_ttl, &attr_out(node(ino), &attr));
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        let target = ok_or_reply!(self.call("readlink", |e| e.readlink(node(ino))), reply);
+        let target = ok_or_reply!(self.answers.readlink(node(ino)), reply);
         reply.data(target.as_bytes());
     }
 
@@ -263,15 +167,11 @@ impl fuser::Filesystem for Transport {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        // The kernel's way to create a file while CREATE is answered ENOSYS.
-        if FileKind::from_mode(mode) == Some(FileKind::Regular) {
-            return self.entry("create", reply, |e| {
-                e.create(caller(req), node(parent), name, mode, umask)
-            });
-        }
-        self.entry("mknod", reply, |e| {
-            e.mknod(caller(req), node(parent), name, mode, umask, rdev_in(rdev))
-        });
+        let place = (node(parent), name);
+        let made = self
+            .answers
+            .mknod(caller(req), place, mode, umask, rdev_in(rdev));
+        self.entry(reply, made);
     }
 
     fn mkdir(
@@ -283,17 +183,18 @@ impl fuser::Filesystem for Transport {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        self.entry("mkdir", reply, |e| {
-            e.mkdir(caller(req), node(parent), name, mode, umask)
-        });
+        let made = self
+            .answers
+            .mkdir(caller(req), (node(parent), name), mode, umask);
+        self.entry(reply, made);
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.empty("unlink", reply, |e| e.unlink(node(parent), name));
+        empty(reply, self.answers.unlink(node(parent), name));
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.empty("rmdir", reply, |e| e.rmdir(node(parent), name));
+        empty(reply, self.answers.rmdir(node(parent), name));
     }
 
     fn symlink(
@@ -304,9 +205,9 @@ impl fuser::Filesystem for Transport {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        self.entry("symlink", reply, |e| {
-            e.symlink(caller(req), node(parent), name, target.as_os_str())
-        });
+        let place = (node(parent), name);
+        let made = self.answers.symlink(caller(req), place, target.as_os_str());
+        self.entry(reply, made);
     }
 
     fn rename(
@@ -319,12 +220,8 @@ impl fuser::Filesystem for Transport {
         flags: fuser::RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let Some(flags) = rename_flags_in(flags) else {
-            return reply.error(fuser::Errno::EINVAL);
-        };
-        self.empty("rename", reply, |e| {
-            e.rename(node(parent), name, node(new_parent), new_name, flags)
-        });
+        let (from, to) = ((node(parent), name), (node(new_parent), new_name));
+        empty(reply, self.answers.rename(from, to, flags.bits()));
     }
 
     fn link(
@@ -335,18 +232,14 @@ impl fuser::Filesystem for Transport {
         new_name: &OsStr,
         reply: ReplyEntry,
     ) {
-        self.entry("link", reply, |e| {
-            e.link(node(ino), node(new_parent), new_name)
-        });
+        let made = self.answers.link(node(ino), node(new_parent), new_name);
+        self.entry(reply, made);
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        if self.negotiated.no_open {
-            return reply.error(fuser::Errno::ENOSYS);
-        }
         let write = flags.acc_mode() != OpenAccMode::O_RDONLY;
-        ok_or_reply!(self.call("open", |e| e.open(node(ino), write)), reply);
-        reply.opened(NO_HANDLE, self.open_flags());
+        let flags = ok_or_reply!(self.answers.open(node(ino), write), reply);
+        reply.opened(NO_HANDLE, FopenFlags::from_bits_retain(flags));
     }
 
     fn read(
@@ -366,8 +259,7 @@ impl fuser::Filesystem for Transport {
                 buffer.resize(size, 0);
             }
             let buffer = &mut buffer[..size];
-            let read = self.call("read", |e| e.read(node(ino), offset, buffer));
-            let read = ok_or_reply!(read, reply);
+            let read = ok_or_reply!(self.answers.read(node(ino), offset, buffer), reply);
             reply.data(&buffer[..read]);
         });
     }
@@ -384,17 +276,11 @@ impl fuser::Filesystem for Transport {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let kept_back = self.writeback() && write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let done = self.call("write", |e| {
-            if kept_back {
-                e.write_back(node(ino), offset, data, kill)
-            } else {
-                e.write(node(ino), offset, data, kill)
-            }
-        });
+        let done = self
+            .answers
+            .write(node(ino), offset, data, write_flags.bits());
         let written = ok_or_reply!(done, reply);
-        reply.written(written as u32);
+        reply.written(written);
     }
 
     /// Nothing is kept back here, so close needs no request.
@@ -417,17 +303,12 @@ impl fuser::Filesystem for Transport {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.empty("fsync", reply, |e| e.fsync(node(ino), datasync));
+        empty(reply, self.answers.fsync(node(ino), datasync));
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        if self.negotiated.no_opendir {
-            return reply.error(fuser::Errno::ENOSYS);
-        }
-        reply.opened(
-            NO_HANDLE,
-            FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
-        );
+        let flags = ok_or_reply!(self.answers.opendir(), reply);
+        reply.opened(NO_HANDLE, FopenFlags::from_bits_retain(flags));
     }
 
     fn readdir(
@@ -438,20 +319,14 @@ impl fuser::Filesystem for Transport {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let mut taken = false;
-        let done = self.call("readdir", |e| {
-            e.read_dir(node(ino), offset, false, &mut |item| {
+        let done = self
+            .answers
+            .read_dir(node(ino), offset, false, &mut |item| {
                 let kind = kind_out(item.kind);
-                let full = reply.add(INodeNo(item.ino.0), item.next_offset, kind, item.name);
-                taken |= !full;
-                !full
-            })
-        });
-        match done {
-            // What was listed before an error is told; the next request meets the error at once.
-            Err(errno) if !taken => reply.error(errno),
-            _ => reply.ok(),
-        }
+                !reply.add(INodeNo(item.ino.0), item.next_offset, kind, item.name)
+            });
+        ok_or_reply!(done, reply);
+        reply.ok();
     }
 
     fn readdirplus(
@@ -463,35 +338,28 @@ impl fuser::Filesystem for Transport {
         mut reply: ReplyDirectoryPlus,
     ) {
         // fuser has one lifetime for both here.
-        let ttl = self.config.entry_ttl.min(self.config.attr_ttl);
-        let mut taken = false;
-        let done = self.call("readdirplus", |e| {
-            e.read_dir(node(ino), offset, true, &mut |item| {
-                // The kernel links nothing for `.` and `..`. For any other item without attributes, node 0 keeps it
-                // from linking; fuser then sends 0 for the inode number too.
-                let dots = item.name == "." || item.name == "..";
-                let attr = match item.entry {
-                    Some(entry) => attr_out(entry.node, &entry.attr),
-                    None if dots => bare_attr(item.ino, item.kind),
-                    None => bare_attr(NodeId(0), item.kind),
-                };
-                let full = reply.add(
-                    attr.ino,
-                    item.next_offset,
-                    item.name,
-                    &ttl,
-                    &attr,
-                    GENERATION,
-                );
-                taken |= !full;
-                !full
-            })
+        let config = self.answers.config();
+        let ttl = config.entry_ttl.min(config.attr_ttl);
+        let done = self.answers.read_dir(node(ino), offset, true, &mut |item| {
+            // The kernel links nothing for `.` and `..`. For any other item without attributes, node 0 keeps it
+            // from linking; fuser then sends 0 for the inode number too.
+            let dots = item.name == "." || item.name == "..";
+            let attr = match item.entry {
+                Some(entry) => attr_out(entry.node, &entry.attr),
+                None if dots => bare_attr(item.ino, item.kind),
+                None => bare_attr(NodeId(0), item.kind),
+            };
+            !reply.add(
+                attr.ino,
+                item.next_offset,
+                item.name,
+                &ttl,
+                &attr,
+                GENERATION,
+            )
         });
-        match done {
-            // As above; and entries already taken have their lookup counts raised, so they must arrive.
-            Err(errno) if !taken => reply.error(errno),
-            _ => reply.ok(),
-        }
+        ok_or_reply!(done, reply);
+        reply.ok();
     }
 
     fn fsyncdir(
@@ -502,11 +370,11 @@ impl fuser::Filesystem for Transport {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.empty("fsyncdir", reply, |e| e.fsync(node(ino), datasync));
+        empty(reply, self.answers.fsyncdir(node(ino), datasync));
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        let s = ok_or_reply!(self.call("statfs", Overlay::statfs), reply);
+        let s = ok_or_reply!(self.answers.statfs(), reply);
         reply.statfs(
             s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.frsize,
         );
@@ -522,32 +390,19 @@ impl fuser::Filesystem for Transport {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        let how = match flags {
-            0 => XattrSet::Any,
-            libc::XATTR_CREATE => XattrSet::Create,
-            libc::XATTR_REPLACE => XattrSet::Replace,
-            _ => return reply.error(fuser::Errno::EINVAL),
-        };
-        self.empty("setxattr", reply, |e| {
-            e.setxattr(node(ino), name, value, how)
-        });
+        empty(reply, self.answers.setxattr(node(ino), name, value, flags));
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let value = ok_or_reply!(
-            self.call("getxattr", |e| e.getxattr(node(ino), name)),
-            reply
-        );
-        self.xattr(reply, size, &value);
+        xattr(reply, self.answers.getxattr(node(ino), name, size));
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let names = ok_or_reply!(self.call("listxattr", |e| e.listxattr(node(ino))), reply);
-        self.xattr(reply, size, &names);
+        xattr(reply, self.answers.listxattr(node(ino), size));
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.empty("removexattr", reply, |e| e.removexattr(node(ino), name));
+        empty(reply, self.answers.removexattr(node(ino), name));
     }
 
     fn create(
@@ -560,17 +415,16 @@ impl fuser::Filesystem for Transport {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        // MKNOD does the same and is not followed by a RELEASE.
-        if self.negotiated.no_open {
-            return reply.error(fuser::Errno::ENOSYS);
-        }
-        let made = self.call("create", |e| {
-            e.create(caller(req), node(parent), name, mode, umask)
-        });
-        let entry = ok_or_reply!(made, reply);
-        let ttl = self.config.entry_ttl.min(self.config.attr_ttl);
+        let made = self
+            .answers
+            .create(caller(req), (node(parent), name), mode, umask);
+        let (entry, flags) = ok_or_reply!(made, reply);
+        // fuser has one lifetime for both here, too.
+        let config = self.answers.config();
+        let ttl = config.entry_ttl.min(config.attr_ttl);
         let attr = attr_out(entry.node, &entry.attr);
-        reply.created(&ttl, &attr, GENERATION, NO_HANDLE, self.open_flags());
+        let flags = FopenFlags::from_bits_retain(flags);
+        reply.created(&ttl, &attr, GENERATION, NO_HANDLE, flags);
     }
 
     fn ioctl(
@@ -584,8 +438,7 @@ impl fuser::Filesystem for Transport {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        let answer = self.call("ioctl", |e| ioctl::answer(e, node(ino), cmd, in_data));
-        let data = ok_or_reply!(answer, reply);
+        let data = ok_or_reply!(self.answers.ioctl(node(ino), cmd, in_data), reply);
         reply.ioctl(0, &data);
     }
 
@@ -599,9 +452,10 @@ impl fuser::Filesystem for Transport {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.empty("fallocate", reply, |e| {
-            e.fallocate(caller(req), node(ino), mode as u32, offset, length)
-        });
+        let done = self
+            .answers
+            .fallocate(caller(req), node(ino), mode as u32, offset, length);
+        empty(reply, done);
     }
 
     fn lseek(
@@ -613,22 +467,12 @@ impl fuser::Filesystem for Transport {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let Ok(whence) = u32::try_from(whence) else {
-            return reply.error(fuser::Errno::EINVAL);
+        let reply = move |found: Answer<i64>| match found {
+            Ok(found) => reply.offset(found),
+            Err(code) => reply.error(code.into()),
         };
-        let Ok(offset) = u64::try_from(offset) else {
-            // What every file system of Linux says of a place before the beginning.
-            return reply.error(fuser::Errno::ENXIO);
-        };
-        let request = seek::Request {
-            node: node(ino),
-            offset,
-            whence,
-            reply,
-        };
-        if let Err(unsent) = self.seek.send(request) {
-            unsent.0.reply.error(fuser::Errno::EIO);
-        }
+        self.answers
+            .lseek(node(ino), offset, whence, Box::new(reply));
     }
 
     fn copy_file_range(
@@ -644,43 +488,15 @@ impl fuser::Filesystem for Transport {
         flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        if !flags.is_empty() {
-            return reply.error(fuser::Errno::EINVAL);
-        }
-        let len = len.min(COPY_CHUNK);
-        let done = self.call("copy_file_range", |e| {
-            e.copy_file_range(
-                caller(req),
-                (node(from), from_offset),
-                (node(to), to_offset),
-                len,
-            )
-        });
+        let (from, to) = ((node(from), from_offset), (node(to), to_offset));
+        let done = self
+            .answers
+            .copy_file_range(caller(req), from, to, len, flags.bits());
         let written = ok_or_reply!(done, reply);
-        reply.written(written as u32);
+        reply.written(written);
     }
 
     // access: never asked under default_permissions. bmap, poll: the default answer, ENOSYS, leaves them to the kernel.
     // Locks are the kernel's while POSIX_LOCKS and FLOCK_LOCKS are not requested. release and releasedir have nothing to
     // let go.
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_panic_is_an_io_error_and_counted() {
-        let counters = Counters::default();
-        let fine = guarded(&counters, "test", || Ok(7));
-        assert_eq!(fine, Ok(7));
-        let failed = guarded::<()>(&counters, "test", || Err(rustix::io::Errno::EXIST));
-        assert_eq!(failed, Err(fuser::Errno::EEXIST));
-        let panicked = guarded::<()>(&counters, "test", || panic!("on purpose"));
-        assert_eq!(panicked, Err(fuser::Errno::EIO));
-        assert_eq!(
-            (counters.requests(), counters.errors(), counters.panics()),
-            (3, 2, 1)
-        );
-    }
 }

@@ -1,8 +1,9 @@
 //! Transport: kernel requests to engine calls and back. The only room that names `fuser`.
 //!
-//! Each handler decodes, makes one call of [`crate::overlay::Overlay`] and encodes the answer. What the kernel may keep
-//! (entries, attributes, negative look-ups, directories, symlinks, data) is decided here and nowhere else, from one
-//! fact: nobody but this daemon changes what the mount shows.
+//! Two ways lead here: fuser on `/dev/fuse` (`handlers`), and the kernel's io_uring queues (`ring`, with a codec of its
+//! own: `wire`, `wire_out`, `dispatch`). Both decode, ask `answers` and encode. `answers` makes one call of
+//! [`crate::overlay::Overlay`] for each request, and decides what the kernel may keep (entries, attributes, negative
+//! look-ups, directories, symlinks, data) from one fact: nobody but this daemon changes what the mount shows.
 //!
 //! Invariants:
 //! - A panic in the engine costs the request that met it an EIO, never the mount.
@@ -10,20 +11,27 @@
 //! - No handler answers ENOSYS for the engine: the kernel takes it to mean "never ask again" for the whole mount.
 //! - No handler waits for another request of the same mount, save on the [`seek`] thread, which serves none.
 //! - Never requested of the kernel (fuser 0.18 cannot honour them): `SETXATTR_EXT`, `ALLOW_IDMAP`,
-//!   `SECURITY_CTX`, `CREATE_SUPP_GROUP`, `HAS_INODE_DAX`, `SUBMOUNTS`, `MAP_ALIGNMENT`, `OVER_IO_URING`, `HAS_RESEND`,
+//!   `SECURITY_CTX`, `CREATE_SUPP_GROUP`, `HAS_INODE_DAX`, `SUBMOUNTS`, `MAP_ALIGNMENT`, `HAS_RESEND`,
 //!   `REQUEST_TIMEOUT`.
 
+mod answers;
 mod convert;
+mod dispatch;
 mod handlers;
 mod init;
 mod ioctl;
+mod ring;
 mod seek;
+mod wire;
+mod wire_out;
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+use answers::Answers;
 
 use crate::overlay::Overlay;
 
@@ -39,6 +47,28 @@ pub enum ReadDirPlus {
     /// The first of a directory, and those after which the kernel sees entries looked up.
     Adaptive,
     Never,
+}
+
+/// Whether requests come by io_uring rather than by `/dev/fuse`. Linux 6.14 can, where its administrator has set
+/// `/sys/module/fuse/parameters/enable_uring`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IoUring {
+    #[default]
+    Off,
+    /// A warning is given where it cannot be had.
+    On,
+    /// Where it can be had.
+    Auto,
+}
+
+/// By what requests come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// Read from `/dev/fuse`, by fuser.
+    #[default]
+    Device,
+    IoUring,
 }
 
 /// How the transport behaves. `default()` is right where only this mount changes the upper.
@@ -61,8 +91,9 @@ pub struct Config {
     pub no_handles: bool,
     /// Let the kernel judge by POSIX ACLs.
     pub acl: bool,
-    /// Threads that serve requests.
+    /// Threads that read `/dev/fuse`.
     pub threads: usize,
+    pub io_uring: IoUring,
     /// Largest write request, bytes.
     pub max_write: u32,
 }
@@ -80,7 +111,27 @@ impl Default for Config {
             no_handles: false,
             acl: true,
             threads: cores.clamp(2, 4),
+            io_uring: IoUring::default(),
             max_write: 1 << 20,
+        }
+    }
+}
+
+impl Config {
+    /// The default, with what the variable `OVL_IO_URING` says: `on`, `off` or `auto`.
+    pub fn from_environment() -> Self {
+        let io_uring = match std::env::var("OVL_IO_URING").as_deref() {
+            Ok("on") => IoUring::On,
+            Ok("auto") => IoUring::Auto,
+            Ok("off" | "") | Err(std::env::VarError::NotPresent) => IoUring::Off,
+            Ok(_) | Err(std::env::VarError::NotUnicode(_)) => {
+                tracing::warn!("OVL_IO_URING is neither on, off nor auto: taken for off");
+                IoUring::Off
+            }
+        };
+        Self {
+            io_uring,
+            ..Self::default()
         }
     }
 }
@@ -126,9 +177,10 @@ impl Counters {
     }
 }
 
-/// A mounted engine whose kernel has been greeted; requests wait until [`Session::run`].
+/// A mounted engine whose kernel has been greeted; what comes by `/dev/fuse` waits until [`Session::run`].
 pub struct Session {
     inner: fuser::Session<handlers::Transport>,
+    ring: Option<ring::Serving>,
     counters: Arc<Counters>,
 }
 
@@ -147,13 +199,55 @@ impl Session {
         // The kernel checks who may come in (owner only, or allow_other), before a request is made.
         let acl = fuser::SessionACL::All;
         let (seek, seeker) = seek::channel();
-        let transport =
-            handlers::Transport::new(Arc::clone(&engine), config, Arc::clone(&counters), seek);
-        let writeback = transport.writeback();
+        let answers = Arc::new(Answers::new(
+            Arc::clone(&engine),
+            config,
+            Arc::clone(&counters),
+            seek,
+        ));
+        let prepared = match config.io_uring {
+            IoUring::Off => None,
+            asked => ring::Prepared::new(dev_fuse.try_clone()?)
+                .inspect_err(|error| without_ring(asked, &error.to_string()))
+                .ok(),
+        };
+        let transport = handlers::Transport {
+            answers: Arc::clone(&answers),
+            ring: prepared.is_some(),
+        };
         let inner = fuser::Session::from_fd(transport, dev_fuse, acl, session_config)?;
-        let notifier = writeback.then(|| inner.notifier());
+        let notifier = answers.writeback().then(|| inner.notifier());
         seeker.start(engine, notifier, Arc::clone(&counters))?;
-        Ok(Self { inner, counters })
+        let agreed = answers.negotiated();
+        let ring = match prepared {
+            Some(prepared) if agreed.ring => {
+                let serving = prepared.start(&answers, agreed.payload)?;
+                if !serving.is_complete() {
+                    without_ring(config.io_uring, "the kernel refused some of its queues");
+                }
+                Some(serving)
+            }
+            Some(_) => {
+                let needs = "the kernel does not offer it (Linux 6.14 does, with Y in \
+                             /sys/module/fuse/parameters/enable_uring)";
+                without_ring(config.io_uring, needs);
+                None
+            }
+            None => None,
+        };
+        Ok(Self {
+            inner,
+            ring,
+            counters,
+        })
+    }
+
+    /// By what requests come, save those that only `/dev/fuse` takes.
+    pub fn transport(&self) -> Transport {
+        match &self.ring {
+            Some(ring) if ring.is_complete() => Transport::IoUring,
+            _ => Transport::Device,
+        }
     }
 
     pub fn counters(&self) -> Arc<Counters> {
@@ -162,6 +256,18 @@ impl Session {
 
     /// Serves until the mount is gone: unmounted by anyone, the last user of a lazily unmounted one gone, or aborted.
     pub fn run(self) -> io::Result<()> {
-        self.inner.run()
+        match self.ring {
+            None => self.inner.run(),
+            Some(ring) => ring.run(|| self.inner.run()),
+        }
+    }
+}
+
+fn without_ring(asked: IoUring, why: &str) {
+    let words = "io_uring is not used, /dev/fuse is";
+    if asked == IoUring::On {
+        tracing::warn!("{words}: {why}");
+    } else {
+        tracing::debug!("{words}: {why}");
     }
 }

@@ -9,18 +9,22 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel as mpsc_channel};
 
-use fuser::{INodeNo, Notifier, ReplyLseek};
+use fuser::{INodeNo, Notifier};
+use rustix::io::Errno;
 
 use super::Counters;
-use super::handlers::guarded;
+use super::answers::{Answer, Code, guarded};
 use crate::overlay::{NodeId, Overlay};
+
+/// Takes the answer to whoever asked.
+pub type Reply = Box<dyn FnOnce(Answer<i64>) + Send>;
 
 /// One LSEEK waiting for its answer.
 pub struct Request {
     pub node: NodeId,
     pub offset: u64,
     pub whence: u32,
-    pub reply: ReplyLseek,
+    pub reply: Reply,
 }
 
 /// The thread to be.
@@ -43,31 +47,29 @@ impl Seeker {
             .name("ovl-seek".into())
             .spawn(move || {
                 for request in self.0 {
-                    serve(&engine, notifier.as_ref(), &counters, request);
+                    let found = serve(&engine, notifier.as_ref(), &counters, &request);
+                    (request.reply)(found);
                 }
             })?;
         Ok(())
     }
 }
 
-fn serve(engine: &Overlay, notifier: Option<&Notifier>, counters: &Counters, request: Request) {
-    let Request {
-        node,
-        offset,
-        whence,
-        reply,
-    } = request;
+fn serve(
+    engine: &Overlay,
+    notifier: Option<&Notifier>,
+    counters: &Counters,
+    request: &Request,
+) -> Answer<i64> {
+    let node = request.node;
     if let Some(notifier) = notifier
         && let Err(error) = notifier.inval_inode(INodeNo(node.0), 0, 0)
     {
         tracing::debug!(node = node.0, %error, "dirty pages could not be written before a seek");
-        return reply.error(fuser::Errno::EIO);
+        return Err(Code::EIO);
     }
-    match guarded(counters, "lseek", || engine.lseek(node, offset, whence)) {
-        Ok(found) => match i64::try_from(found) {
-            Ok(found) => reply.offset(found),
-            Err(_) => reply.error(fuser::Errno::EOVERFLOW),
-        },
-        Err(errno) => reply.error(errno),
-    }
+    let found = guarded(counters, "lseek", || {
+        engine.lseek(node, request.offset, request.whence)
+    })?;
+    i64::try_from(found).map_err(|_| Errno::OVERFLOW.into())
 }

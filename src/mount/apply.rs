@@ -1,7 +1,8 @@
 //! What the `-o` words mean for a mount.
 
-use super::options::{IdRange, Options, RedirectDir, XattrPermissions};
+use super::options::{IdRange, Options, RedirectDir, Switch, XattrPermissions};
 use super::{Lower, MountSpec, UpperSpec};
+use crate::fuse::IoUring;
 use crate::layer::Permissions;
 use crate::overlay::{self, IdMap, Redirect, Xattrs};
 
@@ -76,6 +77,13 @@ impl Options {
         }
         if let Some(writeback) = self.writeback {
             spec.fuse.writeback = writeback;
+        }
+        if let Some(word) = self.io_uring {
+            spec.fuse.io_uring = match word {
+                Switch::On => IoUring::On,
+                Switch::Off => IoUring::Off,
+                Switch::Auto => IoUring::Auto,
+            };
         }
         spec.merge = self.merge.unwrap_or(spec.merge);
 

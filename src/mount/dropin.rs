@@ -141,7 +141,7 @@ impl Call {
                 atime: false,
                 ..default
             },
-            fuse: fuse::Config::default(),
+            fuse: fuse::Config::from_environment(),
             overlay: overlay::Options {
                 aufs: match std::env::var_os(AUFS_WHITEOUTS) {
                     Some(_) => Aufs::Write,

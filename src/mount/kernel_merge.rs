@@ -51,6 +51,7 @@ pub struct KernelMount {
 pub struct Server {
     pub engine: Arc<Overlay>,
     pub counters: Arc<fuse::Counters>,
+    pub transport: fuse::Transport,
     thread: JoinHandle<io::Result<()>>,
 }
 
@@ -318,7 +319,7 @@ fn over_fuse(
         ..spec.fuse.clone()
     };
     let session = fuse::Session::start(Arc::clone(&engine), device, &transport).map_err(here)?;
-    let counters = session.counters();
+    let (counters, by) = (session.counters(), session.transport());
     // Overlayfs asks before it is mounted.
     let thread = std::thread::Builder::new()
         .name("ovl-serve".into())
@@ -327,6 +328,7 @@ fn over_fuse(
     let server = Server {
         engine,
         counters,
+        transport: by,
         thread,
     };
     raise_read_ahead(&lower);

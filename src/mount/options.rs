@@ -82,6 +82,7 @@ pub struct Options {
     pub index: Option<bool>,
     pub userxattr: bool,
     pub merge: Option<Merge>,
+    pub io_uring: Option<Switch>,
     pub debug: bool,
     pub fsname: Option<OsString>,
     pub read_only: bool,
@@ -182,6 +183,7 @@ impl Parsed {
             b"ino32_t" => o.ino32 = true,
             b"volatile" => o.volatile = true,
             b"userxattr" => o.userxattr = true,
+            b"io_uring" => o.io_uring = Some(Switch::On),
             b"debug" => o.debug = true,
             b"ro" => o.read_only = true,
             b"rw" => o.read_only = false,
@@ -280,12 +282,10 @@ impl Parsed {
             b"noacl" => o.noacl = truth(value).ok_or_else(|| bad("0 or 1"))?,
             b"noxattrs" => o.noxattrs = truth(value).ok_or_else(|| bad("0 or 1"))?,
             b"xino" => {
-                o.xino = Some(match value {
-                    b"on" => Switch::On,
-                    b"off" => Switch::Off,
-                    b"auto" => Switch::Auto,
-                    _ => return Err(bad("on, off or auto")),
-                });
+                o.xino = Some(switch(value).ok_or_else(|| bad("on, off or auto"))?);
+            }
+            b"io_uring" => {
+                o.io_uring = Some(switch(value).ok_or_else(|| bad("on, off or auto"))?);
             }
             b"timeout" => o.timeout = Some(seconds(value).ok_or_else(|| bad("seconds"))?),
             b"writeback" => o.writeback = Some(truth(value).ok_or_else(|| bad("0 or 1"))?),
@@ -329,6 +329,7 @@ impl Parsed {
             | b"max_background"
             | b"congestion_threshold"
             | b"max_idle_threads"
+            | b"io_uring_q_depth"
             | b"uuid"
             | b"nfs_export"
             | b"verity"
@@ -370,6 +371,15 @@ fn truth(value: &[u8]) -> Option<bool> {
     match value {
         b"1" | b"on" | b"true" | b"yes" => Some(true),
         b"0" | b"off" | b"false" | b"no" => Some(false),
+        _ => None,
+    }
+}
+
+fn switch(value: &[u8]) -> Option<Switch> {
+    match value {
+        b"on" => Some(Switch::On),
+        b"off" => Some(Switch::Off),
+        b"auto" => Some(Switch::Auto),
         _ => None,
     }
 }

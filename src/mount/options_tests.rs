@@ -100,6 +100,10 @@ fn words_with_values() {
     assert_eq!(options("timeout=inf").timeout, Some(crate::fuse::FOREVER));
     let o = options("xino=auto,redirect_dir=nofollow,metacopy=on,index=off,userxattr,ino32_t");
     assert_eq!(o.xino, Some(Switch::Auto));
+    assert_eq!(o.io_uring, None);
+    assert_eq!(options("io_uring").io_uring, Some(Switch::On));
+    assert_eq!(options("io_uring=auto").io_uring, Some(Switch::Auto));
+    assert_eq!(options("io_uring,io_uring=off").io_uring, Some(Switch::Off));
     assert_eq!(o.redirect_dir, Some(RedirectDir::NoFollow));
     assert_eq!((o.metacopy, o.index), (Some(true), Some(false)));
     assert!(o.userxattr && o.ino32);
@@ -168,6 +172,7 @@ fn refused() {
         "timeout=NaN",
         "timeout=x",
         "xino=maybe",
+        "io_uring=2",
         "redirect_dir=sideways",
         "fsync=2",
         "plugins=evil.so",

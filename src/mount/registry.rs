@@ -15,6 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::kernel_merge::Merge;
 use super::mountinfo::{self, MountKey};
 use super::process::Process;
+use crate::fuse::Transport;
 
 /// One live mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +43,9 @@ pub struct Record {
     pub engine: crate::overlay::Options,
     /// Where stored lowers are.
     pub store_root: EscapedPath,
+    /// By what the daemon is asked. Daemons before this was written knew one way.
+    #[serde(default)]
+    pub transport: Transport,
     /// Seconds since 1970.
     pub started: i64,
     pub log: Option<EscapedPath>,
@@ -319,6 +323,7 @@ mod tests {
                 ..crate::overlay::Options::default()
             },
             store_root: EscapedPath("/var/lib/ovl".into()),
+            transport: Transport::IoUring,
             started: 1_700_000_000,
             log: None,
             panics: 0,

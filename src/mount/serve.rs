@@ -70,6 +70,7 @@ pub fn serve(
         merge,
         engine,
         counters,
+        transport,
         serve,
     } = made;
     // Here the engine, which locks it for itself, is not on the work directory.
@@ -100,6 +101,7 @@ pub fn serve(
         options: spec.describe(),
         engine: spec.overlay.clone(),
         store_root: EscapedPath(spec.store_root.clone()),
+        transport,
         started: crate::meta::Timestamp::now().secs,
         log: log
             .filter(|_| !alone)
@@ -184,6 +186,7 @@ struct Made {
     /// What answers requests, if any come.
     engine: Option<Arc<Overlay>>,
     counters: Arc<fuse::Counters>,
+    transport: fuse::Transport,
     /// Serves it until it is gone. `None`: nobody has to.
     serve: Option<Box<dyn FnOnce() -> io::Result<()>>>,
 }
@@ -236,6 +239,7 @@ fn by_engine(
         merge: Merge::Fuse,
         engine: Some(engine),
         counters: session.counters(),
+        transport: session.transport(),
         serve: Some(Box::new(|| session.run())),
     })
 }
@@ -270,12 +274,13 @@ fn by_kernel(
     };
     let key = MountKey::of(&mounted.info);
     let mount = Unmounter(key);
-    let (engine, counters) = match &mounted.server {
+    let (engine, counters, transport) = match &mounted.server {
         Some(server) => (
             Some(Arc::clone(&server.engine)),
             Arc::clone(&server.counters),
+            server.transport,
         ),
-        None => (None, Arc::default()),
+        None => (None, Arc::default(), fuse::Transport::default()),
     };
     let serve: Option<Box<dyn FnOnce() -> io::Result<()>>> = match mounted.server {
         Some(server) => Some(Box::new(|| server.wait())),
@@ -289,6 +294,7 @@ fn by_kernel(
         merge: Merge::Kernel,
         engine,
         counters,
+        transport,
         serve,
     }))
 }

@@ -59,7 +59,7 @@ fn mount_spec(
             ..Flags::default()
         },
         merge: mount::Merge::default(),
-        fuse: fuse::Config::default(),
+        fuse: fuse::Config::from_environment(),
         overlay: overlay::Options {
             // Nobody will look at it after a crash.
             volatile: request.remove,

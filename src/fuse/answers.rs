@@ -1,0 +1,476 @@
+//! What each request is answered with, whatever brings it: one engine call, and what the kernel may keep of it.
+
+use std::any::Any;
+use std::ffi::{OsStr, OsString};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use super::init::Negotiated;
+use super::{Config, Counters, ioctl, seek};
+use crate::meta::{Attr, FileKind};
+use crate::overlay::{
+    Caller, DirItem, Entry, FsStat, NodeId, Overlay, RenameFlags, Result, SetAttr, XattrSet,
+};
+
+/// `XATTR_SIZE_MAX` and `XATTR_LIST_MAX` of linux/limits.h.
+const XATTR_MAX: usize = 65_536;
+/// Bytes of one copy_file_range request; callers go on after a short count.
+const COPY_CHUNK: u64 = 64 << 20;
+/// Larger reads are not asked for (`max_pages` times the page size).
+pub const READ_MAX: usize = 16 << 20;
+
+/// `FUSE_WRITE_CACHE`, `FUSE_WRITE_KILL_SUIDGID` of linux/fuse.h.
+const WRITE_CACHE: u32 = 1 << 0;
+const WRITE_KILL_SUIDGID: u32 = 1 << 2;
+/// `FOPEN_KEEP_CACHE`, `FOPEN_CACHE_DIR` of linux/fuse.h.
+const FOPEN_KEEP_CACHE: u32 = 1 << 1;
+const FOPEN_CACHE_DIR: u32 = 1 << 3;
+
+/// An errno the kernel may be told: 1 to 511.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Code(i32);
+
+impl Code {
+    pub const ENOENT: Self = Self(libc::ENOENT);
+    pub const EIO: Self = Self(libc::EIO);
+    pub const EINVAL: Self = Self(libc::EINVAL);
+    /// For the kernel: never ask again. Only a transport may say so, never the engine.
+    pub const ENOSYS: Self = Self(libc::ENOSYS);
+
+    pub const fn get(self) -> i32 {
+        self.0
+    }
+}
+
+/// An engine's error as the kernel may be told it: ENOSYS would switch the request off for the whole mount, and the
+/// kernel throws away a reply with an errno it does not know, which would leave the caller waiting.
+impl From<Errno> for Code {
+    fn from(errno: Errno) -> Self {
+        match errno.raw_os_error() {
+            libc::ENOSYS => Self(libc::EOPNOTSUPP),
+            code @ 1..512 => Self(code),
+            _ => Self::EIO,
+        }
+    }
+}
+
+pub type Answer<T> = std::result::Result<T, Code>;
+
+/// Runs one engine call. A panic becomes EIO, is told once for each request it ends, and counted.
+pub fn guarded<T>(
+    counters: &Counters,
+    op: &'static str,
+    call: impl FnOnce() -> Result<T>,
+) -> Answer<T> {
+    counters.requests.fetch_add(1, Ordering::Relaxed);
+    let outcome = catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
+        tracing::error!(op, "request ended by a bug: {}", panic_text(&*panic));
+        counters.count_panic();
+        Err(Errno::IO)
+    });
+    outcome.map_err(|errno| {
+        counters.errors.fetch_add(1, Ordering::Relaxed);
+        errno.into()
+    })
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("panic without words")
+}
+
+/// What an extended attribute's value, or a list of names, is answered with.
+pub enum XattrAnswer {
+    /// Nothing but the size was wanted.
+    Size(u32),
+    Data(Vec<u8>),
+}
+
+/// Everything the transports share.
+pub struct Answers {
+    engine: Arc<Overlay>,
+    config: Config,
+    negotiated: OnceLock<Negotiated>,
+    counters: Arc<Counters>,
+    seek: Sender<seek::Request>,
+}
+
+impl Answers {
+    pub fn new(
+        engine: Arc<Overlay>,
+        config: &Config,
+        counters: Arc<Counters>,
+        seek: Sender<seek::Request>,
+    ) -> Self {
+        Self {
+            engine,
+            config: config.clone(),
+            negotiated: OnceLock::new(),
+            counters,
+            seek,
+        }
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub fn writeback(&self) -> bool {
+        self.config.writeback && !self.engine.is_read_only()
+    }
+
+    /// To be told before the first request.
+    pub fn agree(&self, negotiated: Negotiated) {
+        let first = self.negotiated.set(negotiated);
+        debug_assert!(first.is_ok(), "the kernel greets once");
+    }
+
+    pub fn negotiated(&self) -> Negotiated {
+        self.negotiated.get().copied().unwrap_or_default()
+    }
+
+    fn call<T>(&self, op: &'static str, call: impl FnOnce(&Overlay) -> Result<T>) -> Answer<T> {
+        guarded(&self.counters, op, || call(&self.engine))
+    }
+
+    /// `None`: absent, and the kernel may keep that for the lifetime that [`Self::absent_for`] tells.
+    pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Answer<Option<Entry>> {
+        match self.call("lookup", |e| e.lookup(parent, name))? {
+            None if self.absent_for().is_zero() => Err(Code::ENOENT),
+            found => Ok(found),
+        }
+    }
+
+    pub fn absent_for(&self) -> Duration {
+        self.config.negative_ttl
+    }
+
+    pub fn forget(&self, node: NodeId, count: u64) {
+        // No reply, so an error could not be told; a panic is counted and logged.
+        let _ = self.call("forget", |e| {
+            e.forget(node, count);
+            Ok(())
+        });
+    }
+
+    pub fn getattr(&self, node: NodeId) -> Answer<Attr> {
+        self.call("getattr", |e| e.getattr(node))
+    }
+
+    pub fn setattr(&self, caller: Caller, node: NodeId, set: &SetAttr) -> Answer<Attr> {
+        self.call("setattr", |e| e.setattr(caller, node, set))
+    }
+
+    pub fn readlink(&self, node: NodeId) -> Answer<OsString> {
+        self.call("readlink", |e| e.readlink(node))
+    }
+
+    /// `rdev` is a `dev_t`.
+    pub fn mknod(
+        &self,
+        caller: Caller,
+        (parent, name): (NodeId, &OsStr),
+        mode: u32,
+        umask: u32,
+        rdev: u64,
+    ) -> Answer<Entry> {
+        // The kernel's way to create a file while CREATE is answered ENOSYS.
+        if FileKind::from_mode(mode) == Some(FileKind::Regular) {
+            return self.call("create", |e| e.create(caller, parent, name, mode, umask));
+        }
+        self.call("mknod", |e| {
+            e.mknod(caller, parent, name, mode, umask, rdev)
+        })
+    }
+
+    pub fn mkdir(
+        &self,
+        caller: Caller,
+        (parent, name): (NodeId, &OsStr),
+        mode: u32,
+        umask: u32,
+    ) -> Answer<Entry> {
+        self.call("mkdir", |e| e.mkdir(caller, parent, name, mode, umask))
+    }
+
+    pub fn unlink(&self, parent: NodeId, name: &OsStr) -> Answer<()> {
+        self.call("unlink", |e| e.unlink(parent, name))
+    }
+
+    pub fn rmdir(&self, parent: NodeId, name: &OsStr) -> Answer<()> {
+        self.call("rmdir", |e| e.rmdir(parent, name))
+    }
+
+    pub fn symlink(
+        &self,
+        caller: Caller,
+        (parent, name): (NodeId, &OsStr),
+        target: &OsStr,
+    ) -> Answer<Entry> {
+        self.call("symlink", |e| e.symlink(caller, parent, name, target))
+    }
+
+    /// `flags` are those of renameat2(2).
+    pub fn rename(
+        &self,
+        (parent, name): (NodeId, &OsStr),
+        (new_parent, new_name): (NodeId, &OsStr),
+        flags: u32,
+    ) -> Answer<()> {
+        let flags = rename_flags(flags).ok_or(Code::EINVAL)?;
+        self.call("rename", |e| {
+            e.rename(parent, name, new_parent, new_name, flags)
+        })
+    }
+
+    pub fn link(&self, node: NodeId, parent: NodeId, name: &OsStr) -> Answer<Entry> {
+        self.call("link", |e| e.link(node, parent, name))
+    }
+
+    /// `FOPEN_*` of the answer.
+    pub fn open(&self, node: NodeId, write: bool) -> Answer<u32> {
+        if self.negotiated().no_open {
+            return Err(Code::ENOSYS);
+        }
+        self.call("open", |e| e.open(node, write))?;
+        Ok(FOPEN_KEEP_CACHE)
+    }
+
+    pub fn opendir(&self) -> Answer<u32> {
+        if self.negotiated().no_opendir {
+            return Err(Code::ENOSYS);
+        }
+        Ok(FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE)
+    }
+
+    /// A new file and `FOPEN_*`.
+    pub fn create(
+        &self,
+        caller: Caller,
+        (parent, name): (NodeId, &OsStr),
+        mode: u32,
+        umask: u32,
+    ) -> Answer<(Entry, u32)> {
+        // MKNOD does the same and is not followed by a RELEASE.
+        if self.negotiated().no_open {
+            return Err(Code::ENOSYS);
+        }
+        let made = self.call("create", |e| e.create(caller, parent, name, mode, umask))?;
+        Ok((made, FOPEN_KEEP_CACHE))
+    }
+
+    pub fn read(&self, node: NodeId, offset: u64, buffer: &mut [u8]) -> Answer<usize> {
+        self.call("read", |e| e.read(node, offset, buffer))
+    }
+
+    /// `flags` are `FUSE_WRITE_*`.
+    pub fn write(&self, node: NodeId, offset: u64, data: &[u8], flags: u32) -> Answer<u32> {
+        let kill = flags & WRITE_KILL_SUIDGID != 0;
+        let kept_back = self.writeback() && flags & WRITE_CACHE != 0;
+        let written = self.call("write", |e| {
+            if kept_back {
+                e.write_back(node, offset, data, kill)
+            } else {
+                e.write(node, offset, data, kill)
+            }
+        })?;
+        Ok(written as u32)
+    }
+
+    pub fn fsync(&self, node: NodeId, datasync: bool) -> Answer<()> {
+        self.call("fsync", |e| e.fsync(node, datasync))
+    }
+
+    pub fn fsyncdir(&self, node: NodeId, datasync: bool) -> Answer<()> {
+        self.call("fsyncdir", |e| e.fsync(node, datasync))
+    }
+
+    /// Hands items to `add` until it says that one has no room. What was listed before an error is told, since the next
+    /// request meets the error at once; and looked-up entries have their counts raised, so they must arrive.
+    pub fn read_dir(
+        &self,
+        node: NodeId,
+        offset: u64,
+        plus: bool,
+        add: &mut dyn FnMut(DirItem<'_>) -> bool,
+    ) -> Answer<()> {
+        let op = if plus { "readdirplus" } else { "readdir" };
+        let mut taken = false;
+        let done = self.call(op, |e| {
+            e.read_dir(node, offset, plus, &mut |item| {
+                let added = add(item);
+                taken |= added;
+                added
+            })
+        });
+        if taken { Ok(()) } else { done }
+    }
+
+    pub fn statfs(&self) -> Answer<FsStat> {
+        self.call("statfs", Overlay::statfs)
+    }
+
+    /// `flags` are those of setxattr(2).
+    pub fn setxattr(&self, node: NodeId, name: &OsStr, value: &[u8], flags: i32) -> Answer<()> {
+        let how = match flags {
+            0 => XattrSet::Any,
+            libc::XATTR_CREATE => XattrSet::Create,
+            libc::XATTR_REPLACE => XattrSet::Replace,
+            _ => return Err(Code::EINVAL),
+        };
+        self.call("setxattr", |e| e.setxattr(node, name, value, how))
+    }
+
+    pub fn getxattr(&self, node: NodeId, name: &OsStr, room: u32) -> Answer<XattrAnswer> {
+        xattr(room, self.call("getxattr", |e| e.getxattr(node, name))?)
+    }
+
+    pub fn listxattr(&self, node: NodeId, room: u32) -> Answer<XattrAnswer> {
+        xattr(room, self.call("listxattr", |e| e.listxattr(node))?)
+    }
+
+    pub fn removexattr(&self, node: NodeId, name: &OsStr) -> Answer<()> {
+        self.call("removexattr", |e| e.removexattr(node, name))
+    }
+
+    pub fn ioctl(&self, node: NodeId, cmd: u32, data: &[u8]) -> Answer<Vec<u8>> {
+        self.call("ioctl", |e| ioctl::answer(e, node, cmd, data))
+    }
+
+    /// `mode` is that of fallocate(2).
+    pub fn fallocate(
+        &self,
+        caller: Caller,
+        node: NodeId,
+        mode: u32,
+        offset: u64,
+        length: u64,
+    ) -> Answer<()> {
+        self.call("fallocate", |e| {
+            e.fallocate(caller, node, mode, offset, length)
+        })
+    }
+
+    /// Answered later, from the thread of [`seek`], unless the question is wrong.
+    pub fn lseek(&self, node: NodeId, offset: i64, whence: i32, reply: seek::Reply) {
+        let Ok(whence) = u32::try_from(whence) else {
+            return reply(Err(Code::EINVAL));
+        };
+        let Ok(offset) = u64::try_from(offset) else {
+            // What every file system of Linux says of a place before the beginning.
+            return reply(Err(Errno::NXIO.into()));
+        };
+        let request = seek::Request {
+            node,
+            offset,
+            whence,
+            reply,
+        };
+        if let Err(unsent) = self.seek.send(request) {
+            (unsent.0.reply)(Err(Code::EIO));
+        }
+    }
+
+    /// `flags` are those of copy_file_range(2): none are known.
+    pub fn copy_file_range(
+        &self,
+        caller: Caller,
+        from: (NodeId, u64),
+        to: (NodeId, u64),
+        len: u64,
+        flags: u64,
+    ) -> Answer<u32> {
+        if flags != 0 {
+            return Err(Code::EINVAL);
+        }
+        let len = len.min(COPY_CHUNK);
+        let copied = self.call("copy_file_range", |e| {
+            e.copy_file_range(caller, from, to, len)
+        })?;
+        Ok(copied as u32)
+    }
+}
+
+fn xattr(room: u32, value: Vec<u8>) -> Answer<XattrAnswer> {
+    match (room as usize, value.len()) {
+        (_, len) if len > XATTR_MAX => Err(Errno::TOOBIG.into()),
+        (0, len) => Ok(XattrAnswer::Size(len as u32)),
+        (room, len) if len > room => Err(Errno::RANGE.into()),
+        _ => Ok(XattrAnswer::Data(value)),
+    }
+}
+
+/// `renameat2` flags; `None` when there are some we do not know.
+fn rename_flags(bits: u32) -> Option<RenameFlags> {
+    if bits & !(libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE | libc::RENAME_WHITEOUT) != 0 {
+        return None;
+    }
+    Some(RenameFlags {
+        no_replace: bits & libc::RENAME_NOREPLACE != 0,
+        exchange: bits & libc::RENAME_EXCHANGE != 0,
+        whiteout: bits & libc::RENAME_WHITEOUT != 0,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_an_io_error_and_counted() {
+        let counters = Counters::default();
+        let fine = guarded(&counters, "test", || Ok(7));
+        assert_eq!(fine, Ok(7));
+        let failed = guarded::<()>(&counters, "test", || Err(Errno::EXIST));
+        assert_eq!(failed, Err(Code(libc::EEXIST)));
+        let panicked = guarded::<()>(&counters, "test", || panic!("on purpose"));
+        assert_eq!(panicked, Err(Code::EIO));
+        assert_eq!(
+            (counters.requests(), counters.errors(), counters.panics()),
+            (3, 2, 1)
+        );
+    }
+
+    #[test]
+    fn errors_the_kernel_can_take() {
+        let table = [
+            (libc::ENOENT, libc::ENOENT),
+            (libc::ENOSYS, libc::EOPNOTSUPP),
+            (512, libc::EIO),
+            (4095, libc::EIO),
+        ];
+        for (engine, kernel) in table {
+            let sent = Code::from(Errno::from_raw_os_error(engine));
+            assert_eq!(sent.get(), kernel, "{engine}");
+        }
+    }
+
+    #[test]
+    fn rename_flags_known_and_unknown() {
+        let known = rename_flags(7).expect("known flags");
+        assert!(known.no_replace && known.exchange && known.whiteout);
+        assert_eq!(rename_flags(0), Some(RenameFlags::default()));
+        assert_eq!(rename_flags(8), None);
+    }
+
+    #[test]
+    fn values_fit_or_are_refused() {
+        let answer = |room, len| match xattr(room, vec![0; len]) {
+            Ok(XattrAnswer::Size(size)) => Ok((true, size as usize)),
+            Ok(XattrAnswer::Data(data)) => Ok((false, data.len())),
+            Err(code) => Err(code.get()),
+        };
+        assert_eq!(answer(0, 5), Ok((true, 5)));
+        assert_eq!(answer(5, 5), Ok((false, 5)));
+        assert_eq!(answer(4, 5), Err(libc::ERANGE));
+        assert_eq!(answer(0, XATTR_MAX + 1), Err(libc::E2BIG));
+    }
+}
