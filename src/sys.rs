@@ -154,8 +154,8 @@ pub fn close_inherited(keep: &[BorrowedFd<'_>]) -> Result<(), Errno> {
     kept.sort_unstable();
     let mut first = 3;
     for end in kept.into_iter().chain([u32::MAX]) {
-        // SAFETY: per this function's contract nothing in this process uses these descriptors any more.
         if first < end
+            // SAFETY: per this function's contract nothing in this process uses these descriptors any more.
             && unsafe { libc::syscall(libc::SYS_close_range, first, end - 1, 0_u32) } != 0
         {
             return Err(last_errno());

@@ -689,7 +689,7 @@ impl Run {
                 self.compare_object("an object", id, node);
             }
             _ => {
-                if input.byte() % 4 == 0 {
+                if input.byte().is_multiple_of(4) {
                     self.mount();
                 }
                 self.compare();

@@ -137,17 +137,17 @@ impl Load for Git {
     }
 
     fn recover(&mut self, dir: &Path) -> Outcome {
+        let _ = fs::remove_dir_all(dir.join(".git/clone"));
         // What a killed git leaves.
-        for left in [
-            "index.lock",
-            "HEAD.lock",
-            "refs/heads/main.lock",
-            "index",
-            "gc.pid",
-        ] {
+        for left in walkdir::WalkDir::new(dir.join(".git")) {
+            let left = left.map_err(|e| format!("list: {e}"))?;
+            if left.file_name().to_string_lossy().ends_with(".lock") {
+                at("remove", fs::remove_file(left.path()))?;
+            }
+        }
+        for left in ["index", "gc.pid"] {
             let _ = fs::remove_file(dir.join(".git").join(left));
         }
-        let _ = fs::remove_dir_all(dir.join(".git/clone"));
         Self::git(dir, &["symbolic-ref", "HEAD", "refs/heads/main"])?;
         let main = Self::git(dir, &["rev-parse", "main"])?;
         let before = Self::git(dir, &["rev-parse", "main~1"])?;
