@@ -1,5 +1,6 @@
 //! What tests of mounts over io_uring need of the machine.
 
+use std::io::Write;
 use std::path::Path;
 
 /// Lets FUSE mounts be served over io_uring, which the kernel's administrator has to allow: no mount uses it for that
@@ -17,7 +18,7 @@ pub fn permit_io_uring() -> bool {
         );
         // Past what the test runner keeps to itself of a test that passes.
         let told = format!("NOT TESTED: FUSE over io_uring, which Linux {release} does not have\n");
-        let _ = rustix::io::write(rustix::stdio::stderr(), told.as_bytes());
+        let _ = std::io::stderr().write_all(told.as_bytes());
         return false;
     }
     if std::fs::read_to_string(switch).unwrap().trim() != "Y" {
