@@ -1,6 +1,6 @@
 //! A load of files as fsstress makes it, but with books: names, links, directories, and every byte of every file.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
@@ -10,6 +10,11 @@ use crate::{Load, Outcome, Rng, at};
 /// Names known at most, and bytes of a file.
 const NAMES: usize = 80;
 const LONGEST: usize = 200_000;
+
+/// What each path is, from the root of the mount.
+type Names = BTreeMap<PathBuf, Entry>;
+/// Bytes of each file, by its number.
+type Contents = HashMap<u64, Vec<u8>>;
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Entry {
@@ -21,8 +26,8 @@ enum Entry {
 
 pub struct Files {
     rng: Rng,
-    names: BTreeMap<PathBuf, Entry>,
-    bytes: HashMap<u64, Vec<u8>>,
+    names: Names,
+    bytes: Contents,
     next: u64,
     /// Paths that the operation under way is about.
     doubt: Vec<PathBuf>,
@@ -251,7 +256,7 @@ impl Files {
     }
 
     /// What is there. Files by number, in the order they are met.
-    fn look(root: &Path) -> Outcome<(BTreeMap<PathBuf, Entry>, HashMap<u64, Vec<u8>>)> {
+    fn look(root: &Path) -> Outcome<(Names, Contents)> {
         let (mut names, mut bytes) = (BTreeMap::new(), HashMap::new());
         let mut ahead = vec![PathBuf::new()];
         while let Some(dir) = ahead.pop() {
@@ -265,8 +270,8 @@ impl Files {
                 } else if meta.is_symlink() {
                     Entry::Symlink(at("readlink", fs::read_link(&full))?)
                 } else {
-                    if !bytes.contains_key(&meta.ino()) {
-                        bytes.insert(meta.ino(), at("read", fs::read(&full))?);
+                    if let hash_map::Entry::Vacant(new) = bytes.entry(meta.ino()) {
+                        new.insert(at("read", fs::read(&full))?);
                     }
                     Entry::File(meta.ino())
                 };
