@@ -384,7 +384,7 @@ fn a_redirect_that_is_no_name_leads_nowhere() {
             fs::create_dir_all(one.join("d/e")).unwrap();
             fs::write(one.join("d/inner"), "x").unwrap();
         });
-        drop(b.get("d"));
+        let _ = b.get("d");
         let b = {
             let mut b = b;
             b.close();
