@@ -1,6 +1,6 @@
 //! A load of files as fsstress makes it, but with books: names, links, directories, and every byte of every file.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
@@ -19,10 +19,14 @@ enum Entry {
     Symlink(PathBuf),
 }
 
+type Names = BTreeMap<PathBuf, Entry>;
+/// By number of the file.
+type Bytes = HashMap<u64, Vec<u8>>;
+
 pub struct Files {
     rng: Rng,
-    names: BTreeMap<PathBuf, Entry>,
-    bytes: HashMap<u64, Vec<u8>>,
+    names: Names,
+    bytes: Bytes,
     next: u64,
     /// Paths that the operation under way is about.
     doubt: Vec<PathBuf>,
@@ -251,8 +255,8 @@ impl Files {
     }
 
     /// What is there. Files by number, in the order they are met.
-    fn look(root: &Path) -> Outcome<(BTreeMap<PathBuf, Entry>, HashMap<u64, Vec<u8>>)> {
-        let (mut names, mut bytes) = (BTreeMap::new(), HashMap::new());
+    fn look(root: &Path) -> Outcome<(Names, Bytes)> {
+        let (mut names, mut bytes) = (Names::new(), Bytes::new());
         let mut ahead = vec![PathBuf::new()];
         while let Some(dir) = ahead.pop() {
             for entry in at("list", fs::read_dir(root.join(&dir)))? {
@@ -265,8 +269,8 @@ impl Files {
                 } else if meta.is_symlink() {
                     Entry::Symlink(at("readlink", fs::read_link(&full))?)
                 } else {
-                    if !bytes.contains_key(&meta.ino()) {
-                        bytes.insert(meta.ino(), at("read", fs::read(&full))?);
+                    if let hash_map::Entry::Vacant(new) = bytes.entry(meta.ino()) {
+                        new.insert(at("read", fs::read(&full))?);
                     }
                     Entry::File(meta.ino())
                 };
