@@ -11,11 +11,6 @@ use crate::{Load, Outcome, Rng, at};
 const NAMES: usize = 80;
 const LONGEST: usize = 200_000;
 
-/// What each path is, from the root of the mount.
-type Names = BTreeMap<PathBuf, Entry>;
-/// Bytes of each file, by its number.
-type Contents = HashMap<u64, Vec<u8>>;
-
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Entry {
     Dir,
@@ -24,10 +19,14 @@ enum Entry {
     Symlink(PathBuf),
 }
 
+type Names = BTreeMap<PathBuf, Entry>;
+/// By number of the file.
+type Bytes = HashMap<u64, Vec<u8>>;
+
 pub struct Files {
     rng: Rng,
     names: Names,
-    bytes: Contents,
+    bytes: Bytes,
     next: u64,
     /// Paths that the operation under way is about.
     doubt: Vec<PathBuf>,
@@ -256,8 +255,8 @@ impl Files {
     }
 
     /// What is there. Files by number, in the order they are met.
-    fn look(root: &Path) -> Outcome<(Names, Contents)> {
-        let (mut names, mut bytes) = (BTreeMap::new(), HashMap::new());
+    fn look(root: &Path) -> Outcome<(Names, Bytes)> {
+        let (mut names, mut bytes) = (Names::new(), Bytes::new());
         let mut ahead = vec![PathBuf::new()];
         while let Some(dir) = ahead.pop() {
             for entry in at("list", fs::read_dir(root.join(&dir)))? {
