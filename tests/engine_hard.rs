@@ -384,23 +384,6 @@ fn a_redirect_that_is_no_name_leads_nowhere() {
             fs::create_dir_all(one.join("d/e")).unwrap();
             fs::write(one.join("d/inner"), "x").unwrap();
         });
-<<<<<<< HEAD
-        let _ = b.get("d");
-        let b = {
-            let mut b = b;
-            b.close();
-            for dir in ["new", "d", "d/new"] {
-                fs::create_dir(b.upper(dir)).unwrap();
-                if dir != "d" {
-                    rustix::fs::setxattr(
-                        b.upper(dir),
-                        "trusted.overlay.redirect",
-                        redirect,
-                        rustix::fs::XattrFlags::empty(),
-                    )
-                    .unwrap();
-                }
-=======
         b.close();
         for dir in ["new", "d", "d/new"] {
             fs::create_dir(b.upper(dir)).unwrap();
@@ -412,7 +395,6 @@ fn a_redirect_that_is_no_name_leads_nowhere() {
                     rustix::fs::XattrFlags::empty(),
                 )
                 .unwrap();
->>>>>>> soak
             }
         }
         b.remount();
