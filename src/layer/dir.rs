@@ -160,8 +160,8 @@ impl Layer for DirLayer {
     }
 
     fn keep_open(&self, directories: usize) {
-        // The first to use the layer decides.
-        let _ = self.open.set(Cache::new(directories));
+        // The first to use the layer decides how many. Who uses it from now on shall see what is there now.
+        self.open.get_or_init(|| Cache::new(directories)).clear();
     }
 
     fn root(&self) -> Result<LayerNode> {

@@ -115,6 +115,9 @@ pub(super) fn put(conn: &Connection, image: &NewImage<'_>, origin: &Origin<'_>) 
                     "image {manifest} is in the store with other layers"
                 )));
             }
+            // Layers and chunks that an import just mended went to the log without waiting for the disk. A transaction that
+            // changes nothing would not wait either.
+            conn.execute("UPDATE image SET manifest = manifest WHERE id = ?1", [id])?;
             id
         }
         None => {
