@@ -88,8 +88,10 @@ impl BitWriter {
         // At most 7 bits stay, so that 48 more always fit.
         let whole = (self.count / 8) as usize;
         if whole > 0 {
-            self.bytes
-                .extend_from_slice(&self.held.to_le_bytes()[..whole]);
+            // All eight, of which the complete ones stay: one store instead of a copy of any length.
+            let len = self.bytes.len() + whole;
+            self.bytes.extend_from_slice(&self.held.to_le_bytes());
+            self.bytes.truncate(len);
             self.held = self.held.checked_shr(whole as u32 * 8).unwrap_or(0);
             self.count %= 8;
         }

@@ -179,6 +179,9 @@ fn codes(lengths: &[u8]) -> Option<Vec<u16>> {
     Some(codes.collect())
 }
 
+/// Codes up to this long, which are most that come, are found in the beginning of a table: what is near stays in the cache.
+const SHORT: u32 = 10;
+
 /// Looks a symbol up by the bits that come.
 struct Decoder {
     /// `symbol << 4 | length` of each pattern of `bits` bits; 0 where there is no code.
@@ -204,9 +207,14 @@ impl Decoder {
     }
 
     fn next(&self, reader: &mut BitReader<'_>) -> Option<usize> {
-        let entry = self.table[(reader.peek() & ((1 << self.bits) - 1)) as usize];
-        if entry == 0 {
-            return None;
+        let come = reader.peek();
+        let find = |bits: u32| self.table[(come & ((1 << bits) - 1)) as usize];
+        let mut entry = find(self.bits.min(SHORT));
+        if entry == 0 || u32::from(entry & 15) > SHORT {
+            entry = find(self.bits);
+            if entry == 0 {
+                return None;
+            }
         }
         reader.skip(u32::from(entry & 15));
         Some(usize::from(entry >> 4))
@@ -375,39 +383,56 @@ pub fn write(block: &Block, tokens: &[Token], plain: &[u8], out: &mut BitWriter)
             lengths
         }
     };
-    let (literals, distances) = (codes(&lengths.literals)?, codes(&lengths.distances)?);
-    let code = |codes: &[u16], lengths: &[u8], symbol: usize| {
-        let length = lengths.get(symbol).copied().filter(|length| *length > 0)?;
-        Some((u64::from(codes[symbol]), u32::from(length)))
+    let both = |lengths: &[u8]| -> Option<Vec<(u16, u8)>> {
+        Some(
+            codes(lengths)?
+                .into_iter()
+                .zip(lengths.iter().copied())
+                .collect(),
+        )
+    };
+    let (literals, distances) = (both(&lengths.literals)?, both(&lengths.distances)?);
+    let code = |codes: &[(u16, u8)], symbol: usize| {
+        let (bits, length) = codes.get(symbol).copied().filter(|code| code.1 > 0)?;
+        Some((u64::from(bits), u32::from(length)))
     };
     for token in tokens {
         let Some((length, distance)) = token.as_match() else {
-            let (bits, n) = code(&literals, &lengths.literals, token.0 as usize)?;
+            let (bits, n) = code(&literals, token.0 as usize)?;
             out.put(bits, n);
             continue;
         };
         let index = length_index(length);
-        let (mut bits, mut n) = code(&literals, &lengths.literals, END + 1 + index)?;
+        let (mut bits, mut n) = code(&literals, END + 1 + index)?;
         bits |= ((length - usize::from(LENGTH_BASE[index])) as u64) << n;
         n += u32::from(LENGTH_EXTRA[index]);
         let symbol = distance_symbol(distance);
-        let (more, m) = code(&distances, &lengths.distances, symbol)?;
+        let (more, m) = code(&distances, symbol)?;
         bits |= more << n;
         n += m;
         bits |= ((distance - distance_base(symbol)) as u64) << n;
         n += distance_extra(symbol);
         out.put(bits, n);
     }
-    let (bits, n) = code(&literals, &lengths.literals, END)?;
+    let (bits, n) = code(&literals, END)?;
     out.put(bits, n);
     Some(())
 }
 
+/// Of a match of `length`, 3 to 258.
 fn length_index(length: usize) -> usize {
-    if length == MAX_LENGTH {
-        return 28;
-    }
-    LENGTH_BASE[..28].partition_point(|base| usize::from(*base) <= length) - 1
+    const OF_LENGTH: [u8; MAX_LENGTH + 1] = {
+        let (mut table, mut index, mut length) = ([0; MAX_LENGTH + 1], 0, 3);
+        while length <= MAX_LENGTH {
+            if index < 28 && LENGTH_BASE[index + 1] as usize == length {
+                index += 1;
+            }
+            table[length] = index as u8;
+            length += 1;
+        }
+        table
+    };
+    usize::from(OF_LENGTH[length])
 }
 
 fn distance_symbol(distance: usize) -> usize {
