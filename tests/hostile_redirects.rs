@@ -243,12 +243,12 @@ fn t20_directories_moved_into_each_other_below_end() {
         let b = Bench::new(|one, _| fs::create_dir(one.join("z")).unwrap());
         fs::create_dir_all(b.upper("a/b")).unwrap();
         let (a, inner) = (descend(&b, "a").unwrap(), descend(&b, "a/b").unwrap());
-        assert_eq!(b.overlay.lookup(inner, OsStr::new("a")), Ok(None));
+        assert!(matches!(b.overlay.lookup(inner, OsStr::new("a")), Ok(None)));
         fs::rename(b.upper("a/b"), b.upper("b")).unwrap();
         fs::rename(b.upper("a"), b.upper("b/a")).unwrap();
         // `inner` is known as `a/b` still.
         let found = b.overlay.lookup(inner, OsStr::new("a"));
-        assert_eq!(found, Err(Errno::LOOP));
+        assert!(matches!(found, Err(Errno::LOOP)), "{found:?}");
         for dir in [a, inner] {
             let flags = ovl::overlay::RenameFlags::default();
             let name = OsStr::new("z");
