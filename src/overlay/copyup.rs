@@ -16,7 +16,7 @@ use super::Result;
 use super::attrs::{self, NLINK_MARK};
 use super::bytes::copy_data;
 use super::engine::Overlay;
-use super::node::{Link, LowerRef, Node, UpperObject, lock};
+use super::node::{Climb, Link, LowerRef, Node, UpperObject, lock};
 use super::origin::Origin;
 use super::resolve::METACOPY_MARK;
 use super::upper::is_internal_xattr;
@@ -73,7 +73,9 @@ impl Overlay {
         // Ancestors first, from the top; a loop, since paths can be thousands of names deep.
         let mut missing = Vec::new();
         let mut at = node.state().links.first().map(|l| Arc::clone(&l.parent));
+        let mut climb = Climb::from(node);
         while let Some(dir) = at.filter(|d| !d.in_upper()) {
+            climb.step(&dir)?;
             at = dir.state().links.first().map(|l| Arc::clone(&l.parent));
             missing.push(dir);
         }

@@ -12,14 +12,14 @@ use rustix::io::Errno;
 
 use super::few::Few;
 use super::listing;
-use super::node::{Node, State, Table, UpperObject, lock};
+use super::node::{Link, Node, State, Table, UpperObject, is_inside, lock};
 use super::origin;
 use super::resolve::{Found, Listed};
 use super::stack::Lowers;
 use super::upper::Upper;
 use super::{Entry, IdMap, Marks, NodeId, OpenError, Options, Redirect, Result, Stack, Xattrs};
 use crate::layer::host;
-use crate::layer::{LayerFile, Permissions};
+use crate::layer::{LayerFile, ObjectKey, Permissions};
 use crate::meta::{Attr, FileKind};
 
 /// Most open files, directories of the upper, and directories of the lowers kept open for reuse.
@@ -48,6 +48,9 @@ pub struct Overlay {
     pub(super) unmarked: Mutex<HashMap<NodeId, NodeId>>,
     /// Held while a directory moves to another parent, so that none becomes its own ancestor.
     pub(super) dir_moves: Mutex<()>,
+    /// Held for a moment while a known directory's node gets another parent, by a rename or because a look-up found it
+    /// elsewhere: of two at once neither would see the circle they make.
+    pub(super) dir_links: Mutex<()>,
     pub(super) files: quick_cache::sync::Cache<u64, OpenFile>,
     pub(super) dirs: quick_cache::sync::Cache<u64, Arc<OwnedFd>>,
     /// Origin marks of our own form may be about.
@@ -153,6 +156,7 @@ impl Overlay {
             index: RwLock::new(index),
             unmarked: Mutex::default(),
             dir_moves: Mutex::default(),
+            dir_links: Mutex::default(),
             files: quick_cache::sync::Cache::new(kept_each()),
             dirs: quick_cache::sync::Cache::new(kept_each()),
             own_origins,
@@ -308,7 +312,9 @@ impl Overlay {
         } else {
             lowers.first().cloned()
         };
+        let mut is_new = false;
         let node = self.table.intern(id, kind, || {
+            is_new = true;
             let state = State {
                 links: Few::None,
                 upper: known,
@@ -324,7 +330,11 @@ impl Overlay {
             return Err(Errno::STALE);
         }
         let fresh = node.state().links.is_empty();
-        node.add_link(dir, name, name_in_upper);
+        if kind.is_dir() && !is_new {
+            self.link_known_dir(&node, (dir, name), name_in_upper, upper_key)?;
+        } else {
+            node.add_link(dir, name, name_in_upper);
+        }
         let mut attr = match (upper, lower_attr) {
             (Some(_), _) if data_below => return Ok((Arc::clone(&node), self.attr_of(&node)?)),
             (Some((stat, _)), _) => stat.attr,
@@ -337,5 +347,38 @@ impl Overlay {
         }
         self.finish_attr(&node, &mut attr)?;
         Ok((node, attr))
+    }
+    /// A directory that is known already was found as `name` in `dir`, with that object in the upper. Elsewhere than
+    /// before it moves there, as a dentry does: an upper's redirects may lead to one directory of the lowers by several
+    /// ways, and somebody may have moved it below us.
+    ///
+    /// # Errors
+    /// ESTALE, as in the kernel's overlayfs, where it is not the same merged directory: another object in the upper, or
+    /// the bare origin of a redirected one. ELOOP if it would be inside itself, as `d_splice_alias` answers.
+    fn link_known_dir(
+        &self,
+        node: &Arc<Node>,
+        (dir, name): (&Arc<Node>, &OsStr),
+        in_upper: bool,
+        upper_key: Option<ObjectKey>,
+    ) -> Result<()> {
+        {
+            let state = node.state();
+            let known_key = state.upper.as_ref().map(|u| u.key);
+            let is_here = |l: &Link| Arc::ptr_eq(&l.parent, dir) && *l.name == *name;
+            let here = state.links.iter().any(is_here);
+            let elsewhere = !here && !state.links.is_empty();
+            let other = upper_key.is_some() && upper_key != known_key;
+            let bare = upper_key.is_none() && known_key.is_some() && elsewhere;
+            if other || bare {
+                return Err(Errno::STALE);
+            }
+        }
+        let _links = lock(&self.dir_links);
+        if node.has_link(dir, name).is_none() && is_inside(dir, node)? {
+            return Err(Errno::LOOP);
+        }
+        node.add_link(dir, name, in_upper);
+        Ok(())
     }
 }

@@ -4,7 +4,7 @@
 //! it. Dropping the last reference removes it from the table.
 //!
 //! Locks, in this order: the engine's directory-rename lock; `DirState::namespace` of the directories concerned, by
-//! rising node id; then a node's `state`, held only to read or change its fields, never over I/O. `copy_up` of one
+//! rising node id; the engine's lock of directories' links, held only to check and change one; then a node's `state`, held only to read or change its fields, never over I/O. `copy_up` of one
 //! node is taken before any namespace lock, and no operation waits for it while it holds one.
 
 use std::collections::HashMap;
@@ -228,6 +228,54 @@ impl Drop for Node {
                 links.extend(Vec::from(take(&mut parent)));
             }
         }
+    }
+}
+
+/// Guards a walk up over parents. Names change while we walk, and others may have changed the layers below: a walk that
+/// comes round again ends, with ELOOP (Brent's way to find a cycle: the mark moves on at each power of two).
+pub(super) struct Climb {
+    mark: Arc<Node>,
+    steps: usize,
+    limit: usize,
+}
+
+impl Climb {
+    pub fn from(start: &Arc<Node>) -> Self {
+        Self {
+            mark: Arc::clone(start),
+            steps: 0,
+            limit: 1,
+        }
+    }
+
+    /// The walk has come to the parent `at`.
+    pub fn step(&mut self, at: &Arc<Node>) -> Result<()> {
+        if Arc::ptr_eq(at, &self.mark) {
+            return Err(Errno::LOOP);
+        }
+        self.steps += 1;
+        if self.steps == self.limit {
+            self.mark = Arc::clone(at);
+            self.steps = 0;
+            self.limit *= 2;
+        }
+        Ok(())
+    }
+}
+
+/// Is `dir` the directory `top` or below it? ELOOP where the parents form a circle.
+pub(super) fn is_inside(dir: &Arc<Node>, top: &Node) -> Result<bool> {
+    let mut at = Arc::clone(dir);
+    let mut climb = Climb::from(dir);
+    loop {
+        if std::ptr::eq(&raw const *at, top) {
+            return Ok(true);
+        }
+        let Some(up) = at.state().links.first().map(|l| Arc::clone(&l.parent)) else {
+            return Ok(false);
+        };
+        climb.step(&up)?;
+        at = up;
     }
 }
 

@@ -9,7 +9,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::engine::Overlay;
-use super::node::Node;
+use super::node::{Climb, Node};
 use super::{NodeId, Result};
 use crate::layer::ObjectKey;
 use crate::layer::host::{self, Stat};
@@ -51,10 +51,12 @@ impl Overlay {
         let mut path = Vec::new();
         let mut near = None;
         let mut at = Arc::clone(node);
+        let mut climb = Climb::from(node);
         loop {
             let Some(up) = at.state().parent_in_upper() else {
                 break;
             };
+            climb.step(&up)?;
             path.push(std::mem::replace(&mut at, up));
             if let Some(fd) = self.dir_at_hand(&at)? {
                 near = Some((Arc::clone(&at), fd));

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::copyup::Extent;
 use super::engine::{Overlay, check_name};
-use super::node::{Node, lock, own_all};
+use super::node::{Node, is_inside, lock, own_all};
 use super::resolve::UpperName;
 use super::{NodeId, Redirect, RenameFlags, Result};
 use crate::layer::host;
@@ -98,11 +98,12 @@ impl Overlay {
         } else if flags.exchange {
             return Err(Errno::NOENT);
         }
-        if source.is_dir() && self.is_inside(to.dir, &source)
-            || flags.exchange
-                && target
-                    .as_ref()
-                    .is_some_and(|t| t.is_dir() && self.is_inside(from.dir, t))
+        if source.is_dir() && is_inside(to.dir, &source)? {
+            return Err(Errno::INVAL);
+        }
+        if flags.exchange
+            && let Some(target) = target.as_ref().filter(|t| t.is_dir())
+            && is_inside(from.dir, target)?
         {
             return Err(Errno::INVAL);
         }
@@ -140,20 +141,6 @@ impl Overlay {
         }
         self.move_in_upper(from, to, &source, target.as_ref(), flags)?;
         Ok(true)
-    }
-
-    /// Is `dir` the directory `top` or below it?
-    fn is_inside(&self, dir: &Arc<Node>, top: &Arc<Node>) -> bool {
-        let mut at = Arc::clone(dir);
-        loop {
-            if Arc::ptr_eq(&at, top) {
-                return true;
-            }
-            let Some(up) = at.state().links.first().map(|l| Arc::clone(&l.parent)) else {
-                return false;
-            };
-            at = up;
-        }
     }
 
     fn move_in_upper(
@@ -199,8 +186,8 @@ impl Overlay {
             rustix::fs::renameat_with(&*from_fd, from.name, &*to_fd, to.name, SysFlags::EXCHANGE)?;
             self.list_add(to.dir, to.name, source.id, source.kind);
             self.list_add(from.dir, from.name, target.id, target.kind);
-            relink(source, from, to);
-            relink(target, to, from);
+            self.relink(source, from, to);
+            self.relink(target, to, from);
             return Ok(());
         }
         // A whiteout that was asked for is a device its maker can see. It takes the place of the hidden kind.
@@ -246,7 +233,7 @@ impl Overlay {
         }
         self.list_remove(from.dir, from.name);
         self.list_add(to.dir, to.name, source.id, source.kind);
-        relink(source, from, to);
+        self.relink(source, from, to);
         if let Some(device) = device {
             let made = host::stat_at(upper.work(), &device)?.ok_or(Errno::STALE)?;
             rustix::fs::renameat(upper.work(), device.as_os_str(), &*from_fd, from.name)?;
@@ -401,11 +388,19 @@ impl Overlay {
                 e => e,
             })
     }
-}
-
-/// The node follows a name that moved.
-fn relink(node: &Arc<Node>, from: &Side<'_>, to: &Side<'_>) {
-    let old = node.remove_link(from.dir, from.name);
-    node.add_link(to.dir, to.name, true);
-    drop(old);
+    /// The node follows a name that moved.
+    fn relink(&self, node: &Arc<Node>, from: &Side<'_>, to: &Side<'_>) {
+        let old = node.remove_link(from.dir, from.name);
+        if node.is_dir() {
+            // A look-up may have moved a directory meanwhile, if the layers were changed below us: then the next look-up
+            // finds this one again.
+            let _links = lock(&self.dir_links);
+            if matches!(is_inside(to.dir, node), Ok(false)) {
+                node.add_link(to.dir, to.name, true);
+            }
+        } else {
+            node.add_link(to.dir, to.name, true);
+        }
+        drop(old);
+    }
 }
