@@ -5,7 +5,7 @@ use std::str::FromStr;
 use clap::Args;
 use ovl::image::Reference;
 use ovl::meta::Timestamp;
-use ovl::store::ImageRecord;
+use ovl::store::{ImageRecord, Store};
 use serde::Serialize;
 
 use super::Context;
@@ -90,6 +90,21 @@ struct Row {
 
 const NONE: &str = "<none>";
 
+/// An image's configuration; `None` where somebody removed the image, and its documents with it, since it was listed.
+fn configuration_now(
+    store: &Store,
+    record: &ImageRecord,
+) -> anyhow::Result<Option<serde_json::Value>> {
+    configuration(store, record)
+        .map(Some)
+        .or_else(|error| match store.image(&record.manifest) {
+            Ok(None) => Ok(None),
+            // Removed and imported again between the two looks; or damaged, which the second tells too.
+            Ok(Some(_)) => configuration(store, record).map(Some),
+            Err(_) => Err(error),
+        })
+}
+
 impl Images {
     pub fn run(self, context: &Context) -> anyhow::Result<()> {
         let (mut rows, mut bad) = (Vec::new(), Vec::new());
@@ -105,8 +120,9 @@ impl Images {
                 bad.push(escape(&format!("image {called}: {}", image.why)));
             }
             for record in records {
-                match configuration(&store, &record) {
-                    Ok(configuration) => self.add_rows(&record, &configuration, &mut rows)?,
+                match configuration_now(&store, &record) {
+                    Ok(Some(configuration)) => self.add_rows(&record, &configuration, &mut rows)?,
+                    Ok(None) => {}
                     Err(error) => {
                         let names = match familiar_names(&record).join(", ") {
                             none if none.is_empty() => record.manifest.to_string(),
