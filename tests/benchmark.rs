@@ -263,7 +263,7 @@ fn senseless_words_are_refused_at_once() {
         (&["--repetitions", "0"], "measures nothing"),
         (
             &["--mode", "quick", "--systems", "ovl", "--out", out],
-            "\"fo2\", \"ovl-image\"], too, which would be lost",
+            "too, which would be lost",
         ),
         (
             &["--mode", "quick", "--only", "stat", "--out", out],
