@@ -5,8 +5,7 @@ use ovl::store::{ImageUsage, Usage};
 use serde::Serialize;
 
 use super::Context;
-use super::error::{Failure, escape};
-use super::find::familiar;
+use super::find::{damaged_words, familiar, not_listed};
 use super::output::{self, Format, Table, id, size};
 
 /// Show how much room the store takes
@@ -109,14 +108,10 @@ impl Df {
             None => (Row::default(), Vec::new()),
         };
         self.print(row)?;
-        match damaged.first() {
-            None => Ok(()),
-            Some(image) => Err(Failure::damage(escape(&format!(
-                "damaged and not listed: image {}: {}; see: ovl fsck",
-                image.called(),
-                image.why
-            )))),
+        if damaged.is_empty() {
+            return Ok(());
         }
+        Err(not_listed(damaged.iter().map(damaged_words)))
     }
 
     fn print(self, row: Row) -> anyhow::Result<()> {

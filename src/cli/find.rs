@@ -6,12 +6,12 @@ use std::str::FromStr;
 use anyhow::Context as _;
 use ovl::image::{Platform, Reference, image_for};
 use ovl::meta::Timestamp;
-use ovl::store::{self, Digest, ImageRecord, Store};
+use ovl::store::{self, DamagedImage, Digest, ImageRecord, Store};
 use ovl::view::View;
 use serde_json::Value;
 
 use super::Context;
-use super::error::Failure;
+use super::error::{Failure, escape};
 use super::time::parse_rfc3339;
 
 /// An image found, and the store that holds it.
@@ -139,6 +139,25 @@ pub fn familiar_names(record: &ImageRecord) -> Vec<String> {
 /// A name of the store as people write it: without what Docker's rules add.
 pub fn familiar(name: &str) -> String {
     Reference::from_str(name).map_or_else(|_| name.to_owned(), |reference| reference.familiar())
+}
+
+/// A damaged image and what is wrong with it, for a message.
+pub fn damaged_words(image: &DamagedImage) -> String {
+    let names: Vec<String> = image.names.iter().map(|name| familiar(name)).collect();
+    let called = match names.as_slice() {
+        [] => image.called(),
+        names => names.join(", "),
+    };
+    escape(&format!("image {called}: {}", image.why))
+}
+
+/// A list left these out.
+pub fn not_listed(damaged: impl IntoIterator<Item = String>) -> anyhow::Error {
+    let damaged: Vec<String> = damaged.into_iter().collect();
+    Failure::damage(format!(
+        "damaged and not listed: {}; see: ovl fsck",
+        damaged.join("; ")
+    ))
 }
 
 /// An image's configuration document.

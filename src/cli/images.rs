@@ -9,8 +9,8 @@ use ovl::store::{ImageRecord, Store};
 use serde::Serialize;
 
 use super::Context;
-use super::error::{Failure, escape, one_line};
-use super::find::{configuration, created, familiar, familiar_names};
+use super::error::{Failure, one_line};
+use super::find::{configuration, created, damaged_words, familiar_names, not_listed};
 use super::output::{self, Format, Table, id, size};
 use super::time::{ago, rfc3339};
 
@@ -111,14 +111,7 @@ impl Images {
         if let Some(store) = context.existing_store()? {
             // One that is damaged must not hide the others.
             let (records, damaged) = store.list_images()?;
-            for image in damaged {
-                let names: Vec<String> = image.names.iter().map(|name| familiar(name)).collect();
-                let called = match names.as_slice() {
-                    [] => image.called(),
-                    names => names.join(", "),
-                };
-                bad.push(escape(&format!("image {called}: {}", image.why)));
-            }
+            bad.extend(damaged.iter().map(damaged_words));
             for record in records {
                 match configuration_now(&store, &record) {
                     Ok(Some(configuration)) => self.add_rows(&record, &configuration, &mut rows)?,
@@ -137,10 +130,7 @@ impl Images {
         if bad.is_empty() {
             return Ok(());
         }
-        Err(Failure::damage(format!(
-            "damaged and not listed: {}; see: ovl fsck",
-            bad.join("; ")
-        )))
+        Err(not_listed(bad))
     }
 
     fn print(self, rows: Vec<Row>) -> anyhow::Result<()> {

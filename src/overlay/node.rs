@@ -4,8 +4,8 @@
 //! it. Dropping the last reference removes it from the table.
 //!
 //! Locks, in this order: the engine's directory-rename lock; `DirState::namespace` of the directories concerned, by
-//! rising node id; the engine's lock of directories' links, held only to check and change one; then a node's `state`, held only to read or change its fields, never over I/O. `copy_up` of one
-//! node is taken before any namespace lock, and no operation waits for it while it holds one.
+//! rising node id; the engine's lock of directories' links, held only to check and change one; then a node's `state`,
+//! held only to read or change its fields, never over I/O. `copy_up` of one node is taken before any namespace lock, and no operation waits for it while it holds one.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};

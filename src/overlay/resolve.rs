@@ -299,7 +299,8 @@ impl Overlay {
         Ok(())
     }
 
-    /// A directory in the upper, whose name is to be looked for in the lowers `near`: merged with what it covers, unless opaque, or with what its redirect names.
+    /// A directory in the upper, whose name is to be looked for in the lowers `near`: merged with what it covers, unless
+    /// opaque, or with what its redirect names.
     fn resolve_upper_dir(
         &self,
         dir: &Arc<Node>,

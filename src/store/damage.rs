@@ -185,13 +185,14 @@ pub(super) fn harms(database: &Database, diff_id: &Digest) -> Result<bool> {
     Ok(false)
 }
 
-/// After an import: forgets what is sound now, or gone.
-pub(super) fn settle(database: &Database, known: &HashSet<Digest>) -> Result<()> {
+/// After an import: forgets what is sound now, or gone. What others noted while it went on is looked at, too.
+pub(super) fn settle(database: &Database) -> Result<()> {
+    let known = known(&database.place);
     let mut verifier = Verifier::default();
     let left = database.read(|conn| {
         let snapshot = conn.unchecked_transaction()?;
         let mut left = HashSet::new();
-        for digest in known {
+        for digest in &known {
             if let Some(chunk) = find_chunk(&snapshot, digest.as_bytes())?
                 && !is_sound(&mut verifier, &snapshot, chunk)?
             {

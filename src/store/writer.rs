@@ -1,6 +1,6 @@
 //! Taking a layer in: the tar's bytes in stream order, and the tree they describe.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
@@ -82,8 +82,8 @@ pub struct LayerWriter {
     segments: i64,
     tar_size: u64,
     content_ids: std::ops::Range<i64>,
-    /// Chunks that were found bad before.
-    damaged: HashSet<Digest>,
+    /// Chunks were found bad before.
+    heal: bool,
     // Declared last: dropped last, when nothing of the import runs any more.
     lease: Lease,
 }
@@ -96,13 +96,13 @@ impl LayerWriter {
                 Sequence::Content.take(tx, CONTENT_IDS)?,
             ))
         })?;
-        let damaged = damage::known(&database.place);
+        let heal = !damage::known(&database.place).is_empty();
         let chunk_ids = chunk_id..chunk_id + CHUNK_IDS;
         let conn = database.writer(Durability::Ordered)?;
         checkpoint::leave_to_checkpointer(&conn)?;
         conn.execute_batch(super::publish::TABLES)?;
         Ok(Self {
-            chunks: ChunkSink::new(Arc::clone(database), chunk_ids, !damaged.is_empty())?,
+            chunks: ChunkSink::new(Arc::clone(database), chunk_ids, heal)?,
             chunker: Chunker::new(),
             content: None,
             announced: 0,
@@ -111,7 +111,7 @@ impl LayerWriter {
             segments: 0,
             tar_size: 0,
             content_ids: content_id..content_id + CONTENT_IDS,
-            damaged,
+            heal,
             lease,
         })
     }
@@ -391,8 +391,8 @@ impl LayerWriter {
             )
         };
         let info = run().map_err(|error| database.explain(error))?;
-        if !self.damaged.is_empty() {
-            damage::settle(&database, &self.damaged)?;
+        if self.heal {
+            damage::settle(&database)?;
         }
         drop(self.lease);
         Ok(info)
