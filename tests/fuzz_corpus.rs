@@ -31,6 +31,7 @@ fn random_operations_hold() {
     for (name, target) in [
         ("engine", targets::engine as targets::Target),
         ("marks", targets::marks),
+        ("wire", targets::wire),
     ] {
         let first = std::env::var("OVL_FUZZ_FIRST").map_or(0, |n| n.parse().expect("a number"));
         for seed in first..first + inputs {

@@ -20,6 +20,8 @@ mod dispatch;
 mod handlers;
 mod init;
 mod ioctl;
+#[doc(hidden)]
+pub mod offline;
 mod ring;
 mod seek;
 mod wire;

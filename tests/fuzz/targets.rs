@@ -8,6 +8,8 @@ mod engine;
 mod marks;
 #[path = "model.rs"]
 mod model;
+#[path = "wire.rs"]
+mod wire;
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -24,12 +26,13 @@ use sha2::{Digest as _, Sha256};
 
 pub use engine::engine;
 pub use marks::marks;
+pub use wire::wire;
 
 /// What is fuzzed.
 pub type Target = fn(&[u8]);
 
 /// Every target by name, for the replay.
-pub const ALL: [(&str, Target); 10] = [
+pub const ALL: [(&str, Target); 11] = [
     ("tar", tar),
     ("pax", pax),
     ("compressed", compressed),
@@ -40,6 +43,7 @@ pub const ALL: [(&str, Target); 10] = [
     ("store", store),
     ("marks", marks),
     ("engine", engine),
+    ("wire", wire),
 ];
 
 /// A tar stream: whatever the reader makes of it, the bytes it gives out are those that came in, in their order.
