@@ -367,6 +367,22 @@ fn volatile_is_marked_and_an_unclean_one_refused() {
     );
 }
 
+/// What is to be thrown away need not reach the disk, not even at its end: then nobody may take it for whole.
+#[test]
+fn volatile_and_never_synced_keeps_its_mark() {
+    let options = Options {
+        volatile: true,
+        no_fsync: true,
+        ..Options::default()
+    };
+    let mut b = Bench::with(options, |one, _| fs::write(one.join("f"), "x").unwrap());
+    b.write("f", 0, b"y");
+    b.close();
+    let mark = b.tmp.path().join("work/work/incompat/volatile/dirty");
+    assert!(mark.is_dir());
+    assert!(b.try_open().is_err(), "nobody knows what is on the disk");
+}
+
 /// podman's `force_mask`: the files on disk belong to whoever runs the daemon, owners and modes are in xattrs.
 #[test]
 fn owners_and_modes_can_be_kept_in_xattrs() {

@@ -86,11 +86,11 @@ fn take_down(
     let key = MountKey::of(mount);
     let busy = |e: &io::Error| e.raw_os_error() == Some(Errno::BUSY.raw_os_error());
     let mut done = kernel::unmount(&key, how.lazy || dead);
-    for _ in 0..BUSY_TRIES {
+    for pause in busy_pauses() {
         if !done.as_ref().is_err_and(busy) {
             break;
         }
-        std::thread::sleep(BUSY_PAUSE);
+        std::thread::sleep(pause);
         done = kernel::unmount(&key, how.lazy || dead);
     }
     match done {
@@ -152,8 +152,13 @@ fn settle(run: &RunDir, mount: &MountInfo, record: &Record, how: How) -> Result<
     Ok(())
 }
 
-/// A process that somebody is just starting holds copies of its parent's files until exec closes them.
-const BUSY_TRIES: u32 = 15;
+/// A process that somebody is just starting holds copies of its parent's files until exec closes them, and one that has just
+/// ended its own for a moment: soon tried again, and for 0.3 s in all.
+fn busy_pauses() -> impl Iterator<Item = Duration> {
+    let doubling = (0..5).map(|n| Duration::from_millis(1 << n));
+    doubling.chain(std::iter::repeat_n(BUSY_PAUSE, 14))
+}
+
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
 /// A lazily unmounted mount that nobody uses ends at once; one in use is not waited for.

@@ -134,7 +134,8 @@ pub enum XattrSet {
 pub struct Options {
     /// fsync and syncfs are answered without work; the workdir is marked `incompat/volatile` as the kernel does.
     pub volatile: bool,
-    /// The same without the mark: a crash may leave an incomplete upper that looks like a good one.
+    /// The same without the mark: a crash may leave an incomplete upper that looks like a good one. Nor is the upper synced
+    /// when the mount ends. With `volatile` too the mark is there, and stays: for an upper that is to be thrown away.
     pub no_fsync: bool,
     /// Use `user.overlay.*` instead of `trusted.overlay.*` (default: by privilege).
     pub userxattr: Option<bool>,

@@ -36,6 +36,7 @@ pub(super) struct Upper {
     volatile: bool,
     /// What is written need not reach the disk before it is asked for.
     pub unsynced: bool,
+    synced_at_end: bool,
     /// Nothing may be changed: see [`Options::inspect`].
     pub inspect: bool,
     pub aufs: Aufs,
@@ -125,6 +126,7 @@ impl Upper {
             prefix: USER_PREFIX,
             volatile: options.volatile && !options.inspect,
             unsynced: options.volatile || options.no_fsync,
+            synced_at_end: !options.no_fsync,
             inspect: options.inspect,
             aufs: options.aufs,
             xattr_whiteouts: AtomicBool::new(false),
@@ -462,13 +464,12 @@ impl Upper {
         moved
     }
 
-    /// The mount ends in order: a volatile upper is synced and loses its mark.
+    /// The mount ends in order: the upper is synced, and a volatile one loses its mark. Not so with `no_fsync`.
     pub fn close(&self) {
         if self.inspect {
             return;
         }
-        let wanted = self.volatile || !self.unsynced;
-        if wanted && rustix::fs::syncfs(&self.base).is_ok() && self.volatile {
+        if self.synced_at_end && rustix::fs::syncfs(&self.base).is_ok() && self.volatile {
             let _ = self.remove_work(OsStr::new("incompat"));
         }
         if let Some(name) = super::node::lock(&self.template).take() {

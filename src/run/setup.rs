@@ -61,8 +61,9 @@ fn mount_spec(
         merge: mount::Merge::default(),
         fuse: fuse::Config::from_environment(),
         overlay: overlay::Options {
-            // Nobody will look at it after a crash.
+            // Nobody will look at it after a crash, nor after its end.
             volatile: request.remove,
+            no_fsync: request.remove,
             ..overlay::Options::default()
         },
         foreground: false,
@@ -313,6 +314,7 @@ impl Setup<'_> {
             &on,
         );
         spec.overlay.volatile &= !keep;
+        spec.overlay.no_fsync &= !keep;
         mounted(&spec)?;
         Ok(on)
     }
