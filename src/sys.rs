@@ -6,6 +6,7 @@
 )]
 
 pub mod sha256;
+pub mod sqlite;
 pub mod uring;
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};

@@ -5,6 +5,7 @@
 //! a process), so a store opened before a fork refuses to work after it instead of damaging itself. A read that the disk
 //! fails is an I/O error, and never told as damage.
 
+use std::ffi::CStr;
 use std::ops::Deref;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -21,6 +22,9 @@ use super::damage::Noted;
 use super::place::Place;
 use super::schema::{self, Found};
 use super::{Error, Result};
+use crate::sys::sqlite;
+
+const _: () = assert!(schema::PAGE_SIZE == sqlite::PAGE as i64);
 
 /// How long a writer waits for another, unless [`BUSY_VARIABLE`] says otherwise. Batches hold the lock for well under a
 /// second; only publishing a layer of millions of entries, or a repair, takes longer.
@@ -88,7 +92,7 @@ impl Database {
         } else {
             OpenFlags::SQLITE_OPEN_READ_WRITE
         };
-        let mut conn = database.connect(access).map_err(in_store)?;
+        let mut conn = database.connect(access, None).map_err(in_store)?;
         match schema::identify(&conn, path).map_err(in_store)? {
             Found::Store => {}
             Found::Older(_) => schema::migrate(&mut conn, path).map_err(in_store)?,
@@ -122,7 +126,8 @@ impl Database {
         Ok(Some(database))
     }
 
-    fn connect(&self, access: OpenFlags) -> Result<Connection> {
+    /// With a VFS of this name, or the standard one.
+    fn connect(&self, access: OpenFlags, vfs: Option<&CStr>) -> Result<Connection> {
         if std::process::id() != self.pid {
             return Err(Error::Misuse(
                 "a store opened before a fork cannot be used after it; open it again",
@@ -137,6 +142,8 @@ impl Database {
             // nobody writes through another mount of the same file system.
             let flags = flags | OpenFlags::SQLITE_OPEN_URI;
             Connection::open_with_flags(immutable_uri(&self.place.database), flags)?
+        } else if let Some(vfs) = vfs {
+            Connection::open_with_flags_and_vfs(&self.place.database, flags, vfs)?
         } else {
             Connection::open_with_flags(&self.place.database, flags)?
         };
@@ -202,7 +209,7 @@ impl Database {
                 ));
             }
             None => {
-                let conn = self.connect(OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+                let conn = self.connect(OpenFlags::SQLITE_OPEN_READ_ONLY, None)?;
                 conn.pragma_update(None, "cache_size", -(READER_CACHE >> 10))?;
                 conn
             }
@@ -216,7 +223,11 @@ impl Database {
     /// A connection that may write.
     pub(super) fn writer(&self, durability: Durability) -> Result<Connection> {
         self.place.must_be_writable()?;
-        let conn = self.connect(OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let vfs = sqlite::gathering();
+        if vfs.is_none() {
+            tracing::debug!("SQLite's small writes will not be gathered");
+        }
+        let conn = self.connect(OpenFlags::SQLITE_OPEN_READ_WRITE, vfs)?;
         conn.pragma_update(None, "cache_size", -(WRITER_CACHE >> 10))?;
         conn.pragma_update(None, "temp_store", "FILE")?;
         conn.pragma_update(None, "wal_autocheckpoint", WAL_LIMIT / schema::PAGE_SIZE)?;
