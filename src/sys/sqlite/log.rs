@@ -29,7 +29,8 @@ impl Gathered {
         }
         let page_at = self.page_at.take();
         let header = is_header_within(bytes, at);
-        if !header && !(bytes.len() == PAGE && page_at == Some(at)) {
+        let page = bytes.len() == PAGE && page_at == Some(at);
+        if !header && !page {
             return match self.flush(write) {
                 OK => write(bytes, at),
                 failed => failed,
