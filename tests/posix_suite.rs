@@ -194,6 +194,7 @@ fn fsx(mode: Mode) {
     let (lower, upper, mnt) = (s.mkdir("lower"), s.mkdir("upper"), s.mkdir("mnt"));
     let config = s.write("fsx.toml", FSX);
     let seeds = setting("OVL_FSX_SEEDS", 2);
+    let operations = if mode == CACHED { 2_000 } else { 500 };
     for seed in 0..seeds {
         fs::write(
             lower.join(format!("f{seed}")),
@@ -216,7 +217,7 @@ fn fsx(mode: Mode) {
                 "-S",
                 &seed.to_string(),
                 "-N",
-                &setting("OVL_FSX_OPERATIONS", 2_000).to_string(),
+                &setting("OVL_FSX_OPERATIONS", operations).to_string(),
                 "-P",
             ])
             .arg(s.mkdir("artifacts"))

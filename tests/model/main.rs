@@ -24,7 +24,7 @@ use systems::{By, System};
 const SEQUENCES: u64 = 500;
 const OPERATIONS: usize = 50;
 /// Of the sequences, one in so many runs in each of the other modes, too.
-const IN_OTHER_MODES: u64 = 20;
+const IN_OTHER_MODES: u64 = 50;
 
 /// splitmix64: small, and the same on every machine.
 pub struct Rng(pub u64);
