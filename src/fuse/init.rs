@@ -14,7 +14,8 @@ const STACK_DEPTH: u32 = 1;
 /// spares a GETXATTR of `security.capability` before every write(2), which costs more than the write: the kernel then
 /// asks once per inode. In return set-id bits are ours to clear when an ordinary user changes a file. WRITE says so by a
 /// flag; the flag of SETATTR does not come through fuser, so truncation, fallocate and copy_file_range go by the
-/// caller's user id. ATOMIC_O_TRUNC must stay off while OPEN is answered ENOSYS: O_TRUNC then comes as SETATTR.
+/// caller's user id. ATOMIC_O_TRUNC must stay off: O_TRUNC then comes as SETATTR, also where OPEN is answered ENOSYS, and
+/// after the kernel has looked whether the file is a running program, which `O_RDONLY | O_TRUNC` would else empty.
 fn wanted(config: &Config, wish: Wish) -> InitFlags {
     let mut flags = InitFlags::FUSE_PARALLEL_DIROPS
         | InitFlags::FUSE_CACHE_SYMLINKS
@@ -43,8 +44,7 @@ fn wanted(config: &Config, wish: Wish) -> InitFlags {
         flags |= InitFlags::FUSE_OVER_IO_URING;
     }
     if wish.passthrough {
-        // OPEN is always answered then, so it can say what is cut off: nothing of that need be copied up.
-        flags |= InitFlags::FUSE_PASSTHROUGH | InitFlags::FUSE_ATOMIC_O_TRUNC;
+        flags |= InitFlags::FUSE_PASSTHROUGH;
     }
     flags
 }

@@ -8,7 +8,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
 
 use super::{both, on_each, pattern, same_file, without_daemon};
 
@@ -289,6 +290,11 @@ fn programs_run_and_are_not_written_meanwhile() {
                 let mut running = Command::new(&program).arg("100").spawn().unwrap();
                 let busy = both().open(&program).unwrap_err();
                 assert_eq!(busy.raw_os_error(), Some(libc::ETXTBSY), "{name}");
+                // Refused, too, and not emptied.
+                let flags = OFlags::RDONLY | OFlags::TRUNC;
+                let cut = rustix::fs::open(&program, flags, Mode::empty()).err();
+                assert_eq!(cut, Some(Errno::TXTBSY), "{name}");
+                assert!(fs::read(&program).unwrap() == fs::read("/bin/sleep").unwrap());
                 running.kill().unwrap();
                 running.wait().unwrap();
                 let writer = both().open(&program).unwrap();

@@ -25,9 +25,10 @@ use std::time::Duration;
 
 use common::Sandbox;
 use mode_support::{BOTH, Mode, PASSTHROUGH};
-use mount_support::{Site, complaint, kill, wait_gone};
+use mount_support::{Site, complaint, kill, wait_gone, wait_until};
 use ovl::fuse::{Io, Transport};
 use ovl::mount::Record;
+use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use rustix::process::Signal;
 
@@ -65,7 +66,13 @@ fn mounted(site: &Site, mode: Mode, writable: bool) -> Record {
 }
 
 fn unmount(site: &Site, record: &Record) {
-    rustix::mount::unmount(site.path("mnt"), UnmountFlags::empty()).expect("nobody is in there");
+    let mut done = Ok(());
+    // A process that another test is just starting holds copies of our files until exec closes them.
+    let free = wait_until(Duration::from_secs(10), || {
+        done = rustix::mount::unmount(site.path("mnt"), UnmountFlags::empty());
+        done != Err(Errno::BUSY)
+    });
+    assert!(free && done.is_ok(), "somebody is in there: {done:?}");
     let log = record.log.as_ref().expect("a log");
     let said = fs::read_to_string(&log.0).unwrap_or_default();
     let gone = wait_gone(record.daemon.pid, Duration::from_secs(20));
