@@ -44,6 +44,22 @@ pub const ROWS: &[Row] = &[
     },
     row(
         Group::Data,
+        &[
+            rate(
+                "changed.seq",
+                "sequential read of a changed file, warm",
+                "MB/s",
+            ),
+            rate(
+                "changed.rand",
+                "4k random read of a changed file, warm",
+                "IOPS",
+            ),
+        ],
+        changed_reads,
+    ),
+    row(
+        Group::Data,
         &[rate("write.seq", "sequential write", "MB/s")],
         |case| sequential_write(case, "write.seq", Engine::Psync, false),
     ),
@@ -139,6 +155,16 @@ fn warm_reads(case: &mut Case<'_>) -> Result<()> {
             ..random
         },
     )
+}
+
+/// Of a file that is in the upper.
+fn changed_reads(case: &mut Case<'_>) -> Result<()> {
+    let file = case.session.scratch()?.join("data");
+    drivers::filled(&file, case.sizes.sequential_write)?;
+    drivers::warm(&file)?;
+    let until = Until::Milliseconds(case.sizes.fio_ms);
+    case.fio("changed.seq", &Job::new(&file, "read", "1m", until))?;
+    case.fio("changed.rand", &Job::new(&file, "randread", "4k", until))
 }
 
 fn cold_read(case: &mut Case<'_>) -> Result<()> {

@@ -9,7 +9,7 @@ use super::report::absolute;
 use super::results::{ImportCosts, Results, RowResults};
 use super::stats::median;
 use super::svg::{Bar, COLOURS, Series, short};
-use super::systems::{BASE, OURS};
+use super::systems::{BASE, OURS, PASSTHROUGH};
 use super::targets::mark;
 
 const MIB: f64 = (1 << 20) as f64;
@@ -37,7 +37,7 @@ pub fn all(results: &Results) -> BTreeMap<Group, String> {
 
 /// The same system has the same colour in every plot, whatever else is measured. Peers come first.
 fn colour(id: &str) -> usize {
-    const KNOWN: [&str; 8] = [
+    const KNOWN: [&str; 9] = [
         "kernel",
         "fo1",
         "fo2",
@@ -46,6 +46,7 @@ fn colour(id: &str) -> usize {
         "ovl-through",
         "ovl-kernel",
         "ovl-ring",
+        PASSTHROUGH,
     ];
     let known = KNOWN.iter().position(|known| *known == id);
     known.unwrap_or_else(|| {

@@ -41,6 +41,8 @@ pub struct System {
 pub const BASE: &str = "ext4";
 /// The system the targets of ovl's own engine are for.
 pub const OURS: &str = "ovl";
+/// The system the targets of passthrough are for.
+pub const PASSTHROUGH: &str = "ovl-pass";
 /// The system the targets of the merge by the kernel are for.
 pub const UNDER_KERNEL: &str = "ovl-kernel";
 
@@ -76,6 +78,12 @@ const MODES: &[Mode] = &[
         "ovl, no write-back",
         false,
         &["-o", "writeback=0"],
+    ),
+    mode(
+        PASSTHROUGH,
+        "ovl, passthrough",
+        false,
+        &["--io", "passthrough"],
     ),
     mode(
         UNDER_KERNEL,

@@ -1,7 +1,7 @@
 //! What the project wants of itself, and whether a run reached it. The engine's targets are for the FUSE merge.
 
 use super::results::{Results, RowResults};
-use super::systems::{BASE, OURS, UNDER_KERNEL};
+use super::systems::{BASE, OURS, PASSTHROUGH, UNDER_KERNEL};
 
 /// fuse-overlayfs in both versions.
 const FUSE_PEERS: [&str; 2] = ["fo1", "fo2"];
@@ -57,6 +57,14 @@ const GOALS_UNDER_KERNEL: &[(&str, &[Goal])] = &[
     ("unlink", &[Goal::TimesOf("kernel", 1.15)]),
     ("write.seq", &[Goal::TimesOf("kernel", 1.15)]),
     ("write.rand", &[Goal::TimesOf("kernel", 1.15)]),
+];
+
+/// The same for files that the kernel reads and writes itself: those of the upper.
+const GOALS_PASSTHROUGH: &[(&str, &[Goal])] = &[
+    ("changed.seq", &[Goal::AtLeast(0.95)]),
+    ("changed.rand", &[Goal::AtLeast(0.95)]),
+    ("write.seq", &[Goal::AtLeast(0.95)]),
+    ("write.rand", &[Goal::AtLeast(1.0)]),
 ];
 
 const MIB: f64 = (1 << 20) as f64;
@@ -164,7 +172,11 @@ pub fn mark(row: &RowResults) -> Option<f64> {
 pub fn verdicts(results: &Results) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
     for row in &results.rows {
-        for (own, table) in [(OURS, GOALS), (UNDER_KERNEL, GOALS_UNDER_KERNEL)] {
+        for (own, mode, table) in [
+            (OURS, "", GOALS),
+            (PASSTHROUGH, "passthrough", GOALS_PASSTHROUGH),
+            (UNDER_KERNEL, "kernel merge", GOALS_UNDER_KERNEL),
+        ] {
             for goal in goals(table, &row.id) {
                 let Some((found, met)) = goal.judge(row, own) else {
                     continue;
@@ -173,7 +185,7 @@ pub fn verdicts(results: &Results) -> Vec<Verdict> {
                     OURS => (row.id.clone(), row.title.clone()),
                     _ => (
                         format!("{own}:{}", row.id),
-                        format!("{}, kernel merge", row.title),
+                        format!("{}, {mode}", row.title),
                     ),
                 };
                 verdicts.push(Verdict {

@@ -1,6 +1,7 @@
 //! What programs see through the real kernel must be right whichever way the transport is set: with and without
-//! write-back, with OPEN answered or refused, through /dev/fuse and io_uring.
+//! write-back, with OPEN answered or refused, through /dev/fuse and io_uring, with files passed through.
 
+mod mode_support;
 mod mount_support;
 mod uring_support;
 
@@ -12,7 +13,7 @@ use std::path::Path;
 use std::process::Command;
 
 use mount_support::Site;
-use ovl::fuse::{Config, IoUring, ReadDirPlus};
+use ovl::fuse::{Config, Io, IoMode, IoUring, ReadDirPlus};
 use rustix::fs::{
     AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, Timespec, Timestamps, XattrFlags,
 };
@@ -22,6 +23,11 @@ use rustix::mount::UnmountFlags;
 /// Runs `check` on a fresh mount for each setting; afterwards the mount must come down without force.
 fn on_each_setting(check: impl Fn(&Site, &Path)) {
     let default = Config::default();
+    let passthrough = match mode_support::PASSTHROUGH.is_here() {
+        true => IoMode::Passthrough { required: true },
+        // Once more what there is.
+        false => IoMode::Cached,
+    };
     let settings = [
         ("default", default.clone()),
         (
@@ -66,6 +72,25 @@ fn on_each_setting(check: impl Fn(&Site, &Path)) {
                 writeback: false,
                 readdirplus: ReadDirPlus::Adaptive,
                 io_uring: IoUring::Auto,
+                ..default.clone()
+            },
+        ),
+        (
+            "passthrough",
+            Config {
+                io: passthrough,
+                ..default.clone()
+            },
+        ),
+        (
+            "io_uring, passthrough, nothing cached",
+            Config {
+                io: passthrough,
+                io_uring: IoUring::Auto,
+                readdirplus: ReadDirPlus::Adaptive,
+                entry_ttl: std::time::Duration::ZERO,
+                attr_ttl: std::time::Duration::ZERO,
+                negative_ttl: std::time::Duration::ZERO,
                 ..default
             },
         ),
@@ -469,11 +494,21 @@ fn open_flags_and_sizes() {
             .custom_flags(libc::O_DIRECT)
             .open(&path);
         let mut start = [0; 3];
-        direct
-            .expect("O_DIRECT")
-            .read_exact(&mut start)
-            .expect("read");
-        assert_eq!(&start, b"one");
+        let direct = direct.expect("O_DIRECT").read(&mut start);
+        if site.record().expect("a record").io == Io::Passthrough {
+            // Whether it must be aligned is up to the file system of the upper.
+            let mut own = [0; 3];
+            let same = OpenOptions::new()
+                .read(true)
+                .custom_flags(libc::O_DIRECT)
+                .open(site.path("upper/hello"))
+                .expect("O_DIRECT")
+                .read(&mut own);
+            let said = |read: std::io::Result<usize>| read.map_err(|e| e.raw_os_error());
+            assert_eq!((said(direct), start), (said(same), own));
+        } else {
+            assert_eq!((direct.expect("read"), &start), (3, b"one"));
+        }
         let file = OpenOptions::new()
             .read(true)
             .write(true)

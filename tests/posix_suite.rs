@@ -1,9 +1,11 @@
 //! The public suites, on real mounts: pjdfstest (POSIX behaviour of every call, as root and as others) and fsx (random
 //! data operations, each read checked). No list of expected failures. What is skipped, and why, is in docs/limits.md.
 //!
-//! `OVL_FSX_SEEDS` and `OVL_FSX_OPERATIONS` make fsx go further: `make torture` does.
+//! `OVL_FSX_SEEDS` and `OVL_FSX_OPERATIONS` make fsx go further: `make torture` does. `OVL_MODES` chooses how the mounts are
+//! served; not said, fsx runs in every mode and pjdfstest in those that differ in what it looks at.
 
 mod common;
+mod mode_support;
 mod uring_support;
 
 use std::fs;
@@ -11,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::Sandbox;
+use mode_support::{ALL, BOTH, CACHED, IO_URING, Mode, PASSTHROUGH, THROUGH};
 
 /// A program of the Rust registry that `fixtures/setup.sh test` puts below target/tools.
 fn tool(name: &str) -> PathBuf {
@@ -52,7 +55,11 @@ fn is_expected_skip(name: &str) -> bool {
     name == "link::link_count_max" || name.contains("::erofs_")
 }
 
-fn pjdfstest(io_uring: &str, populate: impl FnOnce(&Path)) {
+fn pjdfstest(mode: Mode, default: bool, populate: impl FnOnce(&Path)) {
+    if !mode.is_wanted(default) {
+        return;
+    }
+    uring_support::permit_io_uring();
     let s = Sandbox::new();
     let (lower, upper, mnt, second) = (
         s.mkdir("lower"),
@@ -62,14 +69,7 @@ fn pjdfstest(io_uring: &str, populate: impl FnOnce(&Path)) {
     );
     populate(&lower);
     let config = s.write("pjdfstest.toml", PJDFSTEST);
-    s.run([
-        "mount".as_ref(),
-        "-o".as_ref(),
-        io_uring.as_ref(),
-        lower.as_os_str(),
-        upper.as_os_str(),
-        mnt.as_os_str(),
-    ]);
+    mount(&s, mode, [&lower, &upper, &mnt]);
     let mounted = Command::new("mount")
         .args(["-t", "tmpfs", "tmpfs"])
         .arg(&second)
@@ -110,19 +110,38 @@ fn pjdfstest(io_uring: &str, populate: impl FnOnce(&Path)) {
 
 #[test]
 fn pjdfstest_over_an_empty_lower() {
-    pjdfstest("io_uring=off", |_| {});
+    pjdfstest(CACHED, true, |_| {});
 }
 
 #[test]
 fn pjdfstest_over_a_populated_lower() {
-    pjdfstest("io_uring=off", populated);
+    pjdfstest(CACHED, true, populated);
 }
 
-/// Where the kernel has it; else this is the test above once more.
 #[test]
 fn pjdfstest_over_io_uring() {
-    uring_support::permit_io_uring();
-    pjdfstest("io_uring=auto", populated);
+    pjdfstest(IO_URING, true, populated);
+}
+
+#[test]
+fn pjdfstest_with_passthrough() {
+    pjdfstest(PASSTHROUGH, true, populated);
+}
+
+#[test]
+fn pjdfstest_without_write_back() {
+    pjdfstest(THROUGH, false, populated);
+}
+
+#[test]
+fn pjdfstest_with_passthrough_over_io_uring() {
+    pjdfstest(BOTH, false, populated);
+}
+
+fn mount(s: &Sandbox, mode: Mode, places: [&Path; 3]) {
+    let words = mode.words.iter().map(std::ffi::OsStr::new);
+    let places = places.into_iter().map(Path::as_os_str);
+    s.run(["mount".as_ref()].into_iter().chain(words).chain(places));
 }
 
 fn populated(lower: &Path) {
@@ -158,13 +177,24 @@ posix_fadvise = 1
 copy_file_range = 1
 "#;
 
-/// Files that are new and files that begin in the lower.
 #[test]
 fn fsx_finds_every_byte_where_it_was_put() {
+    for mode in ALL {
+        if mode.is_wanted(true) {
+            println!("mode: {}", mode.name);
+            uring_support::permit_io_uring();
+            fsx(mode);
+        }
+    }
+}
+
+/// On files that are new and files that begin in the lower.
+fn fsx(mode: Mode) {
     let s = Sandbox::new();
     let (lower, upper, mnt) = (s.mkdir("lower"), s.mkdir("upper"), s.mkdir("mnt"));
     let config = s.write("fsx.toml", FSX);
     let seeds = setting("OVL_FSX_SEEDS", 2);
+    let operations = if mode == CACHED { 2_000 } else { 500 };
     for seed in 0..seeds {
         fs::write(
             lower.join(format!("f{seed}")),
@@ -172,12 +202,7 @@ fn fsx_finds_every_byte_where_it_was_put() {
         )
         .unwrap();
     }
-    s.run([
-        "mount".as_ref(),
-        lower.as_os_str(),
-        upper.as_os_str(),
-        mnt.as_os_str(),
-    ]);
+    mount(&s, mode, [&lower, &upper, &mnt]);
     for seed in 0..seeds {
         // Every other one is new.
         let name = if seed % 2 == 0 {
@@ -192,7 +217,7 @@ fn fsx_finds_every_byte_where_it_was_put() {
                 "-S",
                 &seed.to_string(),
                 "-N",
-                &setting("OVL_FSX_OPERATIONS", 2_000).to_string(),
+                &setting("OVL_FSX_OPERATIONS", operations).to_string(),
                 "-P",
             ])
             .arg(s.mkdir("artifacts"))

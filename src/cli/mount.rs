@@ -39,13 +39,17 @@ pub struct Mount {
     /// (the kernel where that works)
     #[arg(long, value_enum, value_name = "WHO", hide_possible_values = true)]
     merge: Option<Who>,
+    /// By what way data goes: cached (the default: files are opened without asking ovl), passthrough (the kernel reads and writes
+    /// files of the upper itself: native speed for few, large files; every open takes longer; needs root), or auto (cached)
+    #[arg(long, value_enum, value_name = "WAY", hide_possible_values = true)]
+    io: Option<Way>,
     /// Stay in the foreground, until unmounted or SIGTERM
     #[arg(short, long)]
     foreground: bool,
     /// Options of mount(8), the kernel's overlayfs and fuse-overlayfs, joined by commas: ro, nosuid, nodev, noexec, atime,
     /// allow_other, workdir=DIR, volatile, metacopy=on, redirect_dir=on|follow|off|nofollow, userxattr, uidmapping=…,
     /// gidmapping=…, squash_to_root, squash_to_uid=N, squash_to_gid=N, xattr_permissions=1|2, static_nlink, ino32_t, timeout=SECONDS,
-    /// writeback=0, fsname=NAME, merge=fuse|kernel|auto, io_uring=on|auto
+    /// writeback=0, fsname=NAME, merge=fuse|kernel|auto, io=cached|passthrough|auto, io_uring=on|auto
     #[arg(short, long, value_name = "OPTION,…")]
     options: Vec<OsString>,
 }
@@ -64,6 +68,24 @@ impl From<Who> for Merge {
             Who::Fuse => Self::Fuse,
             Who::Kernel => Self::Kernel,
             Who::Auto => Self::Auto,
+        }
+    }
+}
+
+/// [`fuse::IoMode`] on the command line.
+#[derive(Clone, Copy, ValueEnum)]
+enum Way {
+    Cached,
+    Passthrough,
+    Auto,
+}
+
+impl From<Way> for fuse::IoMode {
+    fn from(way: Way) -> Self {
+        match way {
+            Way::Cached => Self::Cached,
+            Way::Passthrough => Self::Passthrough { required: true },
+            Way::Auto => Self::Auto,
         }
     }
 }
@@ -134,6 +156,9 @@ impl Mount {
         words.apply(&mut spec);
         if let Some(who) = self.merge {
             spec.merge = who.into();
+        }
+        if let Some(way) = self.io {
+            spec.fuse.io = way.into();
         }
         Ok(spec)
     }

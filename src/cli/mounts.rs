@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use ovl::fuse::Transport;
+use ovl::fuse::{Io, Transport};
 use ovl::meta::Timestamp;
 use ovl::mount::{self, How, Merge, Record, RecordedLower, RunDir};
 use serde::Serialize;
@@ -51,6 +51,8 @@ struct Row {
     merge: Merge,
     /// `device` or `io_uring`; `null`: nobody is asked.
     transport: Option<Transport>,
+    /// `cached` or `passthrough`; `null`: nobody is asked.
+    io: Option<Io>,
     options: Vec<String>,
     /// `null`: the kernel does it all.
     pid: Option<u32>,
@@ -76,6 +78,7 @@ impl From<&Record> for Row {
             read_only: record.read_only,
             merge: record.merge,
             transport: (!record.daemon.is_nobody()).then_some(record.transport),
+            io: (!record.daemon.is_nobody()).then_some(record.io),
             options: record.options.clone(),
             pid: (!record.daemon.is_nobody()).then_some(record.daemon.pid),
             broken: record.is_broken(),
@@ -127,9 +130,11 @@ impl Mounts {
                 Merge::Kernel => "kernel",
                 Merge::Fuse | Merge::Auto => "fuse",
             };
-            let by = match row.transport {
-                Some(Transport::IoUring) => " (io_uring)",
-                Some(Transport::Device) | None => "",
+            let by = match (row.transport, row.io) {
+                (Some(Transport::IoUring), Some(Io::Passthrough)) => " (io_uring, passthrough)",
+                (Some(Transport::IoUring), _) => " (io_uring)",
+                (_, Some(Io::Passthrough)) => " (passthrough)",
+                _ => "",
             };
             let upper = row.upper.unwrap_or_else(|| "<read-only>".to_owned());
             table.row(vec![

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
@@ -10,11 +11,14 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::init::Negotiated;
+use super::init::{Negotiated, Wish};
+use super::passthrough::{Backing, Decision, Opened, Opens, Own, Register};
+use super::wire_out::Lifetimes;
 use super::{Config, Counters, ioctl, seek};
 use crate::meta::{Attr, FileKind};
 use crate::overlay::{
-    Caller, DirItem, Entry, FsStat, NodeId, Overlay, RenameFlags, Result, SetAttr, XattrSet,
+    Caller, DirItem, Entry, FsStat, NodeId, OpenHow, Overlay, RenameFlags, Result, SetAttr,
+    XattrSet,
 };
 
 /// `XATTR_SIZE_MAX` and `XATTR_LIST_MAX` of linux/limits.h.
@@ -94,6 +98,13 @@ pub enum XattrAnswer {
     Data(Vec<u8>),
 }
 
+/// What the kernel can be told and asked besides its requests, once it has been greeted.
+pub struct Kernel {
+    /// An open `/dev/fuse` of the mount.
+    pub device: Arc<OwnedFd>,
+    pub notifier: fuser::Notifier,
+}
+
 /// Everything the transports share.
 pub struct Answers {
     engine: Arc<Overlay>,
@@ -101,6 +112,10 @@ pub struct Answers {
     negotiated: OnceLock<Negotiated>,
     counters: Arc<Counters>,
     seek: Sender<seek::Request>,
+    /// Used where passthrough was agreed on.
+    opens: Opens,
+    /// There where passthrough was agreed on.
+    kernel: OnceLock<Kernel>,
 }
 
 impl Answers {
@@ -116,6 +131,8 @@ impl Answers {
             negotiated: OnceLock::new(),
             counters,
             seek,
+            opens: Opens::new(),
+            kernel: OnceLock::new(),
         }
     }
 
@@ -123,8 +140,13 @@ impl Answers {
         &self.config
     }
 
-    pub fn writeback(&self) -> bool {
-        self.config.writeback && !self.engine.is_read_only()
+    /// What is to be asked of the kernel; `ring` and `passthrough`: everything for them is there.
+    pub fn wish(&self, ring: bool, passthrough: bool) -> Wish {
+        Wish {
+            writeback: self.config.writeback && !self.engine.is_read_only(),
+            ring,
+            passthrough,
+        }
     }
 
     /// To be told before the first request.
@@ -135,6 +157,33 @@ impl Answers {
 
     pub fn negotiated(&self) -> Negotiated {
         self.negotiated.get().copied().unwrap_or_default()
+    }
+
+    /// To be told before the first request, where passthrough was agreed on.
+    pub fn connect(&self, kernel: Kernel) {
+        let first = self.kernel.set(kernel);
+        debug_assert!(first.is_ok(), "there is one kernel");
+    }
+
+    /// How long the kernel may keep what it is told of a node.
+    pub fn lifetimes(&self, node: NodeId) -> Lifetimes {
+        self.lifetimes_if(self.negotiated().passthrough && self.opens.is_mappable(node))
+    }
+
+    /// The same for an answer that the kernel takes as the latest, whatever it has heard since the question.
+    pub fn lifetimes_after(&self, attr: &Attr) -> Lifetimes {
+        self.lifetimes_if(self.negotiated().passthrough && attr.kind == FileKind::Regular)
+    }
+
+    const fn lifetimes_if(&self, changing: bool) -> Lifetimes {
+        Lifetimes {
+            entry: self.config.entry_ttl,
+            attr: if changing {
+                Duration::ZERO
+            } else {
+                self.config.attr_ttl
+            },
+        }
     }
 
     fn call<T>(&self, op: &'static str, call: impl FnOnce(&Overlay) -> Result<T>) -> Answer<T> {
@@ -156,7 +205,9 @@ impl Answers {
     pub fn forget(&self, node: NodeId, count: u64) {
         // No reply, so an error could not be told; a panic is counted and logged.
         let _ = self.call("forget", |e| {
-            e.forget(node, count);
+            if e.forget(node, count) && self.negotiated().passthrough {
+                self.opens.forget(node);
+            }
             Ok(())
         });
     }
@@ -166,7 +217,14 @@ impl Answers {
     }
 
     pub fn setattr(&self, caller: Caller, node: NodeId, set: &SetAttr) -> Answer<Attr> {
-        self.call("setattr", |e| e.setattr(caller, node, set))
+        self.call("setattr", |e| {
+            // Nothing to be set: before a write that is passed through, set-id bits are to go. So is chown(2) to nobody,
+            // by anybody: only a file that somebody writes loses them.
+            if *set == SetAttr::default() && self.opens.is_written(node) {
+                e.drop_privileges(node)?;
+            }
+            e.setattr(caller, node, set)
+        })
     }
 
     pub fn readlink(&self, node: NodeId) -> Answer<OsString> {
@@ -235,13 +293,84 @@ impl Answers {
         self.call("link", |e| e.link(node, parent, name))
     }
 
-    /// `FOPEN_*` of the answer.
-    pub fn open(&self, node: NodeId, write: bool) -> Answer<u32> {
-        if self.negotiated().no_open {
+    /// `flags` are those of open(2). `register` has the kernel know a file to pass through to.
+    pub fn open(
+        &self,
+        caller: Caller,
+        node: NodeId,
+        flags: u32,
+        register: Register<'_>,
+    ) -> Answer<Opened> {
+        let agreed = self.negotiated();
+        if agreed.no_open {
             return Err(Code::ENOSYS);
         }
-        self.call("open", |e| e.open(node, write))?;
-        Ok(FOPEN_KEEP_CACHE)
+        let how = OpenHow::from_flags(flags);
+        self.call("open", |e| {
+            if agreed.passthrough {
+                self.open_through(e, caller, node, how, register)
+            } else {
+                e.open(node, how.write)?;
+                Ok(Opened::PLAIN)
+            }
+        })
+    }
+
+    fn open_through(
+        &self,
+        engine: &Overlay,
+        caller: Caller,
+        node: NodeId,
+        mut how: OpenHow,
+        register: Register<'_>,
+    ) -> Result<Opened> {
+        loop {
+            let file = engine.open_backing(caller, node, how)?;
+            let file = file.as_ref().map(AsFd::as_fd);
+            let has_own = || engine.is_in_upper(node);
+            let (opened, forget_attributes) =
+                match self.opens.open(node, how, file, has_own, register)? {
+                    Decision::Answer {
+                        opened,
+                        forget_attributes,
+                    } => (opened, forget_attributes),
+                    Decision::Again => {
+                        how.truncate = false;
+                        continue;
+                    }
+                };
+            if let (true, Some(kernel)) = (forget_attributes, self.kernel.get()) {
+                // Attributes alone, which waits for nobody. A node that was made just now has none there yet.
+                let told = kernel.notifier.inval_inode(fuser::INodeNo(node.0), -1, 0);
+                if let Err(error) = told {
+                    tracing::debug!(node = node.0, %error, "nothing to be forgotten");
+                }
+            }
+            return Ok(opened);
+        }
+    }
+
+    /// Has the kernel know a file, by the mount's own `/dev/fuse`.
+    pub fn register(&self, file: BorrowedFd<'_>) -> std::io::Result<Backing> {
+        let kernel = self.kernel.get().ok_or(Errno::NOTCONN)?;
+        Ok(Backing::Ours(Own::open(&kernel.device, file)?))
+    }
+
+    /// The end of an open that was answered with `handle`.
+    pub fn release(&self, node: NodeId, handle: u64) {
+        if self.negotiated().passthrough {
+            // No error could be told; a panic is counted and logged.
+            let _ = self.call("release", |_| {
+                self.opens.release(node, handle);
+                Ok(())
+            });
+        }
+    }
+
+    /// An open that was counted but cannot be told.
+    pub fn undo_open(&self, node: NodeId, opened: &Opened) {
+        tracing::error!(node = node.0, "opened by two transports");
+        self.release(node, opened.handle);
     }
 
     pub fn opendir(&self) -> Answer<u32> {
@@ -251,20 +380,38 @@ impl Answers {
         Ok(FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE)
     }
 
-    /// A new file and `FOPEN_*`.
+    /// A new file, open. `flags` are those of open(2).
     pub fn create(
         &self,
         caller: Caller,
         (parent, name): (NodeId, &OsStr),
-        mode: u32,
-        umask: u32,
-    ) -> Answer<(Entry, u32)> {
+        (mode, umask): (u32, u32),
+        flags: u32,
+        register: Register<'_>,
+    ) -> Answer<(Entry, Opened)> {
+        let agreed = self.negotiated();
         // MKNOD does the same and is not followed by a RELEASE.
-        if self.negotiated().no_open {
+        if agreed.no_open {
             return Err(Code::ENOSYS);
         }
-        let made = self.call("create", |e| e.create(caller, parent, name, mode, umask))?;
-        Ok((made, FOPEN_KEEP_CACHE))
+        let how = OpenHow {
+            truncate: false,
+            ..OpenHow::from_flags(flags)
+        };
+        self.call("create", |e| {
+            let made = e.create(caller, parent, name, mode, umask)?;
+            if !agreed.passthrough {
+                return Ok((made, Opened::PLAIN));
+            }
+            match self.open_through(e, caller, made.node, how, register) {
+                Ok(opened) => Ok((made, opened)),
+                Err(errno) => {
+                    // The kernel will not hear of it.
+                    e.forget(made.node, 1);
+                    Err(errno)
+                }
+            }
+        })
     }
 
     pub fn read(&self, node: NodeId, offset: u64, buffer: &mut [u8]) -> Answer<usize> {
@@ -274,7 +421,7 @@ impl Answers {
     /// `flags` are `FUSE_WRITE_*`.
     pub fn write(&self, node: NodeId, offset: u64, data: &[u8], flags: u32) -> Answer<u32> {
         let kill = flags & WRITE_KILL_SUIDGID != 0;
-        let kept_back = self.writeback() && flags & WRITE_CACHE != 0;
+        let kept_back = self.negotiated().writeback && flags & WRITE_CACHE != 0;
         let written = self.call("write", |e| {
             if kept_back {
                 e.write_back(node, offset, data, kill)
@@ -421,56 +568,5 @@ fn rename_flags(bits: u32) -> Option<RenameFlags> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_panic_is_an_io_error_and_counted() {
-        let counters = Counters::default();
-        let fine = guarded(&counters, "test", || Ok(7));
-        assert_eq!(fine, Ok(7));
-        let failed = guarded::<()>(&counters, "test", || Err(Errno::EXIST));
-        assert_eq!(failed, Err(Code(libc::EEXIST)));
-        let panicked = guarded::<()>(&counters, "test", || panic!("on purpose"));
-        assert_eq!(panicked, Err(Code::EIO));
-        assert_eq!(
-            (counters.requests(), counters.errors(), counters.panics()),
-            (3, 2, 1)
-        );
-    }
-
-    #[test]
-    fn errors_the_kernel_can_take() {
-        let table = [
-            (libc::ENOENT, libc::ENOENT),
-            (libc::ENOSYS, libc::EOPNOTSUPP),
-            (512, libc::EIO),
-            (4095, libc::EIO),
-        ];
-        for (engine, kernel) in table {
-            let sent = Code::from(Errno::from_raw_os_error(engine));
-            assert_eq!(sent.get(), kernel, "{engine}");
-        }
-    }
-
-    #[test]
-    fn rename_flags_known_and_unknown() {
-        let known = rename_flags(7).expect("known flags");
-        assert!(known.no_replace && known.exchange && known.whiteout);
-        assert_eq!(rename_flags(0), Some(RenameFlags::default()));
-        assert_eq!(rename_flags(8), None);
-    }
-
-    #[test]
-    fn values_fit_or_are_refused() {
-        let answer = |room, len| match xattr(room, vec![0; len]) {
-            Ok(XattrAnswer::Size(size)) => Ok((true, size as usize)),
-            Ok(XattrAnswer::Data(data)) => Ok((false, data.len())),
-            Err(code) => Err(code.get()),
-        };
-        assert_eq!(answer(0, 5), Ok((true, 5)));
-        assert_eq!(answer(5, 5), Ok((false, 5)));
-        assert_eq!(answer(4, 5), Err(libc::ERANGE));
-        assert_eq!(answer(0, XATTR_MAX + 1), Err(libc::E2BIG));
-    }
-}
+#[path = "answers_tests.rs"]
+mod tests;

@@ -1,7 +1,10 @@
 //! One request from its bytes to the bytes of its answer, in the same buffer.
 
+use std::os::fd::BorrowedFd;
+
 use super::answers::{Answer, Answers, Code, XattrAnswer};
 use super::convert::rdev_in;
+use super::passthrough::Opened;
 use super::seek;
 use super::wire::{Head, Op};
 use super::wire_out::{Full, Lifetimes, Out};
@@ -20,12 +23,13 @@ pub enum Outcome {
 /// An answer that borrows nothing of its question.
 enum Reply {
     Nothing,
-    Entry(Entry),
+    Entry(Entry, Lifetimes),
     Absent,
-    Attr(Attr),
+    Attr(Attr, Lifetimes),
     Bytes(Vec<u8>),
-    Open(u32),
-    Created(Entry, u32),
+    Open(Opened),
+    OpenDir(u32),
+    Created(Entry, Opened),
     Count(u32),
     StatFs(FsStat),
     Ioctl(Vec<u8>),
@@ -78,6 +82,11 @@ fn ask(
 ) -> Answer<Reply> {
     let (node, caller) = (head.node, head.caller);
     let nothing = |()| Reply::Nothing;
+    let entry = |entry: Entry| {
+        let keep = answers.lifetimes(entry.node);
+        Reply::Entry(entry, keep)
+    };
+    let register = |file: BorrowedFd<'_>| answers.register(file);
     let xattr = |answer| match answer {
         XattrAnswer::Size(size) => Reply::Count(size),
         XattrAnswer::Data(data) => Reply::Bytes(data),
@@ -85,19 +94,22 @@ fn ask(
     match op {
         Op::Lookup { name } => answers
             .lookup(node, name)
-            .map(|found| found.map_or(Reply::Absent, Reply::Entry)),
+            .map(|found| found.map_or(Reply::Absent, entry)),
         Op::Forget { count } => {
             answers.forget(node, count);
             Ok(Reply::Nothing)
         }
-        Op::GetAttr => answers.getattr(node).map(Reply::Attr),
-        Op::SetAttr(set) => answers.setattr(caller, node, &set).map(Reply::Attr),
+        Op::GetAttr => answers
+            .getattr(node)
+            .map(|attr| Reply::Attr(attr, answers.lifetimes(node))),
+        Op::SetAttr(set) => answers.setattr(caller, node, &set).map(|attr| {
+            let keep = answers.lifetimes_after(&attr);
+            Reply::Attr(attr, keep)
+        }),
         Op::ReadLink => answers
             .readlink(node)
             .map(|target| Reply::Bytes(target.into_encoded_bytes())),
-        Op::Symlink { name, target } => answers
-            .symlink(caller, (node, name), target)
-            .map(Reply::Entry),
+        Op::Symlink { name, target } => answers.symlink(caller, (node, name), target).map(entry),
         Op::MkNod {
             mode,
             umask,
@@ -105,10 +117,10 @@ fn ask(
             name,
         } => answers
             .mknod(caller, (node, name), mode, umask, rdev_in(rdev))
-            .map(Reply::Entry),
-        Op::MkDir { mode, umask, name } => answers
-            .mkdir(caller, (node, name), mode, umask)
-            .map(Reply::Entry),
+            .map(entry),
+        Op::MkDir { mode, umask, name } => {
+            answers.mkdir(caller, (node, name), mode, umask).map(entry)
+        }
         Op::Unlink { name } => answers.unlink(node, name).map(nothing),
         Op::RmDir { name } => answers.rmdir(node, name).map(nothing),
         Op::Rename {
@@ -119,11 +131,13 @@ fn ask(
         } => answers
             .rename((node, name), (new_parent, new_name), flags)
             .map(nothing),
-        Op::Link { node: old, name } => answers.link(old, node, name).map(Reply::Entry),
-        Op::Open { flags } => {
-            let write = flags.cast_signed() & libc::O_ACCMODE != libc::O_RDONLY;
-            answers.open(node, write).map(Reply::Open)
-        }
+        Op::Link { node: old, name } => answers.link(old, node, name).map(|entry| {
+            let keep = answers.lifetimes_after(&entry.attr);
+            Reply::Entry(entry, keep)
+        }),
+        Op::Open { flags } => answers
+            .open(caller, node, flags, &register)
+            .map(Reply::Open),
         Op::Read { offset, size } => Ok(Reply::Read {
             offset,
             size: size as usize,
@@ -134,7 +148,11 @@ fn ask(
             data,
         } => answers.write(node, offset, data, flags).map(Reply::Count),
         Op::StatFs => answers.statfs().map(Reply::StatFs),
-        Op::Release => Ok(Reply::Nothing),
+        Op::Release { handle } => {
+            answers.release(node, handle);
+            Ok(Reply::Nothing)
+        }
+        Op::Nothing => Ok(Reply::Nothing),
         Op::FSync { datasync } => answers.fsync(node, datasync).map(nothing),
         Op::FSyncDir { datasync } => answers.fsyncdir(node, datasync).map(nothing),
         Op::SetXattr { name, value, flags } => {
@@ -143,15 +161,20 @@ fn ask(
         Op::GetXattr { name, room } => answers.getxattr(node, name, room).map(xattr),
         Op::ListXattr { room } => answers.listxattr(node, room).map(xattr),
         Op::RemoveXattr { name } => answers.removexattr(node, name).map(nothing),
-        Op::OpenDir => answers.opendir().map(Reply::Open),
+        Op::OpenDir => answers.opendir().map(Reply::OpenDir),
         Op::ReadDir { offset, size, plus } => Ok(Reply::Items {
             offset,
             size: size as usize,
             plus,
         }),
-        Op::Create { mode, umask, name } => answers
-            .create(caller, (node, name), mode, umask)
-            .map(|(entry, flags)| Reply::Created(entry, flags)),
+        Op::Create {
+            flags,
+            mode,
+            umask,
+            name,
+        } => answers
+            .create(caller, (node, name), (mode, umask), flags, &register)
+            .map(|(entry, opened)| Reply::Created(entry, opened)),
         Op::Ioctl { cmd, data } => answers.ioctl(node, cmd, data).map(Reply::Ioctl),
         Op::FAllocate {
             mode,
@@ -179,11 +202,6 @@ fn ask(
 
 /// The reply's length in `payload`.
 fn write(answers: &Answers, node: NodeId, reply: Reply, payload: &mut [u8]) -> Answer<usize> {
-    let config = answers.config();
-    let keep = Lifetimes {
-        entry: config.entry_ttl,
-        attr: config.attr_ttl,
-    };
     let room = payload.len();
     match reply {
         Reply::Read { offset, size: len } => {
@@ -197,9 +215,10 @@ fn write(answers: &Answers, node: NodeId, reply: Reply, payload: &mut [u8]) -> A
         } => {
             let len = len.min(room);
             let mut out = Out::new(&mut payload[..len]);
-            let plus = plus.then_some(keep);
-            answers.read_dir(node, offset, plus.is_some(), &mut |item| {
-                out.item(&item, plus).is_ok()
+            answers.read_dir(node, offset, plus, &mut |item| {
+                let shown = item.entry.map_or(item.ino, |entry| entry.node);
+                let keep = plus.then(|| answers.lifetimes(shown));
+                out.item(&item, keep).is_ok()
             })?;
             return Ok(out.len());
         }
@@ -207,14 +226,18 @@ fn write(answers: &Answers, node: NodeId, reply: Reply, payload: &mut [u8]) -> A
     }
     let mut out = Out::new(payload);
     match reply {
-        Reply::Entry(entry) => out.entry(&entry, keep)?,
+        Reply::Entry(entry, keep) => out.entry(&entry, keep)?,
         Reply::Absent => out.absent(answers.absent_for())?,
-        Reply::Attr(attr) => out.attr(node, &attr, keep.attr)?,
+        Reply::Attr(attr, keep) => out.attr(node, &attr, keep.attr)?,
         Reply::Bytes(bytes) => out.bytes(&bytes)?,
-        Reply::Open(flags) => out.open(flags)?,
-        Reply::Created(entry, flags) => {
-            out.entry(&entry, keep)?;
-            out.open(flags)?;
+        Reply::Open(opened) => open(answers, node, &opened, &mut out)?,
+        Reply::OpenDir(flags) => out.open(0, flags, 0)?,
+        Reply::Created(entry, opened) => {
+            out.entry(&entry, answers.lifetimes(entry.node))?;
+            if let Err(code) = open(answers, entry.node, &opened, &mut out) {
+                answers.forget(entry.node, 1);
+                return Err(code);
+            }
         }
         Reply::Count(count) => out.count(count)?,
         Reply::StatFs(stat) => out.statfs(&stat)?,
@@ -222,6 +245,14 @@ fn write(answers: &Answers, node: NodeId, reply: Reply, payload: &mut [u8]) -> A
         Reply::Nothing | Reply::Read { .. } | Reply::Items { .. } | Reply::Later => {}
     }
     Ok(out.len())
+}
+
+fn open(answers: &Answers, node: NodeId, opened: &Opened, out: &mut Out<'_>) -> Answer<()> {
+    let Some((flags, backing)) = opened.on_the_wire() else {
+        answers.undo_open(node, opened);
+        return Err(Code::EIO);
+    };
+    Ok(out.open(opened.handle, flags, backing)?)
 }
 
 /// The answer to an LSEEK that was waited for elsewhere, in `payload`.

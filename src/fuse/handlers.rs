@@ -3,33 +3,37 @@
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, FileHandle, FopenFlags, Generation, INodeNo, IoctlFlags,
-    KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::answers::{Answer, Answers, Code, READ_MAX, XattrAnswer};
 use super::convert::{attr_out, bare_attr, kind_out, rdev_in, set_time_in, time_in};
 use super::init::negotiate;
+use super::passthrough::{Backing, Opened};
+use super::wire_out::Lifetimes;
 use crate::meta::FileKind;
 use crate::overlay::{Caller, Entry, NodeId, SetAttr};
 
 /// A node's number never comes to mean another object while the kernel knows it.
 const GENERATION: Generation = Generation(0);
-/// Nothing is kept per open file.
+/// Nothing is kept per open directory.
 const NO_HANDLE: FileHandle = FileHandle(0);
 
-/// `ring`: requests may come by io_uring instead.
+/// `ring`: requests may come by io_uring instead. `passthrough`: files may be passed through.
 pub struct Transport {
     pub answers: Arc<Answers>,
     pub ring: bool,
+    pub passthrough: bool,
 }
 
 thread_local! {
@@ -77,12 +81,27 @@ fn xattr(reply: ReplyXattr, answer: Answer<XattrAnswer>) {
     }
 }
 
+const fn handle_and_flags(opened: &Opened) -> (FileHandle, FopenFlags) {
+    let flags = FopenFlags::from_bits_retain(opened.flags);
+    (FileHandle(opened.handle), flags)
+}
+
 impl Transport {
+    /// Where fuser has one lifetime for a name and its attributes.
+    fn one_lifetime(&self, node: NodeId) -> Duration {
+        let keep = self.answers.lifetimes(node);
+        keep.entry.min(keep.attr)
+    }
+
     fn entry(&self, reply: ReplyEntry, found: Answer<Entry>) {
         let entry = ok_or_reply!(found, reply);
+        let keep = self.answers.lifetimes(entry.node);
+        Self::kept_entry(reply, &entry, keep);
+    }
+
+    fn kept_entry(reply: ReplyEntry, entry: &Entry, keep: Lifetimes) {
         let attr = attr_out(entry.node, &entry.attr);
-        let config = self.answers.config();
-        reply.entry_with_ttls(&config.attr_ttl, &config.entry_ttl, &attr, GENERATION);
+        reply.entry_with_ttls(&keep.attr, &keep.entry, &attr, GENERATION);
     }
 
     /// A name that is absent: node 0 with a lifetime is kept by the kernel as such.
@@ -100,7 +119,8 @@ impl Transport {
 impl fuser::Filesystem for Transport {
     fn init(&mut self, _req: &Request, kernel: &mut KernelConfig) -> io::Result<()> {
         let answers = &self.answers;
-        let agreed = negotiate(answers.config(), answers.writeback(), self.ring, kernel);
+        let wish = answers.wish(self.ring, self.passthrough);
+        let agreed = negotiate(answers.config(), wish, kernel);
         self.answers.agree(agreed);
         Ok(())
     }
@@ -118,7 +138,8 @@ impl fuser::Filesystem for Transport {
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let attr = ok_or_reply!(self.answers.getattr(node(ino)), reply);
-        reply.attr(&self.answers.config().attr_ttl, &attr_out(node(ino), &attr));
+        let keep = self.answers.lifetimes(node(ino));
+        reply.attr(&keep.attr, &attr_out(node(ino), &attr));
     }
 
     fn setattr(
@@ -149,7 +170,8 @@ impl fuser::Filesystem for Transport {
             ctime: ctime.map(time_in),
         };
         let attr = ok_or_reply!(self.answers.setattr(caller(req), node(ino), &set), reply);
-        reply.attr(&self.answers.config().attr_ttl, &attr_out(node(ino), &attr));
+        let keep = self.answers.lifetimes_after(&attr);
+        reply.attr(&keep.attr, &attr_out(node(ino), &attr));
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -233,13 +255,39 @@ impl fuser::Filesystem for Transport {
         reply: ReplyEntry,
     ) {
         let made = self.answers.link(node(ino), node(new_parent), new_name);
-        self.entry(reply, made);
+        let entry = ok_or_reply!(made, reply);
+        let keep = self.answers.lifetimes_after(&entry.attr);
+        Self::kept_entry(reply, &entry, keep);
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let write = flags.acc_mode() != OpenAccMode::O_RDONLY;
-        let flags = ok_or_reply!(self.answers.open(node(ino), write), reply);
-        reply.opened(NO_HANDLE, FopenFlags::from_bits_retain(flags));
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let flags = flags.0.cast_unsigned();
+        let register = |file: BorrowedFd<'_>| reply.open_backing(file).map(Backing::Fuser);
+        let opened = self.answers.open(caller(req), node(ino), flags, &register);
+        let opened = ok_or_reply!(opened, reply);
+        let (handle, flags) = handle_and_flags(&opened);
+        match opened.backing.as_deref() {
+            None => reply.opened(handle, flags),
+            Some(Backing::Fuser(id)) => reply.opened_passthrough(handle, flags, id),
+            Some(Backing::Ours(_)) => {
+                self.answers.undo_open(node(ino), &opened);
+                reply.error(fuser::Errno::EIO);
+            }
+        }
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.answers.release(node(ino), fh.0);
+        reply.ok();
     }
 
     fn read(
@@ -337,9 +385,6 @@ impl fuser::Filesystem for Transport {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        // fuser has one lifetime for both here.
-        let config = self.answers.config();
-        let ttl = config.entry_ttl.min(config.attr_ttl);
         let done = self.answers.read_dir(node(ino), offset, true, &mut |item| {
             // The kernel links nothing for `.` and `..`. For any other item without attributes, node 0 keeps it
             // from linking; fuser then sends 0 for the inode number too.
@@ -349,6 +394,7 @@ impl fuser::Filesystem for Transport {
                 None if dots => bare_attr(item.ino, item.kind),
                 None => bare_attr(NodeId(0), item.kind),
             };
+            let ttl = self.one_lifetime(NodeId(attr.ino.0));
             !reply.add(
                 attr.ino,
                 item.next_offset,
@@ -412,19 +458,30 @@ impl fuser::Filesystem for Transport {
         name: &OsStr,
         mode: u32,
         umask: u32,
-        _flags: i32,
+        flags: i32,
         reply: ReplyCreate,
     ) {
+        let register = |file: BorrowedFd<'_>| reply.open_backing(file).map(Backing::Fuser);
+        let place = (node(parent), name);
+        let flags = flags.cast_unsigned();
         let made = self
             .answers
-            .create(caller(req), (node(parent), name), mode, umask);
-        let (entry, flags) = ok_or_reply!(made, reply);
-        // fuser has one lifetime for both here, too.
-        let config = self.answers.config();
-        let ttl = config.entry_ttl.min(config.attr_ttl);
+            .create(caller(req), place, (mode, umask), flags, &register);
+        let (entry, opened) = ok_or_reply!(made, reply);
+        let ttl = self.one_lifetime(entry.node);
         let attr = attr_out(entry.node, &entry.attr);
-        let flags = FopenFlags::from_bits_retain(flags);
-        reply.created(&ttl, &attr, GENERATION, NO_HANDLE, flags);
+        let (handle, flags) = handle_and_flags(&opened);
+        match opened.backing.as_deref() {
+            None => reply.created(&ttl, &attr, GENERATION, handle, flags),
+            Some(Backing::Fuser(id)) => {
+                reply.created_passthrough(&ttl, &attr, GENERATION, handle, flags, id);
+            }
+            Some(Backing::Ours(_)) => {
+                self.answers.undo_open(entry.node, &opened);
+                self.answers.forget(entry.node, 1);
+                reply.error(fuser::Errno::EIO);
+            }
+        }
     }
 
     fn ioctl(
@@ -497,6 +554,5 @@ impl fuser::Filesystem for Transport {
     }
 
     // access: never asked under default_permissions. bmap, poll: the default answer, ENOSYS, leaves them to the kernel.
-    // Locks are the kernel's while POSIX_LOCKS and FLOCK_LOCKS are not requested. release and releasedir have nothing to
-    // let go.
+    // Locks are the kernel's while POSIX_LOCKS and FLOCK_LOCKS are not requested. releasedir has nothing to let go.
 }

@@ -7,12 +7,16 @@ use super::{Config, ReadDirPlus};
 /// Requests the kernel may have under way that nobody waits for (read-ahead, write-back).
 const MAX_BACKGROUND: u16 = 64;
 
+/// Files passed through must not be on a stacked file system, so that ours can be the lower or upper of one.
+const STACK_DEPTH: u32 = 1;
+
 /// What we would like. Left to the kernel on purpose: locks (one kernel sees all users of a mount). HANDLE_KILLPRIV_V2
 /// spares a GETXATTR of `security.capability` before every write(2), which costs more than the write: the kernel then
 /// asks once per inode. In return set-id bits are ours to clear when an ordinary user changes a file. WRITE says so by a
 /// flag; the flag of SETATTR does not come through fuser, so truncation, fallocate and copy_file_range go by the
-/// caller's user id. ATOMIC_O_TRUNC must stay off while OPEN is answered ENOSYS: O_TRUNC then comes as SETATTR.
-fn wanted(config: &Config, writeback: bool, ring: bool) -> InitFlags {
+/// caller's user id. ATOMIC_O_TRUNC must stay off: O_TRUNC then comes as SETATTR, also where OPEN is answered ENOSYS, and
+/// after the kernel has looked whether the file is a running program, which `O_RDONLY | O_TRUNC` would else empty.
+fn wanted(config: &Config, wish: Wish) -> InitFlags {
     let mut flags = InitFlags::FUSE_PARALLEL_DIROPS
         | InitFlags::FUSE_CACHE_SYMLINKS
         | InitFlags::FUSE_ASYNC_DIO
@@ -33,25 +37,35 @@ fn wanted(config: &Config, writeback: bool, ring: bool) -> InitFlags {
     if config.no_handles {
         flags |= InitFlags::FUSE_NO_EXPORT_SUPPORT;
     }
-    if writeback {
+    if wish.writeback {
         flags |= InitFlags::FUSE_WRITEBACK_CACHE;
     }
-    if ring {
+    if wish.ring {
         flags |= InitFlags::FUSE_OVER_IO_URING;
+    }
+    if wish.passthrough {
+        flags |= InitFlags::FUSE_PASSTHROUGH;
     }
     flags
 }
 
-/// Fills in the answer to INIT. `ring`: everything for io_uring is there. `no_open` of the result: the kernel can do
-/// without OPEN and OPENDIR.
-pub fn negotiate(
-    config: &Config,
-    writeback: bool,
-    ring: bool,
-    kernel: &mut KernelConfig,
-) -> Negotiated {
+/// What depends on more than the configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Wish {
+    pub writeback: bool,
+    /// Everything for io_uring is there.
+    pub ring: bool,
+    /// Where the kernel has it, instead of write-back: it does not do both.
+    pub passthrough: bool,
+}
+
+/// Fills in the answer to INIT. `no_open` of the result: the kernel can do without OPEN and OPENDIR.
+pub fn negotiate(config: &Config, mut wish: Wish, kernel: &mut KernelConfig) -> Negotiated {
     let offered = kernel.capabilities();
-    let agreed = wanted(config, writeback, ring) & offered;
+    wish.passthrough &= offered.contains(InitFlags::FUSE_PASSTHROUGH)
+        && kernel.set_max_stack_depth(STACK_DEPTH).is_ok();
+    wish.writeback &= !wish.passthrough;
+    let agreed = wanted(config, wish) & offered;
     let added = kernel.add_capabilities(agreed);
     debug_assert!(added.is_ok(), "only what is offered is asked for");
     // These setters refuse with the nearest value they take.
@@ -67,8 +81,12 @@ pub fn negotiate(
     }
     let _ = kernel.set_max_background(MAX_BACKGROUND);
     Negotiated {
-        no_open: config.no_open && agreed.contains(InitFlags::FUSE_NO_OPEN_SUPPORT),
+        no_open: config.no_open
+            && !wish.passthrough
+            && agreed.contains(InitFlags::FUSE_NO_OPEN_SUPPORT),
         no_opendir: config.no_open && agreed.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT),
+        writeback: agreed.contains(InitFlags::FUSE_WRITEBACK_CACHE),
+        passthrough: wish.passthrough,
         ring: agreed.contains(InitFlags::FUSE_OVER_IO_URING),
         payload: (max_write.max(max_readahead) as usize)
             .next_multiple_of(rustix::param::page_size()),
@@ -80,6 +98,8 @@ pub fn negotiate(
 pub struct Negotiated {
     pub no_open: bool,
     pub no_opendir: bool,
+    pub writeback: bool,
+    pub passthrough: bool,
     /// The kernel waits for the queues of [`super::ring`].
     pub ring: bool,
     /// The most bytes of a request or answer behind its own words.

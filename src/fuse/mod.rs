@@ -3,7 +3,8 @@
 //! Two ways lead here: fuser on `/dev/fuse` (`handlers`), and the kernel's io_uring queues (`ring`, with a codec of its
 //! own: `wire`, `wire_out`, `dispatch`). Both decode, ask `answers` and encode. `answers` makes one call of
 //! [`crate::overlay::Overlay`] for each request, and decides what the kernel may keep (entries, attributes, negative
-//! look-ups, directories, symlinks, data) from one fact: nobody but this daemon changes what the mount shows.
+//! look-ups, directories, symlinks, data) from one fact: nobody but this daemon changes what the mount shows. Where files
+//! are passed through (`passthrough`) the kernel changes some of them itself, and tells most of it.
 //!
 //! Invariants:
 //! - A panic in the engine costs the request that met it an EIO, never the mount.
@@ -22,6 +23,7 @@ mod init;
 mod ioctl;
 #[doc(hidden)]
 pub mod offline;
+mod passthrough;
 mod ring;
 mod seek;
 mod wire;
@@ -73,6 +75,30 @@ pub enum Transport {
     IoUring,
 }
 
+/// By what way data is to go between programs and files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IoMode {
+    /// Through the page cache of the mount, filled and emptied by requests.
+    #[default]
+    Cached,
+    /// The kernel reads and writes the files behind the mount itself, where they are files of the host.
+    Passthrough {
+        /// Without it there is no mount; else a warning is given where it cannot be had.
+        required: bool,
+    },
+    /// Whichever is better for most: [`IoMode::Cached`], see docs/io.md.
+    Auto,
+}
+
+/// By what way data goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Io {
+    #[default]
+    Cached,
+    Passthrough,
+}
+
 /// How the transport behaves. `default()` is right where only this mount changes the upper.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -85,7 +111,7 @@ pub struct Config {
     /// Answer OPEN, OPENDIR and CREATE with ENOSYS: the kernel then opens without asking, and makes files by MKNOD.
     pub no_open: bool,
     /// The kernel gathers writes in its page cache and keeps size and times of files being written itself.
-    /// Never used on a read-only mount.
+    /// Never used on a read-only mount, nor beside passthrough.
     pub writeback: bool,
     pub readdirplus: ReadDirPlus,
     /// The kernel finds nodes by their names only: to it they have no file handles. An overlay on this mount would else keep
@@ -96,6 +122,8 @@ pub struct Config {
     /// Threads that read `/dev/fuse`.
     pub threads: usize,
     pub io_uring: IoUring,
+    /// With passthrough every OPEN is answered, whatever `no_open` says.
+    pub io: IoMode,
     /// Largest write request, bytes.
     pub max_write: u32,
 }
@@ -114,13 +142,15 @@ impl Default for Config {
             acl: true,
             threads: cores.clamp(2, 4),
             io_uring: IoUring::default(),
+            io: IoMode::default(),
             max_write: 1 << 20,
         }
     }
 }
 
 impl Config {
-    /// The default, with what the variable `OVL_IO_URING` says: `on`, `off` or `auto`.
+    /// The default, with what the variables `OVL_IO_URING` (`on`, `off` or `auto`) and `OVL_IO` (`cached`, `passthrough` or
+    /// `auto`) say.
     pub fn from_environment() -> Self {
         let io_uring = match std::env::var("OVL_IO_URING").as_deref() {
             Ok("on") => IoUring::On,
@@ -131,8 +161,18 @@ impl Config {
                 IoUring::Off
             }
         };
+        let io = match std::env::var("OVL_IO").as_deref() {
+            Ok("passthrough") => IoMode::Passthrough { required: false },
+            Ok("auto") => IoMode::Auto,
+            Ok("cached" | "") | Err(std::env::VarError::NotPresent) => IoMode::Cached,
+            Ok(_) | Err(std::env::VarError::NotUnicode(_)) => {
+                tracing::warn!("OVL_IO is neither cached, passthrough nor auto: taken for cached");
+                IoMode::Cached
+            }
+        };
         Self {
             io_uring,
+            io,
             ..Self::default()
         }
     }
@@ -183,6 +223,7 @@ impl Counters {
 pub struct Session {
     inner: fuser::Session<handlers::Transport>,
     ring: Option<ring::Serving>,
+    io: Io,
     counters: Arc<Counters>,
 }
 
@@ -213,14 +254,33 @@ impl Session {
                 .inspect_err(|error| without_ring(asked, &error.to_string()))
                 .ok(),
         };
+        let passthrough = prepare_passthrough(&engine, config.io, &dev_fuse)?;
         let transport = handlers::Transport {
             answers: Arc::clone(&answers),
             ring: prepared.is_some(),
+            passthrough: passthrough.is_some(),
         };
         let inner = fuser::Session::from_fd(transport, dev_fuse, acl, session_config)?;
-        let notifier = answers.writeback().then(|| inner.notifier());
-        seeker.start(engine, notifier, Arc::clone(&counters))?;
         let agreed = answers.negotiated();
+        let notifier = agreed.writeback.then(|| inner.notifier());
+        seeker.start(engine, notifier, Arc::clone(&counters))?;
+        match passthrough {
+            Some(prepared) if agreed.passthrough => {
+                let device = prepared.try_out().map_err(not_passed)?;
+                let notifier = inner.notifier();
+                answers.connect(answers::Kernel { device, notifier });
+            }
+            Some(_) => {
+                let needs = "the kernel does not offer it (Linux 6.9 does, with FUSE_PASSTHROUGH)";
+                without_passthrough(config.io, needs.to_owned())?;
+            }
+            None => {}
+        }
+        let io = if agreed.passthrough {
+            Io::Passthrough
+        } else {
+            Io::Cached
+        };
         let ring = match prepared {
             Some(prepared) if agreed.ring => {
                 let serving = prepared.start(&answers, agreed.payload)?;
@@ -240,8 +300,14 @@ impl Session {
         Ok(Self {
             inner,
             ring,
+            io,
             counters,
         })
+    }
+
+    /// By what way data goes.
+    pub fn io(&self) -> Io {
+        self.io
     }
 
     /// By what requests come, save those that only `/dev/fuse` takes.
@@ -263,6 +329,37 @@ impl Session {
             Some(ring) => ring.run(|| self.inner.run()),
         }
     }
+}
+
+/// `None`: nobody asked, or it cannot be had and need not.
+fn prepare_passthrough(
+    engine: &Overlay,
+    asked: IoMode,
+    dev_fuse: &OwnedFd,
+) -> io::Result<Option<passthrough::Prepared>> {
+    if !matches!(asked, IoMode::Passthrough { .. }) {
+        return Ok(None);
+    }
+    match passthrough::Prepared::new(engine, dev_fuse.try_clone()?) {
+        Ok(prepared) => Ok(Some(prepared)),
+        Err(why) => without_passthrough(asked, why).map(|()| None),
+    }
+}
+
+/// An error where it was a condition.
+fn without_passthrough(asked: IoMode, why: String) -> io::Result<()> {
+    if asked == (IoMode::Passthrough { required: true }) {
+        return Err(not_passed(why));
+    }
+    tracing::warn!("passthrough is not used: {why}");
+    Ok(())
+}
+
+fn not_passed(why: String) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::Unsupported,
+        format!("io=passthrough cannot be had: {why}; io=cached can"),
+    )
 }
 
 fn without_ring(asked: IoUring, why: &str) {

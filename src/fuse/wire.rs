@@ -163,8 +163,11 @@ pub enum Op<'a> {
         data: &'a [u8],
     },
     StatFs,
-    /// RELEASE, RELEASEDIR and DESTROY: there is nothing to let go.
-    Release,
+    Release {
+        handle: u64,
+    },
+    /// RELEASEDIR and DESTROY: there is nothing to let go.
+    Nothing,
     FSync {
         datasync: bool,
     },
@@ -193,6 +196,8 @@ pub enum Op<'a> {
         plus: bool,
     },
     Create {
+        /// As for open(2).
+        flags: u32,
         mode: u32,
         umask: u32,
         name: &'a OsStr,
@@ -297,7 +302,10 @@ impl<'a> Op<'a> {
                 })?
             }
             opcode::STATFS => Self::StatFs,
-            opcode::RELEASE | opcode::RELEASEDIR | opcode::DESTROY => Self::Release,
+            opcode::RELEASE => Self::Release {
+                handle: words.u64()?,
+            },
+            opcode::RELEASEDIR | opcode::DESTROY => Self::Nothing,
             opcode::FSYNC | opcode::FSYNCDIR => {
                 let _handle = words.u64()?;
                 let datasync = words.u32()? & FSYNC_FDATASYNC != 0;
@@ -320,8 +328,9 @@ impl<'a> Op<'a> {
             opcode::REMOVEXATTR => Self::RemoveXattr { name: name(rest)? },
             opcode::OPENDIR => Self::OpenDir,
             opcode::CREATE => {
-                let _flags = words.u32()?;
+                let flags = words.u32()?;
                 Self::Create {
+                    flags,
                     mode: words.u32()?,
                     umask: words.u32()?,
                     name: name(rest)?,

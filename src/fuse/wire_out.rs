@@ -123,11 +123,11 @@ impl<'a> Out<'a> {
         self.inode(node, attr)
     }
 
-    /// `struct fuse_open_out`; nothing is kept per open file, so its handle is 0.
-    pub fn open(&mut self, flags: u32) -> Put {
-        self.u64(0)?;
+    /// `struct fuse_open_out`. `backing` is the number of the file to pass through to, or 0.
+    pub fn open(&mut self, handle: u64, flags: u32, backing: u32) -> Put {
+        self.u64(handle)?;
         self.u32(flags)?;
-        self.u32(0)
+        self.u32(backing)
     }
 
     /// `struct fuse_write_out` and `struct fuse_getxattr_out`
@@ -275,7 +275,7 @@ mod tests {
         assert_eq!(written(|o| o.absent(Duration::ZERO)).len(), 128);
         let attr = written(|o| o.attr(NodeId(1), &file().attr, KEEP.attr));
         assert_eq!(attr.len(), 104);
-        assert_eq!(written(|o| o.open(1)).len(), 16);
+        assert_eq!(written(|o| o.open(1, 2, 3)).len(), 16);
         assert_eq!(written(|o| o.count(1)).len(), 8);
         assert_eq!(written(|o| o.offset(-1)).len(), 8);
         assert_eq!(written(|o| o.ioctl(b"abcd")).len(), 20);
@@ -297,6 +297,9 @@ mod tests {
         assert_eq!(u32_at(attr, 60), libc::S_IFBLK | 0o4755);
         assert_eq!(u32_at(attr, 76), 0x801);
         assert_eq!(u32_at(attr, 80), 4096);
+        let opened = written(|o| o.open(1 << 40, 0xa0, 7));
+        assert_eq!(u64_at(&opened, 0), 1 << 40);
+        assert_eq!((u32_at(&opened, 8), u32_at(&opened, 12)), (0xa0, 7));
         let broken = head(77, libc::ENOENT, 0);
         assert_eq!(u32_at(&broken, 0), 16);
         assert_eq!(u32_at(&broken, 4).cast_signed(), -libc::ENOENT);

@@ -1,8 +1,8 @@
 //! What the `-o` words mean for a mount.
 
-use super::options::{IdRange, Options, RedirectDir, Switch, XattrPermissions};
+use super::options::{IdRange, Io, Options, RedirectDir, Switch, XattrPermissions};
 use super::{Lower, MountSpec, UpperSpec};
-use crate::fuse::IoUring;
+use crate::fuse::{IoMode, IoUring};
 use crate::layer::Permissions;
 use crate::overlay::{self, IdMap, Redirect, Xattrs};
 
@@ -13,6 +13,16 @@ fn ranges(words: &[IdRange]) -> Vec<overlay::IdRange> {
         len: r.len,
     };
     words.iter().map(range).collect()
+}
+
+impl From<Io> for IoMode {
+    fn from(word: Io) -> Self {
+        match word {
+            Io::Cached => Self::Cached,
+            Io::Passthrough => Self::Passthrough { required: true },
+            Io::Auto => Self::Auto,
+        }
+    }
 }
 
 impl Options {
@@ -84,6 +94,9 @@ impl Options {
                 Switch::Off => IoUring::Off,
                 Switch::Auto => IoUring::Auto,
             };
+        }
+        if let Some(word) = self.io {
+            spec.fuse.io = word.into();
         }
         spec.merge = self.merge.unwrap_or(spec.merge);
 

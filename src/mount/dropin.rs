@@ -194,7 +194,7 @@ fn help(name: &str) -> String {
     volatile, fsync=0      let fsync do nothing
     noacl, noxattrs=1, static_nlink, ino32_t, timeout=SECONDS,
     redirect_dir=on|off|follow|nofollow, metacopy=on, userxattr, fsname=NAME,
-    merge=fuse|kernel|auto
+    merge=fuse|kernel|auto, io=cached|passthrough|auto, io_uring=on|auto
                            as in ovl mount --help
     ro, [no]suid, [no]dev, [no]exec, [no]atime, allow_other
                            as in mount(8)

@@ -23,7 +23,7 @@ use super::kernel::{self, Flags, Target};
 use super::mountinfo::{self, MountInfo};
 use super::overlayfs;
 use super::spec::CheckedUpper;
-use crate::fuse;
+use crate::fuse::{self, IoMode};
 use crate::layer::{Identity, Layer, Permissions};
 use crate::overlay::{Aufs, IdMap, Marks, Overlay, Stack, Xattrs};
 
@@ -98,6 +98,11 @@ fn only_engine(spec: &MountSpec) -> Option<&'static str> {
         ),
         (spec.fuse.entry_ttl != kept, "timeout"),
         (!spec.fuse.writeback, "writeback=0"),
+        // What is written goes by the kernel alone as it is, and what is left to serve is in the store.
+        (
+            spec.fuse.io == IoMode::Passthrough { required: true },
+            "io=passthrough",
+        ),
     ]
     .into_iter()
     .find_map(|(asked, what)| asked.then_some(what))
@@ -316,6 +321,7 @@ fn over_fuse(
     let here = |e: io::Error| Error::io("serving the lowers of", job.target.path(), e);
     let transport = fuse::Config {
         no_handles: true,
+        io: IoMode::Cached,
         ..spec.fuse.clone()
     };
     let session = fuse::Session::start(Arc::clone(&engine), device, &transport).map_err(here)?;

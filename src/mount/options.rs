@@ -41,6 +41,14 @@ pub enum Switch {
     Auto,
 }
 
+/// By what way data goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Io {
+    Cached,
+    Passthrough,
+    Auto,
+}
+
 /// The kernel's `redirect_dir`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RedirectDir {
@@ -83,6 +91,7 @@ pub struct Options {
     pub userxattr: bool,
     pub merge: Option<Merge>,
     pub io_uring: Option<Switch>,
+    pub io: Option<Io>,
     pub debug: bool,
     pub fsname: Option<OsString>,
     pub read_only: bool,
@@ -239,7 +248,7 @@ impl Parsed {
             }
             // Words with a value, without one.
             b"lowerdir" | b"upperdir" | b"workdir" | b"uidmapping" | b"gidmapping"
-            | b"squash_to_uid" | b"squash_to_gid" | b"timeout" | b"xattr_permissions" => {
+            | b"squash_to_uid" | b"squash_to_gid" | b"timeout" | b"xattr_permissions" | b"io" => {
                 return Err(Error::Usage(format!(
                     "option {} wants a value",
                     String::from_utf8_lossy(word)
@@ -286,6 +295,14 @@ impl Parsed {
             }
             b"io_uring" => {
                 o.io_uring = Some(switch(value).ok_or_else(|| bad("on, off or auto"))?);
+            }
+            b"io" => {
+                o.io = Some(match value {
+                    b"cached" => Io::Cached,
+                    b"passthrough" => Io::Passthrough,
+                    b"auto" => Io::Auto,
+                    _ => return Err(bad("cached, passthrough or auto")),
+                });
             }
             b"timeout" => o.timeout = Some(seconds(value).ok_or_else(|| bad("seconds"))?),
             b"writeback" => o.writeback = Some(truth(value).ok_or_else(|| bad("0 or 1"))?),

@@ -104,6 +104,10 @@ fn words_with_values() {
     assert_eq!(options("io_uring").io_uring, Some(Switch::On));
     assert_eq!(options("io_uring=auto").io_uring, Some(Switch::Auto));
     assert_eq!(options("io_uring,io_uring=off").io_uring, Some(Switch::Off));
+    assert_eq!(o.io, None);
+    assert_eq!(options("io=passthrough").io, Some(Io::Passthrough));
+    assert_eq!(options("io=passthrough,io=cached").io, Some(Io::Cached));
+    assert_eq!(options("io=auto").io, Some(Io::Auto));
     assert_eq!(o.redirect_dir, Some(RedirectDir::NoFollow));
     assert_eq!((o.metacopy, o.index), (Some(true), Some(false)));
     assert!(o.userxattr && o.ino32);
@@ -173,6 +177,8 @@ fn refused() {
         "timeout=x",
         "xino=maybe",
         "io_uring=2",
+        "io",
+        "io=direct",
         "redirect_dir=sideways",
         "fsync=2",
         "plugins=evil.so",

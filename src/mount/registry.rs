@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::kernel_merge::Merge;
 use super::mountinfo::{self, MountKey};
 use super::process::Process;
-use crate::fuse::Transport;
+use crate::fuse::{Io, Transport};
 
 /// One live mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +46,9 @@ pub struct Record {
     /// By what the daemon is asked. Daemons before this was written knew one way.
     #[serde(default)]
     pub transport: Transport,
+    /// By what way data goes.
+    #[serde(default)]
+    pub io: Io,
     /// Seconds since 1970.
     pub started: i64,
     pub log: Option<EscapedPath>,
@@ -324,6 +327,7 @@ mod tests {
             },
             store_root: EscapedPath("/var/lib/ovl".into()),
             transport: Transport::IoUring,
+            io: Io::Passthrough,
             started: 1_700_000_000,
             log: None,
             panics: 0,

@@ -71,6 +71,7 @@ pub fn serve(
         engine,
         counters,
         transport,
+        io,
         serve,
     } = made;
     // Here the engine, which locks it for itself, is not on the work directory.
@@ -102,6 +103,7 @@ pub fn serve(
         engine: spec.overlay.clone(),
         store_root: EscapedPath(spec.store_root.clone()),
         transport,
+        io,
         started: crate::meta::Timestamp::now().secs,
         log: log
             .filter(|_| !alone)
@@ -187,6 +189,7 @@ struct Made {
     engine: Option<Arc<Overlay>>,
     counters: Arc<fuse::Counters>,
     transport: fuse::Transport,
+    io: fuse::Io,
     /// Serves it until it is gone. `None`: nobody has to.
     serve: Option<Box<dyn FnOnce() -> io::Result<()>>>,
 }
@@ -240,6 +243,7 @@ fn by_engine(
         engine: Some(engine),
         counters: session.counters(),
         transport: session.transport(),
+        io: session.io(),
         serve: Some(Box::new(|| session.run())),
     })
 }
@@ -295,6 +299,7 @@ fn by_kernel(
         engine,
         counters,
         transport,
+        io: fuse::Io::Cached,
         serve,
     }))
 }

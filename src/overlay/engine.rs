@@ -265,12 +265,15 @@ impl Overlay {
         }))
     }
 
-    pub fn forget(&self, node: NodeId, count: u64) {
-        if node != NodeId::ROOT && self.table.forget(node, count) {
+    /// The transport gives back `count` references to a node; `true` when it has no more.
+    pub fn forget(&self, node: NodeId, count: u64) -> bool {
+        let last = node != NodeId::ROOT && self.table.forget(node, count);
+        if last {
             self.files.remove(&node.0);
             self.dirs.remove(&node.0);
             self.table.give_back();
         }
+        last
     }
 
     /// The node for what was found, with its attributes; made if it is new. The caller holds the namespace lock.

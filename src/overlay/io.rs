@@ -157,7 +157,7 @@ impl Overlay {
 
     /// Takes from a changed file what would give its next caller rights: suid, sgid (unless it means locking: no group
     /// execute), capabilities.
-    fn kill_priv(&self, node: &Arc<Node>) -> Result<()> {
+    pub(super) fn kill_priv(&self, node: &Arc<Node>) -> Result<()> {
         let fd = self.upper_path(node)?;
         let perm = self.stat(fd.as_fd())?.attr.perm;
         let mut keep = perm & !libc::S_ISUID;

@@ -8,6 +8,7 @@
 mod acl;
 mod attrs;
 mod aufs;
+mod backing;
 mod bytes;
 mod changes;
 mod copyup;
@@ -32,6 +33,7 @@ mod upper;
 mod xattr;
 
 pub use aufs::Aufs;
+pub use backing::OpenHow;
 pub use changes::{Change, ChangeKind};
 pub use engine::Overlay;
 pub use ids::{IdMap, IdRange};
@@ -77,7 +79,7 @@ pub enum SetTime {
 }
 
 /// What `setattr` changes; `None` leaves a field alone. `perm` are the low 12 bits.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SetAttr {
     pub perm: Option<u32>,
     pub uid: Option<u32>,

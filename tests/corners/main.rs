@@ -1,21 +1,26 @@
 //! Corners of POSIX and of Linux, each told twice: on a mount whose lower holds the files, and in a plain directory with the
 //! same files on the same file system. What the plain directory answers is what the mount must answer; where a FUSE
-//! mount cannot, the test says what it answers instead, and docs/limits.md why.
+//! mount cannot, the test says what it answers instead, and docs/limits.md why. `OVL_MODES` chooses how the mount is served.
 
 mod acl;
 mod attributes;
 mod direct;
 mod locks;
+#[path = "../mode_support/mod.rs"]
+mod mode_support;
 #[path = "../mount_support/mod.rs"]
 mod mount_support;
 mod owners;
 mod ranges;
+#[path = "../uring_support/mod.rs"]
+mod uring_support;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use mode_support::{BOTH, CACHED, IO_URING, PASSTHROUGH, THROUGH};
 use mount_support::{Site, complaint};
 
 /// A mount and a plain directory that begin with the same content.
@@ -24,11 +29,20 @@ pub struct Twins {
     words: &'static [&'static str],
 }
 
-/// Runs `check` once with the kernel gathering writes, and once without.
+/// Runs `check` in each mode of our own merge; what the kernel's does otherwise is in tests/mount_merge.rs.
 pub fn on_twins(prepare: impl Fn(&Path), check: impl Fn(&Twins)) {
-    for words in [&[][..], &["-o", "writeback=0"]] {
-        println!("words: {words:?}");
-        check_twins(Site::new(), words, &prepare, &check);
+    for (mode, default) in [
+        (CACHED, true),
+        (THROUGH, true),
+        (PASSTHROUGH, true),
+        (IO_URING, false),
+        (BOTH, false),
+    ] {
+        if mode.is_wanted(default) {
+            println!("mode: {}", mode.name);
+            uring_support::permit_io_uring();
+            check_twins(Site::new(), mode.words, &prepare, &check);
+        }
     }
 }
 

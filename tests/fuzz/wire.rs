@@ -133,7 +133,7 @@ fn head(opcode: u32, node: u64) -> Vec<u8> {
 
 fn one(kernel: &mut Offline, input: &mut Bytes<'_>, nodes: &mut BTreeSet<u64>) {
     let opcode = u32::from(input.byte() % 56);
-    let mut pick = |input: &mut Bytes<'_>| match input.byte() {
+    let pick = |input: &mut Bytes<'_>| match input.byte() {
         255 => u64::MAX,
         254 => 0,
         n => *nodes

@@ -3,20 +3,28 @@
 //! the same result and show the same tree, also after remounts, dropped caches, and when the kernel's overlayfs takes
 //! over ovl's upper for a while and hands it back.
 //!
-//! A failing sequence prints its seed and its operations; `MODEL_SEED=N cargo test --test model` runs it alone.
-//! `MODEL_SEQUENCES` and `MODEL_OPERATIONS` set how many and how long (defaults below).
+//! A failing sequence prints its mode, its seed and its operations; `OVL_MODES=M MODEL_SEED=N cargo test --test model` runs
+//! it alone. `MODEL_SEQUENCES` and `MODEL_OPERATIONS` set how many and how long (defaults below), `OVL_MODES` how the mounts
+//! are served; not said, most sequences run in the default mode and some in each other one.
 
+#[path = "../mode_support/mod.rs"]
+mod mode_support;
 mod ops;
 mod systems;
 mod tree;
+#[path = "../uring_support/mod.rs"]
+mod uring_support;
 
 use std::path::Path;
 
+use mode_support::{ALL, CACHED, Mode};
 use ops::{Hand, Op};
 use systems::{By, System};
 
 const SEQUENCES: u64 = 500;
 const OPERATIONS: usize = 50;
+/// Of the sequences, one in so many runs in each of the other modes, too.
+const IN_OTHER_MODES: u64 = 50;
 
 /// splitmix64: small, and the same on every machine.
 pub struct Rng(pub u64);
@@ -67,17 +75,33 @@ fn ovl_behaves_like_a_plain_directory() {
         assert!(status.expect("unshare").success(), "see above");
         return;
     }
-    if std::env::var_os("MODEL_SEED").is_some() {
-        return sequence(setting("MODEL_SEED", 0));
+    uring_support::permit_io_uring();
+    let chosen = std::env::var_os("OVL_MODES").is_some();
+    for mode in ALL {
+        let sequences = match setting("MODEL_SEQUENCES", SEQUENCES) {
+            all if mode == CACHED || chosen => all,
+            all => all.div_ceil(IN_OTHER_MODES),
+        };
+        if !mode.is_wanted(true) {
+            continue;
+        }
+        println!("mode: {}, {sequences} sequences", mode.name);
+        if std::env::var_os("MODEL_SEED").is_some() {
+            sequence(mode, setting("MODEL_SEED", 0));
+        } else {
+            all_sequences(mode, sequences);
+        }
     }
-    let sequences = setting("MODEL_SEQUENCES", SEQUENCES);
+}
+
+fn all_sequences(mode: Mode, sequences: u64) {
     // Two at a time: the machine's cores are better used by the daemons.
     std::thread::scope(|scope| {
         let halves: Vec<_> = (0..2)
             .map(|half| {
                 scope.spawn(move || {
                     for seed in (half..sequences).step_by(2) {
-                        sequence(seed);
+                        sequence(mode, seed);
                         if (seed + 2).is_multiple_of(1000) {
                             println!("every second sequence up to {seed} done");
                         }
@@ -93,7 +117,7 @@ fn ovl_behaves_like_a_plain_directory() {
     });
 }
 
-fn sequence(seed: u64) {
+fn sequence(mode: Mode, seed: u64) {
     let mut rng = Rng(seed.wrapping_mul(0x1000_0001));
     let dir = tempfile::Builder::new()
         .prefix("ovl-model-")
@@ -106,9 +130,9 @@ fn sequence(seed: u64) {
     );
     let mut trace: Vec<String> = Vec::new();
     let mut systems = [
-        System::new("ovl", dir.path(), By::Ovl),
-        System::new("kernel", dir.path(), By::Kernel),
-        System::new("plain", dir.path(), By::Nobody),
+        System::new("ovl", dir.path(), By::Ovl, mode),
+        System::new("kernel", dir.path(), By::Kernel, mode),
+        System::new("plain", dir.path(), By::Nobody, mode),
     ];
     tree::clone_merged(dir.path(), &systems[2].root);
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -126,7 +150,9 @@ fn sequence(seed: u64) {
         let before = tree::inodes(&systems[0].root);
         systems[0].remount(By::Ovl);
         compare_trees(&systems, "after a remount");
-        tree::same_inodes(&before, &tree::inodes(&systems[0].root));
+        if !systems[0].is_kernels() {
+            tree::same_inodes(&before, &tree::inodes(&systems[0].root));
+        }
         systems[0].remount(By::Kernel);
         compare_trees(&systems, "as the kernel's overlayfs sees the upper");
     }));
@@ -134,7 +160,7 @@ fn sequence(seed: u64) {
         system.unmount();
     }
     if let Err(panic) = outcome {
-        eprintln!("MODEL_SEED={seed} failed after:");
+        eprintln!("OVL_MODES={} MODEL_SEED={seed} failed after:", mode.name);
         for line in &trace {
             eprintln!("  {line}");
         }
@@ -152,7 +178,7 @@ fn step(rng: &mut Rng, systems: &mut [System; 3], trace: &mut Vec<String>) {
             systems[0].remount(by);
             systems[1].remount(By::Kernel);
             compare_trees(systems, "after a remount");
-            if by == By::Ovl {
+            if !systems[0].is_kernels() {
                 tree::same_inodes(&before, &tree::inodes(&systems[0].root));
             }
         }
@@ -181,7 +207,7 @@ fn step(rng: &mut Rng, systems: &mut [System; 3], trace: &mut Vec<String>) {
                 .map(|s| (s.name, ops::apply(&op, s)))
                 .collect();
             // The kernel's overlayfs keeps a read-only open file at the lower's data: not what POSIX says.
-            let kernel_excused = systems[0].by == By::Kernel && matches!(op, Op::HandRead { .. });
+            let kernel_excused = systems[0].is_kernels() && matches!(op, Op::HandRead { .. });
             assert!(
                 results[0].1 == results[2].1 || kernel_excused,
                 "{op:?}: {} answered {:?}, {} answered {:?} ({} answered {:?})",
@@ -193,7 +219,7 @@ fn step(rng: &mut Rng, systems: &mut [System; 3], trace: &mut Vec<String>) {
                 results[1].1,
             );
             // A rename that the kernel's overlayfs refuses may have made the directory younger all the same.
-            if systems[0].by == By::Kernel && results[0].1.is_err() {
+            if systems[0].is_kernels() && results[0].1.is_err() {
                 tree::take_over_times(&systems[0].root, &systems[2].root);
             }
             if results[1].1 != results[2].1 {
@@ -208,7 +234,7 @@ fn step(rng: &mut Rng, systems: &mut [System; 3], trace: &mut Vec<String>) {
 
 fn compare_trees(systems: &[System; 3], when: &str) {
     let plain = tree::snapshot(&systems[2].root, true);
-    let ovl = tree::snapshot(&systems[0].root, systems[0].by == By::Ovl);
+    let ovl = tree::snapshot(&systems[0].root, !systems[0].is_kernels());
     tree::assert_same(
         &ovl,
         &plain,

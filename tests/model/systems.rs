@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::mode_support::{KERNEL, Mode};
 use crate::{Hands, under};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub struct System {
     /// Where operations go.
     pub root: PathBuf,
     pub by: By,
+    /// How ovl serves it.
+    mode: Mode,
     mounted: bool,
     /// Open files; closed before any unmount.
     pub hands: Hands,
@@ -37,7 +40,7 @@ fn run(command: &mut Command) {
 }
 
 impl System {
-    pub fn new(name: &'static str, base: &Path, by: By) -> Self {
+    pub fn new(name: &'static str, base: &Path, by: By, mode: Mode) -> Self {
         let root = under(base, name, "root");
         std::fs::create_dir(&root).unwrap();
         if by != By::Nobody {
@@ -58,6 +61,7 @@ impl System {
             base: base.to_path_buf(),
             root,
             by,
+            mode,
             mounted: false,
             hands: Vec::new(),
         }
@@ -70,6 +74,11 @@ impl System {
         command
     }
 
+    /// Is it the kernel's overlayfs, whoever mounted it?
+    pub fn is_kernels(&self) -> bool {
+        self.by == By::Kernel || self.by == By::Ovl && self.mode == KERNEL
+    }
+
     pub fn mount(&mut self) {
         let lowers = format!("{0}/lower2:{0}/lower1", self.base.display());
         let upper = under(&self.base, self.name, "upper");
@@ -80,6 +89,7 @@ impl System {
                 let mut command = self.ovl();
                 command
                     .arg("mount")
+                    .args(self.mode.words)
                     .arg("--workdir")
                     .arg(&work)
                     .arg(&lowers)
