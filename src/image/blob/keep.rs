@@ -19,6 +19,8 @@ const WHOLE: usize = 1 << 20;
 /// Plain bytes of a stretch at most, and compressed bytes looked at for it.
 const STRETCH_PLAIN: usize = 24 << 20;
 const STRETCH: usize = 2 << 20;
+/// At first, as the crate guesses from what it sees then how all of the stream was made.
+const FIRST_STRETCH: usize = 13 << 18;
 /// Bytes that the crate wants to see behind a stream; in a blob there are as many of a trailer.
 const BEHIND: usize = 8;
 /// The crate counts plain bytes in 31 bits.
@@ -261,7 +263,7 @@ impl Keeper<'_, '_, '_> {
             verify_compression: true,
         };
         let mut processor = PreflateStreamProcessor::new(&config);
-        let (mut first, mut wanted, mut plain) = (true, STRETCH, 0u64);
+        let (mut first, mut wanted, mut plain) = (true, FIRST_STRETCH, 0u64);
         while !processor.is_done() {
             self.at_least(wanted)?;
             let at_hand = self.buffer.len();
