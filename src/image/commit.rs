@@ -139,6 +139,7 @@ fn write_layer(
                 Expected::default(),
                 limits,
                 &|_| (),
+                None,
             )?;
             match layer.facts.entries {
                 0 => Ok(None),

@@ -378,6 +378,7 @@ impl Importer<'_> {
             Expected::default(),
             self.limits(),
             &|n| bar.bytes(n),
+            None,
         )?;
         if read.facts.entries == 0 {
             let reason = "the tar archive is empty";

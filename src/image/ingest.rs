@@ -1,8 +1,8 @@
 //! One layer into the store: bytes in, verified, as a tree and a recipe.
 //!
-//! Two threads beside the store's own: a feeder reads and decompresses, and hashes a compressed blob; the caller parses the
-//! tar and hands literals, data and entries to the store's writer, which hashes the tar. Memory is a few pieces of the
-//! stream, whatever the layer's size.
+//! Two threads beside the store's own: a feeder reads and decompresses, and hashes a compressed blob (and tells of it if
+//! it is to be kept); the caller parses the tar and hands literals, data and entries to the store's writer, which hashes
+//! the tar. Memory is a few pieces of the stream, whatever the layer's size.
 //!
 //! Invariant: a layer is published only after its diff ID, and the digest and size of its blob, were compared with
 //! everything that claimed to know them.
@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 use crate::meta::{FileKind, Timestamp};
 use crate::store::{self, Digest, LayerWriter, Lease, NewNode, Store};
 
-use super::blob::KeptBlob;
+use super::blob::{Keeper, KeptBlob};
 use super::compress::{self, Compression, Sniffed};
 use super::layer_entry::{self, Action, EntryFault};
 use super::limits::Limits;
@@ -130,7 +130,7 @@ impl<'scope, 'env> Publisher<'scope, 'env> {
 }
 
 /// Reads one layer from `blob` into `store`. `what` names it in messages; `progress` is told how many bytes of the blob
-/// were read since it was last told.
+/// were read since it was last told. `keeper` is told of a compressed blob.
 pub fn ingest(
     store: &Store,
     what: &str,
@@ -138,10 +138,11 @@ pub fn ingest(
     expected: Expected,
     limits: &Limits,
     progress: &(dyn Fn(u64) + Sync),
+    keeper: Option<&Keeper<'_>>,
 ) -> Result<Unpublished> {
     let (to, from) = pump();
     let (fed, parsed) = std::thread::scope(|scope| {
-        let feeder = scope.spawn(move || feed(what, blob, expected, limits, progress, to));
+        let feeder = scope.spawn(move || feed(what, blob, expected, limits, progress, keeper, to));
         let parsed = parse(store, from, limits);
         (
             feeder
@@ -223,6 +224,7 @@ fn feed(
     expected: Expected,
     limits: &Limits,
     progress: &(dyn Fn(u64) + Sync),
+    keeper: Option<&Keeper<'_>>,
     mut to: PumpWriter,
 ) -> std::result::Result<Fed, Feed> {
     let reading = |source| Error::Read {
@@ -250,10 +252,11 @@ fn feed(
     };
     let mut tar_size = 0u64;
     let result = (|| {
-        let mut input: Box<dyn Read + Send + '_> = match compression {
+        let mut input: Box<dyn Read + Send + '_> = match (compression, keeper) {
             // Pieces are as large as any buffer in between would be.
-            Compression::None => Box::new(&mut counted),
-            _ => {
+            (Compression::None, _) => Box::new(&mut counted),
+            (_, Some(keeper)) => keeper.decoder(&mut counted, compression, limits)?,
+            (_, None) => {
                 let input = BufReader::with_capacity(PIECE, &mut counted);
                 compress::decoder(input, compression, limits)?
             }

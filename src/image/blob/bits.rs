@@ -1,6 +1,6 @@
 //! Bits as DEFLATE orders them: the first one is the lowest of its byte.
 
-/// Reads bits of a slice. Beyond the end come zeros; [`BitReader::overrun`] tells.
+/// Reads bits of a slice. Beyond the end come zeros; [`BitReader::position`] tells.
 pub struct BitReader<'a> {
     bytes: &'a [u8],
     /// Next byte that is not in `held` yet.
@@ -22,17 +22,28 @@ impl<'a> BitReader<'a> {
         reader
     }
 
+    #[inline(always)]
+    fn eight(&self) -> Option<u64> {
+        let rest = self.bytes.get(self.next..)?;
+        Some(u64::from_le_bytes(*rest.first_chunk()?))
+    }
+
+    #[inline(always)]
     fn refill(&mut self) {
-        if let Some(eight) = self.bytes.get(self.next..self.next + 8)
-            && let Ok(eight) = eight.try_into()
-        {
-            self.held |= u64::from_le_bytes(eight) << self.count;
-            let whole = (63 - self.count) / 8;
-            self.next += whole as usize;
-            self.count += whole * 8;
+        if let Some(eight) = self.eight() {
+            self.held |= eight << self.count;
+            self.next += ((63 - self.count) / 8) as usize;
+            self.count |= 56;
             return;
         }
-        while self.count <= 56 {
+        self.refill_slowly();
+    }
+
+    #[cold]
+    fn refill_slowly(&mut self) {
+        // What a refill of eight bytes has left above is read again.
+        self.held &= (1 << self.count) - 1;
+        while self.count < 56 {
             let byte = self.bytes.get(self.next).copied().unwrap_or(0);
             self.held |= u64::from(byte) << self.count;
             self.next += 1;
@@ -41,6 +52,7 @@ impl<'a> BitReader<'a> {
     }
 
     /// At least 56 bits, without taking them.
+    #[inline(always)]
     pub fn peek(&mut self) -> u64 {
         if self.count < 56 {
             self.refill();
@@ -48,7 +60,14 @@ impl<'a> BitReader<'a> {
         self.held
     }
 
+    /// The bits at hand: at least 56 less those that were taken since [`Self::peek`].
+    #[inline(always)]
+    pub fn held(&self) -> u64 {
+        self.held
+    }
+
     /// Drops `n` bits that were seen by [`Self::peek`].
+    #[inline(always)]
     pub fn skip(&mut self, n: u32) {
         self.held >>= n;
         self.count -= n;
@@ -62,12 +81,14 @@ impl<'a> BitReader<'a> {
     }
 
     /// How many bits into the slice it stands.
+    #[inline(always)]
     pub fn position(&self) -> usize {
         self.next * 8 - self.count as usize
     }
 
     /// Whether bits were taken that are not there.
-    pub fn overrun(&self) -> bool {
+    #[cfg(test)]
+    fn overrun(&self) -> bool {
         self.position() > self.bytes.len() * 8
     }
 }
@@ -81,20 +102,39 @@ pub struct BitWriter {
 }
 
 impl BitWriter {
+    /// One that goes on with the low `count` bits, at most 7, of `held`.
+    pub fn after(held: u8, count: u32) -> Self {
+        Self {
+            bytes: Vec::new(),
+            held: u64::from(held) & ((1 << count) - 1),
+            count,
+        }
+    }
+
     /// Adds the low `n` bits of `bits`, at most 48; those above must be zero.
+    #[inline(always)]
     pub fn put(&mut self, bits: u64, n: u32) {
+        self.push(bits, n);
+        self.flush();
+    }
+
+    /// The same, but at most 48 bits in all until [`Self::flush`].
+    #[inline(always)]
+    pub fn push(&mut self, bits: u64, n: u32) {
         self.held |= bits << self.count;
         self.count += n;
+    }
+
+    #[inline(always)]
+    pub fn flush(&mut self) {
         // At most 7 bits stay, so that 48 more always fit.
         let whole = (self.count / 8) as usize;
-        if whole > 0 {
-            // All eight, of which the complete ones stay: one store instead of a copy of any length.
-            let len = self.bytes.len() + whole;
-            self.bytes.extend_from_slice(&self.held.to_le_bytes());
-            self.bytes.truncate(len);
-            self.held = self.held.checked_shr(whole as u32 * 8).unwrap_or(0);
-            self.count %= 8;
-        }
+        // All eight, of which the complete ones stay: one store instead of a copy of any length.
+        let len = self.bytes.len() + whole;
+        self.bytes.extend_from_slice(&self.held.to_le_bytes());
+        self.bytes.truncate(len);
+        self.held >>= whole * 8;
+        self.count %= 8;
     }
 
     /// Zeros up to the next whole byte.
@@ -104,12 +144,16 @@ impl BitWriter {
         }
     }
 
+    /// Bits of a byte that is not complete, and how many.
+    pub fn pending(&self) -> (u8, u32) {
+        (self.held as u8, self.count)
+    }
+
     /// Forgets the bits of a byte that is not complete.
     pub fn drop_pending(&mut self) {
         (self.held, self.count) = (0, 0);
     }
 }
-
 #[cfg(test)]
 mod tests {
     use super::*;

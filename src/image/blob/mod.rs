@@ -10,11 +10,18 @@
 //! Kinds 1 and 2 give bits; what is left of a byte goes on in the next segment of that stream, or is dropped if bytes as
 //! they are follow, which then begin with that byte.
 //!
+//! A gzip blob is decompressed once ([`gunzip`]): its plain bytes go to the layer, how it is made to a thread that keeps it
+//! ([`keep`]), which leaves its units to a few more ([`makers`]).
+//!
 //! Invariants: every segment is made again and compared when it is kept; a blob made again is hashed, and what does not
 //! hash to its name is an error. Memory is a few units, whatever the blob's size.
 
 mod bits;
+mod codes;
 mod deflate;
+mod gunzip;
+mod inflate;
+mod makers;
 mod model;
 mod unit;
 
@@ -24,7 +31,7 @@ mod tee;
 
 pub use keep::KeepCompressed;
 pub use rebuild::rebuild;
-pub use tee::{Keeping, KeptBlob};
+pub use tee::{Keeper, Keeping, KeptBlob};
 
 /// The number of this form in the store's `blob.method`.
 pub const METHOD: u32 = 1;

@@ -47,6 +47,7 @@ pub fn rebuild(store: &Store, digest: &Digest, out: &mut dyn Write) -> Result<()
             size: 0,
             bits: BitWriter::default(),
             state: State::new(),
+            before: Vec::new(),
             recreator: RecreateStreamProcessor::new(),
         };
         let made = rebuilder.run(parts);
@@ -84,6 +85,8 @@ struct Rebuilder<'a, R> {
     size: u64,
     bits: BitWriter,
     state: State,
+    /// The plain bytes before, as far as the next unit may need them.
+    before: Vec<u8>,
     recreator: RecreateStreamProcessor,
 }
 
@@ -109,10 +112,13 @@ impl<R: BufRead> Rebuilder<'_, R> {
             AS_IT_IS => {
                 self.bits.drop_pending();
                 self.state = State::new();
+                self.before.clear();
                 self.write(payload)
             }
             UNIT => {
-                let plain = self.take(len)?;
+                let before = self.before.len();
+                let mut data = std::mem::take(&mut self.before);
+                data.append(&mut self.take(len)?);
                 let unpacked = unit::unpack(payload).map_err(|source| {
                     if !store::lacked_memory(&source) {
                         return bad();
@@ -120,7 +126,12 @@ impl<R: BufRead> Rebuilder<'_, R> {
                     let path = "zstd".into();
                     store::Error::Io { path, source }.into()
                 })?;
-                unit::decode(&unpacked, &plain, &mut self.state, &mut self.bits).ok_or_else(bad)?;
+                let made = unit::decode(&unpacked, data, before, &mut self.state)
+                    .filter(|unit| unit.write(&mut self.bits).is_some())
+                    .ok_or_else(bad)?;
+                let gone = made.data.len() - unit::kept_before(made.data.len());
+                self.before = made.data;
+                self.before.drain(..gone);
                 let bytes = std::mem::take(&mut self.bits.bytes);
                 self.write(&bytes)
             }

@@ -1,8 +1,9 @@
 //! Keeping a blob while its layer is read, or afterwards when the layer is in the store already.
 
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufReader, Read};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::sync_channel;
 use std::thread::{Scope, ScopedJoinHandle};
 
 use sha2::{Digest as _, Sha256};
@@ -12,10 +13,14 @@ use crate::store::{self, BlobWriter, Digest, Store};
 use super::super::compress::{self, Compression, Sniffed};
 use super::super::ingest::{self, Expected, LayerFacts, Unpublished};
 use super::super::limits::Limits;
-use super::super::pump::{PIECE, PumpWriter, pump};
+use super::super::pump::PIECE;
 use super::super::{Error, Result};
 use super::METHOD;
+use super::gunzip::{Gunzip, Listener, Message};
 use super::keep::{KeepCompressed, Kept, keep};
+
+/// Messages waiting at most, most of them units of a MiB.
+const DEPTH: usize = 2;
 
 /// A blob whose parts are in the store, but which has no name yet. Dropped, it is forgotten.
 pub struct KeptBlob(Option<BlobWriter>);
@@ -32,17 +37,10 @@ impl KeptBlob {
     }
 }
 
-type Outcome = (
-    BlobWriter,
-    io::Result<std::result::Result<Kept, store::Error>>,
-);
-
-/// A thread that keeps what is written to it.
-struct Keeper<'scope> {
-    to: Option<PumpWriter>,
-    /// It wants no more of the blob.
-    stopped: Arc<AtomicBool>,
-    thread: ScopedJoinHandle<'scope, Outcome>,
+/// A thread that keeps what it is told of.
+pub struct Keeper<'scope> {
+    listener: Listener,
+    thread: ScopedJoinHandle<'scope, (BlobWriter, std::result::Result<Kept, store::Error>)>,
 }
 
 impl<'scope> Keeper<'scope> {
@@ -53,53 +51,66 @@ impl<'scope> Keeper<'scope> {
         policy: KeepCompressed,
     ) -> Result<Self> {
         let mut writer = store.blob_writer()?;
-        let (to, mut from) = pump();
+        let (to, told) = sync_channel(DEPTH);
+        let raw_only = Arc::new(AtomicBool::new(false));
+        let listener = Listener {
+            to,
+            stopped: Arc::default(),
+            raw_only: Arc::clone(&raw_only),
+        };
         let thread = scope.spawn(move || {
-            let outcome = keep(&mut from, size, policy, &mut writer);
+            let outcome = keep(told, raw_only, size, policy, &mut writer);
             (writer, outcome)
         });
-        Ok(Self {
-            to: Some(to),
-            stopped: Arc::default(),
-            thread,
-        })
+        Ok(Self { listener, thread })
     }
 
-    fn write(&mut self, bytes: &[u8]) {
-        if let Some(to) = &mut self.to
-            && to.write_all(bytes).is_err()
-        {
-            // It stopped, and says why at the end.
-            self.to = None;
-            self.stopped.store(true, Ordering::Relaxed);
+    /// Decompresses `blob`, of which it tells the thread.
+    pub fn decoder<'a, R: Read + Send + 'a>(
+        &self,
+        blob: R,
+        compression: Compression,
+        limits: &Limits,
+    ) -> io::Result<Box<dyn Read + Send + 'a>> {
+        let listener = self.listener.clone();
+        if compression == Compression::Gzip {
+            return Ok(Box::new(Gunzip::new(blob, Some(listener))));
         }
+        let tee = Tee {
+            input: blob,
+            listener,
+        };
+        let input = BufReader::with_capacity(PIECE, tee);
+        compress::decoder(input, compression, limits)
     }
 
     /// The blob is whole.
-    fn finish(mut self) -> Result<KeptBlob> {
-        let ended = self.to.take().is_some_and(|to| to.finish().is_ok());
-        let (writer, outcome) = self
-            .thread
+    fn finish(self) -> Result<KeptBlob> {
+        let Self { listener, thread } = self;
+        listener.tell(Message::Done);
+        drop(listener);
+        let (writer, outcome) = thread
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        match outcome {
-            Ok(Ok(Kept::Whole)) if ended => Ok(KeptBlob(Some(writer))),
-            Ok(Err(error)) => Err(error.into()),
-            _ => Ok(KeptBlob::NOTHING),
+        match outcome? {
+            Kept::Whole => Ok(KeptBlob(Some(writer))),
+            Kept::TooDear => Ok(KeptBlob::NOTHING),
         }
     }
 }
 
-/// Passes on what is read, and gives it to the keeper.
-struct Tee<'a, 'scope, R> {
+/// Passes on what is read, and tells of it.
+struct Tee<R> {
     input: R,
-    keeper: &'a mut Keeper<'scope>,
+    listener: Listener,
 }
 
-impl<R: Read> Read for Tee<'_, '_, R> {
+impl<R: Read> Read for Tee<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.input.read(buf)?;
-        self.keeper.write(&buf[..n]);
+        if !self.listener.stopped() && n > 0 {
+            self.listener.tell(Message::Raw(buf[..n].to_vec()));
+        }
         Ok(n)
     }
 }
@@ -138,15 +149,12 @@ impl Keeping<'_> {
         let (head, input) = compress::peek(blob).map_err(reading)?;
         let compressed = matches!(Sniffed::of(&head), Sniffed::Gzip | Sniffed::Zstd);
         if !compressed || !self.wants(expected.blob.as_ref())? {
-            return ingest::ingest(store, what, input, expected, limits, progress);
+            return ingest::ingest(store, what, input, expected, limits, progress, None);
         }
         std::thread::scope(|scope| {
-            let mut keeper = Keeper::start(scope, store, expected.blob_size, self.policy)?;
-            let tee = Tee {
-                input,
-                keeper: &mut keeper,
-            };
-            let mut layer = ingest::ingest(store, what, tee, expected, limits, progress)?;
+            let keeper = Keeper::start(scope, store, expected.blob_size, self.policy)?;
+            let keep = Some(&keeper);
+            let mut layer = ingest::ingest(store, what, input, expected, limits, progress, keep)?;
             layer.kept = keeper.finish()?;
             Ok(layer)
         })
@@ -174,25 +182,21 @@ impl Keeping<'_> {
         };
         std::thread::scope(|scope| {
             let size = Some(expected.blob_size);
-            let mut keeper = Keeper::start(scope, store, size, self.policy)?;
-            let stopped = Arc::clone(&keeper.stopped);
+            let keeper = Keeper::start(scope, store, size, self.policy)?;
+            let stopped = || keeper.listener.stopped();
             let mut counted = Counted {
-                input: Tee {
-                    input,
-                    keeper: &mut keeper,
-                },
+                input,
                 hash: Sha256::new(),
                 progress,
             };
             let mut tar = Sha256::new();
             let unpacked = (|| {
-                let input = BufReader::with_capacity(PIECE, &mut counted);
-                let mut input = compress::decoder(input, compression, limits)?;
+                let mut input = keeper.decoder(&mut counted, compression, limits)?;
                 let mut piece = vec![0; PIECE];
                 let mut left = expected.tar_size;
                 loop {
                     let n = input.read(&mut piece)?;
-                    if n == 0 || stopped.load(Ordering::Relaxed) {
+                    if n == 0 || stopped() {
                         return Ok(());
                     }
                     // More than the layer has: the digest will not fit, so why read on.
@@ -208,7 +212,7 @@ impl Keeping<'_> {
                 format: compression.name(),
                 source,
             })?;
-            if stopped.load(Ordering::Relaxed) {
+            if stopped() {
                 // Too dear, or the store has failed.
                 return keeper.finish().map(drop);
             }
