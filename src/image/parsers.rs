@@ -4,6 +4,7 @@
 use std::io::{self, Read};
 
 use super::Result;
+pub use super::blob::apart_and_together;
 use super::compress::{self, Compression, Encoder, Sniffed};
 use super::documents::{self, ConfigView, Document};
 use super::layer_entry::{self, EntryFault};

@@ -117,6 +117,19 @@ pub fn compressed(data: &[u8]) {
     if let Ok(Some(plain)) = parsers::decompress(data, &limits, MAX) {
         assert!(plain.len() as u64 <= MAX);
     }
+    let gzip = matches!(data, [0x1f, 0x8b, ..]);
+    let zlib = gzip.then(|| parsers::decompress(data, &limits, u64::MAX));
+    for in_units in [true, false] {
+        // It takes what zlib takes, and nothing of the blob is lost on the way.
+        match (parsers::apart_and_together(data, in_units), &zlib) {
+            (Ok((plain, made)), Some(Ok(Some(expected)))) => {
+                assert!(made == data, "another blob");
+                assert!(plain == *expected, "other bytes than zlib's");
+            }
+            (Err(_), Some(Err(_) | Ok(None)) | None) => {}
+            (own, zlib) => panic!("{:?} where zlib has {zlib:?}", own.map(|(plain, _)| plain)),
+        }
+    }
     for compression in [Compression::Gzip, Compression::Zstd] {
         let packed = parsers::compress(data, compression).expect("compressing to memory");
         let plain = parsers::decompress(&packed, &limits, MAX).expect("our own stream");

@@ -16,6 +16,7 @@
 //! Invariants: every segment is made again and compared when it is kept; a blob made again is hashed, and what does not
 //! hash to its name is an error. Memory is a few units, whatever the blob's size.
 
+mod apart;
 mod bits;
 mod codes;
 mod deflate;
@@ -29,6 +30,7 @@ mod keep;
 mod rebuild;
 mod tee;
 
+pub use apart::apart_and_together;
 pub use keep::KeepCompressed;
 pub use rebuild::rebuild;
 pub use tee::{Keeper, Keeping, KeptBlob};
