@@ -1,6 +1,7 @@
 //! Names that go: unlink and rmdir.
 
 use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::AtFlags;
@@ -11,6 +12,7 @@ use super::engine::{Overlay, check_name};
 use super::node::{Node, lock, own_all};
 use super::resolve::Listed;
 use super::{NodeId, Result};
+use crate::layer::host;
 
 impl Overlay {
     pub fn unlink(&self, parent: NodeId, name: &OsStr) -> Result<()> {
@@ -152,10 +154,19 @@ impl Overlay {
     /// The last name of an object without a mark is gone: its number in the upper may come to be another's.
     fn forget_unmarked(&self, node: &Node) {
         let state = node.state();
-        let gone = !state.links.iter().any(|link| link.in_upper);
-        if let Some(upper) = state.upper.as_ref().filter(|_| gone) {
-            let own = self.lowers.host_ino(upper.key);
-            lock(&self.unmarked).remove(&own);
+        let Some(upper) = &state.upper else {
+            return;
+        };
+        let own = self.lowers.host_ino(upper.key);
+        let mut unmarked = lock(&self.unmarked);
+        if !unmarked.contains_key(&own) {
+            return;
+        }
+        // What was pinned had no other name that is known, but may have one that nobody has looked up.
+        let nameless =
+            |pin: &Arc<OwnedFd>| host::stat_fd(pin.as_fd()).is_ok_and(|s| s.attr.nlink == 0);
+        if upper.pinned.as_ref().is_some_and(nameless) {
+            unmarked.remove(&own);
         }
     }
 

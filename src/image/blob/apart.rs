@@ -30,6 +30,12 @@ pub fn apart_and_together(blob: &[u8], in_units: bool) -> io::Result<(Vec<u8>, V
                         if written.is_none() || out.pending() != taken.next {
                             return Err(io::Error::other("a unit is not what it was"));
                         }
+                        // The bits after the last block may be anything; whoever keeps the blob finds that out.
+                        if let (Some(last), Some(was)) = (out.bytes.last_mut(), taken.raw.last())
+                            && taken.unit.blocks.last().is_some_and(|block| block.last)
+                        {
+                            *last = *was;
+                        }
                         made.extend(out.bytes);
                     }
                     Message::Begin | Message::End | Message::Done => {}
