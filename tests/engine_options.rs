@@ -10,7 +10,7 @@ use std::process::Command;
 use engine_support::{Bench, ROOT};
 use ovl::layer::Permissions;
 use ovl::meta::FileKind;
-use ovl::overlay::{Caller, IdMap, IdRange, Options, Redirect, SetAttr, XattrSet};
+use ovl::overlay::{Aufs, Caller, IdMap, IdRange, Options, Redirect, SetAttr, XattrSet};
 use rustix::io::Errno;
 
 const BIG: usize = 300_000;
@@ -569,4 +569,29 @@ fn a_symlink_without_a_mark_keeps_its_number_when_another_name_goes() {
     assert_eq!(b.get("l").node, before);
     b.unlink("l").unwrap();
     assert_eq!(b.ls("/"), [""; 0]);
+}
+
+/// Found by fuzzing: a directory took no emptied one's place where whiteouts are AUFS's, since the mark that was left of what
+/// the lowers have there counted as something in it.
+#[test]
+fn a_directory_takes_the_place_of_an_emptied_one_with_aufs_marks() {
+    let options = Options {
+        aufs: Aufs::Write,
+        ..Options::default()
+    };
+    let mut b = Bench::with(options, |one, _| {
+        fs::create_dir(one.join("d")).unwrap();
+        fs::write(one.join("d/x"), "x").unwrap();
+    });
+    b.unlink("d/x").unwrap();
+    assert!(b.upper("d/.wh.x").exists());
+    b.mkdir("n").unwrap();
+    b.mkdir("n/inside").unwrap();
+    b.rename("n", "d").unwrap();
+    for _ in 0..2 {
+        assert_eq!(b.ls("/"), ["d"]);
+        assert_eq!(b.ls("d"), ["inside"]);
+        assert!(b.upper("d/.wh..wh..opq").exists());
+        b.remount();
+    }
 }

@@ -421,7 +421,8 @@ impl Overlay {
         rustix::fs::mkdirat(upper.work(), temp.as_os_str(), Mode::RWXU)?;
         let fd = host::open_at(upper.work(), &temp, OFlags::PATH | OFlags::DIRECTORY)?;
         let attr = self.stat(like)?.attr;
-        upper.make_opaque(fd.as_fd())?;
+        // Not by an AUFS mark, which would be something in it.
+        upper.mark(fd.as_fd(), "opaque", b"y")?;
         self.keep(fd.as_fd(), &attr)?;
         Ok(temp)
     }
