@@ -141,7 +141,9 @@ impl Load for Git {
         // What a killed git leaves.
         for left in walkdir::WalkDir::new(dir.join(".git")) {
             let left = left.map_err(|e| format!("list: {e}"))?;
-            if left.file_name().to_string_lossy().ends_with(".lock") {
+            let name = left.file_name();
+            let name = name.to_string_lossy();
+            if name.ends_with(".lock") || name == "packed-refs.new" {
                 at("remove", fs::remove_file(left.path()))?;
             }
         }
