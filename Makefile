@@ -36,9 +36,9 @@ target/peers/bin/fuse-overlayfs:
 
 torture: images ## The long campaigns: model, crashes, power cuts, failing disks, fsx, tars (about three hours)
 	MODEL_SEQUENCES=10000 OVL_CRASH_ROUNDS=500 OVL_SQLITE_ROUNDS=100 OVL_MOUNT_CYCLES=2000 OVL_FSX_SEEDS=10 \
-		OVL_FSX_OPERATIONS=100000 OVL_PASSTHROUGH_SEQUENCES=3000 OVL_POWER_STATES=0 OVL_FAULTS=0 OVL_KILL_ROUNDS=1000 OVL_TAR_SEEDS=300 \
+		OVL_FSX_OPERATIONS=100000 OVL_PASSTHROUGH_SEQUENCES=3000 OVL_POWER_STATES=0 OVL_UPPER_CUTS=400 OVL_FAULTS=0 OVL_KILL_ROUNDS=1000 OVL_TAR_SEEDS=300 \
 		$(CARGO) test --locked --no-fail-fast --test model --test crash --test sqlite --test posix_suite --test mount_passthrough \
-		--test mount_cycles --test store_power --test store_faults --test store_processes --test image_generated
+		--test mount_cycles --test upper_power --test store_power --test store_faults --test store_processes --test image_generated
 
 TIME ?= 60
 # RUSTC_BOOTSTRAP lets the stable compiler take the flags by which cargo-fuzz has code instrumented.

@@ -105,6 +105,34 @@ pub fn set_fsxattr(fd: BorrowedFd<'_>, value: &FsXattr) -> Result<(), Errno> {
     }
 }
 
+/// Has the data of an open file that is only in memory written to the device, without waiting for it
+/// (`sync_file_range(2)`).
+pub fn start_writing(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    sync_file_range(fd, libc::SYNC_FILE_RANGE_WRITE)
+}
+
+/// The same, and waits until the device has taken it all. Nothing else of the file is made durable, nor is the device's own
+/// cache emptied.
+pub fn write_out(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    let all = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+        | libc::SYNC_FILE_RANGE_WRITE
+        | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    sync_file_range(fd, all)
+}
+
+fn sync_file_range(fd: BorrowedFd<'_>, flags: libc::c_uint) -> Result<(), Errno> {
+    loop {
+        // SAFETY: it takes numbers only; an open descriptor is borrowed for the call. A length of 0 is to the end.
+        match unsafe { libc::sync_file_range(fd.as_raw_fd(), 0, 0, flags) } {
+            0 => return Ok(()),
+            _ => match last_errno() {
+                Errno::INTR => {}
+                error => return Err(error),
+            },
+        }
+    }
+}
+
 fn last_errno() -> Errno {
     Errno::from_raw_os_error(
         std::io::Error::last_os_error()

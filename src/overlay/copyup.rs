@@ -148,7 +148,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// Makes a copy of a lower object in the workdir, complete and (unless volatile) on disk.
+    /// Makes a copy of a lower object in the workdir, complete, and (unless volatile) safe to be shown.
     fn make_copy(&self, lower: &LowerRef, attr: &Attr, extent: Extent) -> Result<Copy<'_>> {
         let upper = self.writable()?;
         let layer = self.lowers.layer(lower.layer);
@@ -194,14 +194,15 @@ impl Overlay {
                 return Err(e);
             }
         };
+        let keep = match extent {
+            Extent::Metadata => 0,
+            Extent::All => attr.size,
+            Extent::UpTo(size) => size.min(attr.size),
+        };
         if let Some(data) = &data {
-            let keep = match extent {
-                Extent::Metadata => 0,
-                Extent::All => attr.size,
-                Extent::UpTo(size) => size.min(attr.size),
-            };
             if keep > 0 {
                 copy_data(&layer.open(&lower.node)?, data, keep, attr.size)?;
+                upper.settle.begin(data.as_fd());
             }
             if extent == Extent::Metadata {
                 rustix::fs::ftruncate(data, attr.size)?;
@@ -213,10 +214,8 @@ impl Overlay {
         }
         self.dress(fd, lower, attr)?;
         self.copy_flags(lower, &copy)?;
-        if let Some(data) = data
-            && !upper.unsynced
-        {
-            rustix::fs::fsync(data)?;
+        if let Some(data) = data {
+            upper.settle.settle(data.as_fd(), keep > 0)?;
         }
         Ok(copy)
     }
@@ -331,9 +330,7 @@ impl Overlay {
             // Without the mark the hole would be zeros.
             rustix::fs::ftruncate(&to, 0)?;
         }
-        if !upper.unsynced {
-            rustix::fs::fsync(&to)?;
-        }
+        upper.settle.settle(to.as_fd(), keep > 0)?;
         attrs::set_times(to.as_fd(), attrs::OMIT, attrs::at(stat.attr.mtime))?;
         for mark in [METACOPY_MARK, "redirect"] {
             match upper.unmark(to.as_fd(), mark) {

@@ -27,6 +27,7 @@ mod remove;
 mod rename;
 mod resolve;
 mod rules;
+mod settle;
 mod sources;
 mod stack;
 mod upper;

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
+use super::settle::Settle;
 use super::{Aufs, OpenError, Options, Result, UpperDirs};
 use crate::layer::{ObjectKey, host};
 
@@ -36,6 +37,8 @@ pub(super) struct Upper {
     volatile: bool,
     /// What is written need not reach the disk before it is asked for.
     pub unsynced: bool,
+    /// What a copy needs before it is shown.
+    pub settle: Settle,
     synced_at_end: bool,
     /// Nothing may be changed: see [`Options::inspect`].
     pub inspect: bool,
@@ -117,6 +120,12 @@ impl Upper {
             dir_in(&base, "work").map_err(failed("cannot write to work directory", &dirs.work))?;
         let index =
             dir_in(&base, "index").map_err(failed("cannot write to work directory", &dirs.work))?;
+        let unsynced = options.volatile || options.no_fsync;
+        let settle = if unsynced {
+            Settle::Not
+        } else {
+            Settle::on(work.as_fd())
+        };
         let mut upper = Self {
             root: Arc::new(root),
             key,
@@ -125,7 +134,8 @@ impl Upper {
             index,
             prefix: USER_PREFIX,
             volatile: options.volatile && !options.inspect,
-            unsynced: options.volatile || options.no_fsync,
+            unsynced,
+            settle,
             synced_at_end: !options.no_fsync,
             inspect: options.inspect,
             aufs: options.aufs,
