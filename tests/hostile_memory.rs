@@ -76,6 +76,41 @@ fn t15_compressed_zeros_stop_at_the_limit() {
     bounded("tar that says 7 GiB", &head, &[], "cut off");
 }
 
+/// What keeps a blob holds parts of it, for several threads at once: as large as parts get, and of as many blocks and matches.
+#[test]
+fn t15_blobs_that_are_kept() {
+    const FILE: usize = 24 << 20;
+    let mut noise = 1_u32;
+    let mut random = |mask: u8| {
+        noise ^= noise << 13;
+        noise ^= noise >> 17;
+        noise ^= noise << 5;
+        noise as u8 & mask
+    };
+    let incompressible: Vec<u8> = (0..FILE).map(|_| random(0xff)).collect();
+    let short_matches: Vec<u8> = (0..FILE).map(|_| random(1)).collect();
+    let zeros = vec![0; FILE];
+    // What the file is, how it is compressed, and after how many bytes the stream is flushed.
+    for (what, file, level, flushed) in [
+        ("zeros", &zeros, 9, FILE),
+        ("short matches", &short_matches, 1, FILE),
+        ("incompressible", &incompressible, 6, FILE),
+        ("stored", &incompressible, 0, 100_000),
+        ("parts that begin afresh", &short_matches, 6, 1 << 20),
+        ("small blocks", &short_matches, 1, 300),
+    ] {
+        let tar = RawTar::new().file("f", file).end();
+        let level = flate2::Compression::new(level);
+        let mut out = flate2::write::GzEncoder::new(Vec::new(), level);
+        for part in tar.chunks(flushed) {
+            out.write_all(part).unwrap();
+            out.flush().unwrap();
+        }
+        let blob = out.finish().unwrap();
+        bounded(what, &blob, &["--keep-compressed", "always"], "");
+    }
+}
+
 #[test]
 fn t15_zstd_windows() {
     let tar = zstd::encode_all(&RawTar::new().file("x", b"x").end()[..], 3).unwrap();
