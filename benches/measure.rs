@@ -85,7 +85,11 @@ pub fn measure(words: &Words) -> Result<Results> {
             ..stamp.clone()
         };
         if wants(Group::Memory) {
-            for system in &systems.present {
+            for system in systems
+                .present
+                .iter()
+                .filter(|system| system.is_in(Group::Memory))
+            {
                 let walk = memory::walk(system, &arena, &corpus);
                 if let Some(Some(cost)) = run.noted(Group::Memory.name(), system.title, walk) {
                     results.walks.insert(system.id.to_owned(), cost);
@@ -190,7 +194,10 @@ impl Run<'_> {
             }
             done += 1;
             for row in rows {
-                let mut order: Vec<&System> = systems.iter().collect();
+                let mut order: Vec<&System> = systems
+                    .iter()
+                    .filter(|system| system.is_in(row.group))
+                    .collect();
                 self.random.shuffle(&mut order);
                 let begun = Instant::now();
                 for system in order {

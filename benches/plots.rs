@@ -37,7 +37,7 @@ pub fn all(results: &Results) -> BTreeMap<Group, String> {
 
 /// The same system has the same colour in every plot, whatever else is measured. Peers come first.
 fn colour(id: &str) -> usize {
-    const KNOWN: [&str; 9] = [
+    const KNOWN: [&str; 10] = [
         "kernel",
         "fo1",
         "fo2",
@@ -47,6 +47,7 @@ fn colour(id: &str) -> usize {
         "ovl-kernel",
         "ovl-ring",
         PASSTHROUGH,
+        "ovl-volatile",
     ];
     let known = KNOWN.iter().position(|known| *known == id);
     known.unwrap_or_else(|| {
@@ -62,7 +63,7 @@ fn program_colour(id: &str) -> usize {
         "skopeo" => 0,
         "podman" => 1,
         "ctr" => 2,
-        _ => 9,
+        _ => 10,
     }
 }
 
@@ -72,8 +73,7 @@ fn of_rows(results: &Results, group: Group) -> Option<Ratios> {
     // Rates and times cannot share an axis that says which way is better.
     let more_is_better = first.more_is_better;
     let systems: Vec<_> = results
-        .systems
-        .iter()
+        .systems_of(group)
         .filter(|system| system.id != BASE)
         .collect();
     let series = systems.iter().map(|system| Series {

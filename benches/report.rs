@@ -178,8 +178,7 @@ fn rows(results: &Results, group: Group, verdicts: &[Verdict], plot: bool) -> St
         return String::new();
     }
     let others: Vec<_> = results
-        .systems
-        .iter()
+        .systems_of(group)
         .filter(|system| system.id != BASE)
         .collect();
     let mut text = section(results, group, plot);

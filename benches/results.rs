@@ -127,6 +127,14 @@ impl Results {
         self.rows.iter().filter(move |row| row.group == group)
     }
 
+    /// The systems that were measured in a group's rows.
+    pub fn systems_of(&self, group: Group) -> impl Iterator<Item = &SystemName> {
+        self.systems.iter().filter(move |system| {
+            self.rows_of(group)
+                .any(|row| row.values.contains_key(&system.id))
+        })
+    }
+
     /// Every stamp there is, oldest first.
     pub fn all_stamps(&self) -> Vec<&Stamp> {
         let mut stamps: Vec<&Stamp> = self.rows.iter().map(|row| &row.stamp).collect();

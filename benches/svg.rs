@@ -18,7 +18,7 @@ pub struct Series {
 }
 
 /// How many colours there are. The first three are for peers.
-pub const COLOURS: [(&str, &str); 10] = [
+pub const COLOURS: [(&str, &str); 11] = [
     ("#8b949e", "#8b949e"),
     ("#e3b26b", "#d9a657"),
     ("#c2762e", "#b9722f"),
@@ -28,6 +28,7 @@ pub const COLOURS: [(&str, &str); 10] = [
     ("#2f9e44", "#4cbb63"),
     ("#d6409f", "#e667b5"),
     ("#b6a11e", "#d2bd3a"),
+    ("#c0392b", "#e5786b"),
     ("#6e7781", "#a2abb5"),
 ];
 

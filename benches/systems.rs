@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 
 use super::arena::Arena;
 use super::command::{command, output};
+use super::groups::Group;
 use super::session::{Lower, Session};
 
 /// How a system is mounted.
@@ -36,6 +37,14 @@ pub struct System {
     pub title: &'static str,
     pub version: String,
     pub kind: Kind,
+    /// Whose rows it is measured in; none: all.
+    groups: &'static [Group],
+}
+
+impl System {
+    pub fn is_in(&self, group: Group) -> bool {
+        self.groups.is_empty() || self.groups.contains(&group)
+    }
 }
 
 pub const BASE: &str = "ext4";
@@ -49,11 +58,13 @@ pub const UNDER_KERNEL: &str = "ovl-kernel";
 /// The program under test, as cargo built it beside this one.
 pub const OVL: &str = env!("CARGO_BIN_EXE_ovl");
 
-/// One column of ovl.
+/// One column.
+#[derive(Clone)]
 struct Mode {
     id: &'static str,
     title: &'static str,
     kind: Kind,
+    groups: &'static [Group],
 }
 
 const fn mode(
@@ -61,35 +72,49 @@ const fn mode(
     title: &'static str,
     image: bool,
     words: &'static [&'static str],
+    groups: &'static [Group],
 ) -> Mode {
     let ring = false;
     Mode {
         id,
         title,
         kind: Kind::Ovl { image, words, ring },
+        groups,
     }
 }
 
 const MODES: &[Mode] = &[
-    mode(OURS, "ovl, directory", false, &[]),
-    mode("ovl-image", "ovl, image", true, &[]),
+    mode(OURS, "ovl, directory", false, &[], &[]),
+    mode("ovl-image", "ovl, image", true, &[], &[]),
     mode(
         "ovl-through",
         "ovl, no write-back",
         false,
         &["-o", "writeback=0"],
+        &[],
     ),
     mode(
         PASSTHROUGH,
         "ovl, passthrough",
         false,
         &["--io", "passthrough"],
+        // What is not data does not go that way.
+        &[Group::Data, Group::Metadata],
+    ),
+    mode(
+        "ovl-volatile",
+        "ovl, volatile",
+        false,
+        &["-o", "volatile"],
+        // Where fsync is asked for it would not compare.
+        &[Group::Changes],
     ),
     mode(
         UNDER_KERNEL,
         "ovl, kernel merge",
         true,
         &["--merge", "kernel"],
+        &[],
     ),
     Mode {
         id: "ovl-ring",
@@ -99,6 +124,7 @@ const MODES: &[Mode] = &[
             words: &["-o", "io_uring=on"],
             ring: true,
         },
+        groups: &[],
     },
 ];
 
@@ -130,7 +156,13 @@ pub fn usable(keys: &[String], peer: &Path, arena: &Arena) -> Result<Systems> {
     fs::create_dir(&probe.dir)?;
     fs::write(probe.dir.join("file"), "probe")?;
     super::corpus::import(arena, &probe)?;
-    for (id, title, kind) in table(peer) {
+    for Mode {
+        id,
+        title,
+        kind,
+        groups,
+    } in table(peer)
+    {
         if id != BASE && !keys.is_empty() && !keys.iter().any(|key| key == id) {
             continue;
         }
@@ -140,6 +172,7 @@ pub fn usable(keys: &[String], peer: &Path, arena: &Arena) -> Result<Systems> {
                 title,
                 version,
                 kind,
+                groups,
             };
             let session = Session::open(&system, arena, &probe)?;
             let read = fs::read(session.lower("file"))?;
@@ -164,22 +197,25 @@ pub fn usable(keys: &[String], peer: &Path, arena: &Arena) -> Result<Systems> {
     Ok(systems)
 }
 
-fn table(peer: &Path) -> Vec<(&'static str, &'static str, Kind)> {
+fn table(peer: &Path) -> Vec<Mode> {
+    let other = |id, title, kind| Mode {
+        id,
+        title,
+        kind,
+        groups: &[],
+    };
     let debian = PathBuf::from("/usr/bin/fuse-overlayfs");
     let mut table = vec![
-        (BASE, "ext4", Kind::Plain),
-        ("kernel", "kernel overlayfs", Kind::KernelOverlay),
-        ("fo1", "fuse-overlayfs 1.x", Kind::FuseOverlayfs(debian)),
-        (
+        other(BASE, "ext4", Kind::Plain),
+        other("kernel", "kernel overlayfs", Kind::KernelOverlay),
+        other("fo1", "fuse-overlayfs 1.x", Kind::FuseOverlayfs(debian)),
+        other(
             "fo2",
             "fuse-overlayfs 2.x",
             Kind::FuseOverlayfs(peer.to_owned()),
         ),
     ];
-    let ours = MODES
-        .iter()
-        .map(|mode| (mode.id, mode.title, mode.kind.clone()));
-    table.extend(ours);
+    table.extend(MODES.iter().cloned());
     table
 }
 

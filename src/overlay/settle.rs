@@ -10,13 +10,14 @@
 
 use std::os::fd::BorrowedFd;
 
+use rustix::fs::FsWord;
 use rustix::io::Errno;
 
 use super::Result;
 use crate::sys;
 
-const EXT4_MAGIC: i64 = 0xef53;
-const XFS_MAGIC: i64 = 0x5846_5342;
+const EXT4_MAGIC: FsWord = 0xef53;
+const XFS_MAGIC: FsWord = 0x5846_5342;
 /// Files made in this directory have their data on a realtime device, whose cache the log does not empty
 /// (`FS_XFLAG_RTINHERIT`, linux/fs.h).
 const REALTIME_INHERITED: u32 = 0x100;
@@ -67,7 +68,7 @@ impl Settle {
 }
 
 fn commits_in_order(dir: BorrowedFd<'_>) -> Result<bool> {
-    match i64::from(rustix::fs::fstatfs(dir)?.f_type) {
+    match rustix::fs::fstatfs(dir)?.f_type {
         EXT4_MAGIC => Ok(is_ordered_ext4(&block_device(dir)?)),
         XFS_MAGIC => {
             let flags = u32::from_ne_bytes(*sys::fsxattr(dir)?.first_chunk().ok_or(Errno::IO)?);
