@@ -92,6 +92,20 @@ const EXT4: Kind = Kind {
     mount: "loop",
     moves_whole: true,
 };
+/// Small files in their inodes, and commits of single changes where the journal can.
+const EXT4_UNUSUAL: Kind = Kind {
+    mkfs: &[
+        "mkfs.ext4",
+        "-q",
+        "-O",
+        "inline_data,fast_commit",
+        "-E",
+        "nodiscard,lazy_itable_init=0",
+        "-J",
+        "size=4",
+    ],
+    ..EXT4
+};
 const XFS: Kind = Kind {
     mkfs: &["mkfs.xfs", "-q", "-K"],
     megabytes: 304,
@@ -382,6 +396,11 @@ fn nothing_is_half_copied(kind: &Kind) {
 #[test]
 fn on_ext4_nothing_is_half_copied() {
     nothing_is_half_copied(&EXT4);
+}
+
+#[test]
+fn on_an_unusual_ext4_nothing_is_half_copied() {
+    nothing_is_half_copied(&EXT4_UNUSUAL);
 }
 
 #[test]
