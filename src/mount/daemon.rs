@@ -35,8 +35,10 @@ impl Ready {
         sys::replace_stdio(null.as_fd(), 1)?;
         sys::replace_stdio(self.log.as_fd(), 2)?;
         if let Some(mut pipe) = self.caller.take() {
-            pipe.write_all(b"R")?;
-            serde_json::to_writer(&mut pipe, record)?;
+            // In one piece: each one wakes the caller.
+            let mut text = vec![b'R'];
+            serde_json::to_writer(&mut text, record)?;
+            pipe.write_all(&text)?;
         }
         Ok(())
     }

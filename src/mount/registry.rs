@@ -213,14 +213,15 @@ impl RunDir {
     pub fn write(&self, record: &Record) -> io::Result<()> {
         let file = self.file(&record.id);
         let temporary = file.with_extension("new");
+        let mut text = serde_json::to_vec_pretty(record)?;
+        text.push(b'\n');
         let mut out = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(true)
             .mode(0o600)
             .open(&temporary)?;
-        serde_json::to_writer_pretty(&mut out, record)?;
-        out.write_all(b"\n")?;
+        out.write_all(&text)?;
         fs::rename(&temporary, &file)
     }
 

@@ -193,14 +193,15 @@ impl Containers {
         let path = record_file(&self.dir, &container.id);
         let temporary = path.with_extension("new");
         let write = || -> io::Result<()> {
+            let mut text = serde_json::to_vec_pretty(container)?;
+            text.push(b'\n');
             let mut out = OpenOptions::new()
                 .write(true)
                 .create(true)
                 .truncate(true)
                 .mode(0o600)
                 .open(&temporary)?;
-            serde_json::to_writer_pretty(&mut out, container)?;
-            out.write_all(b"\n")?;
+            out.write_all(&text)?;
             if !container.remove {
                 // After a crash of the machine an empty record would be worse than none.
                 out.sync_data()?;
