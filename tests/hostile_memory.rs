@@ -96,7 +96,7 @@ fn t15_blobs_that_are_kept() {
         ("short matches", &short_matches, 1, FILE),
         ("incompressible", &incompressible, 6, FILE),
         ("stored", &incompressible, 0, 100_000),
-        ("parts that begin afresh", &short_matches, 6, 1 << 20),
+        ("flushed parts", &short_matches, 6, 1 << 20),
         ("small blocks", &short_matches, 1, 300),
     ] {
         let tar = RawTar::new().file("f", file).end();

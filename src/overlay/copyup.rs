@@ -114,6 +114,7 @@ impl Overlay {
             upper.mark(copy.fd.as_fd(), METACOPY_MARK, b"")?;
             copy.data_below = true;
         }
+        // Not before the data is settled: on ext4 it also keeps the copy out of fast commits, which have an order of their own.
         let (mark, value) = origin.mark();
         // User xattrs cannot be on symlinks and devices: those then keep their number only until the next mount.
         match upper.mark(copy.fd.as_fd(), mark, value) {
@@ -202,7 +203,7 @@ impl Overlay {
         if let Some(data) = &data {
             if keep > 0 {
                 copy_data(&layer.open(&lower.node)?, data, keep, attr.size)?;
-                upper.settle.begin(data.as_fd());
+                upper.settle.begin(data.as_fd())?;
             }
             if extent == Extent::Metadata {
                 rustix::fs::ftruncate(data, attr.size)?;

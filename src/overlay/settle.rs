@@ -4,9 +4,9 @@
 //! the kernel's overlayfs; but it also commits the journal and empties the disk's cache, which takes milliseconds, for
 //! each file. Where a file system's changes become durable strictly in the order they were made, waiting until the data
 //! is written is enough. There fsync is two steps: write the data and wait for it; then have the journal committed up to
-//! the last change of the file (its blocks, its size). After the first step all these changes are made, the name is given
-//! later, so whatever commits the name has committed them before or with it; and the commit empties the disk's cache
-//! first. docs/upper-format.md says which file systems these are, and why.
+//! the last change of the file (its blocks, its size). After the first step these changes have been made, or belong to a
+//! transaction that the name cannot come before; so whatever commits the name has committed them, and the commit empties
+//! the disk's cache first. docs/upper-format.md says which file systems these are, and why.
 
 use std::os::fd::BorrowedFd;
 
@@ -21,6 +21,8 @@ const XFS_MAGIC: FsWord = 0x5846_5342;
 /// Files made in this directory have their data on a realtime device, whose cache the log does not empty
 /// (`FS_XFLAG_RTINHERIT`, linux/fs.h).
 const REALTIME_INHERITED: u32 = 0x100;
+/// This file's are (`FS_XFLAG_REALTIME`).
+const REALTIME: u32 = 0x1;
 
 /// What is done with a copy before it gets its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,11 +45,12 @@ impl Settle {
         }
     }
 
-    /// To be called when the data of `file` is complete: what will be waited for starts now.
-    pub fn begin(self, file: BorrowedFd<'_>) {
-        if self == Self::Written {
-            // What goes wrong is told at the end.
-            let _ = sys::start_writing(file);
+    /// To be called when the data of `file` is complete: what will be waited for starts now. An error is the file's end:
+    /// ext4 may have thrown the data away, and would not tell again.
+    pub fn begin(self, file: BorrowedFd<'_>) -> Result<()> {
+        match self {
+            Self::Not | Self::Synced => Ok(()),
+            Self::Written => sys::start_writing(file).or_else(unless_forbidden),
         }
     }
 
@@ -57,23 +60,41 @@ impl Settle {
         match self {
             Self::Not => Ok(()),
             Self::Written if !has_data => Ok(()),
-            Self::Written => match sys::write_out(file) {
-                // Forbidden by a seccomp filter that knows fsync only.
-                Err(Errno::NOSYS | Errno::PERM) => rustix::fs::fsync(file),
-                done => done,
-            },
-            Self::Synced => rustix::fs::fsync(file),
+            // It may have come from a work directory that was on a realtime device.
+            Self::Written if flags(file).is_ok_and(|all| all & REALTIME == 0) => {
+                match sys::write_out(file) {
+                    Err(error) => {
+                        unless_forbidden(error)?;
+                        rustix::fs::fsync(file)
+                    }
+                    done => done,
+                }
+            }
+            Self::Written | Self::Synced => rustix::fs::fsync(file),
         }
     }
+}
+
+/// A seccomp filter that knows fsync only forbids the other call.
+fn unless_forbidden(error: Errno) -> Result<()> {
+    match error {
+        Errno::NOSYS | Errno::PERM => Ok(()),
+        error => Err(error),
+    }
+}
+
+/// `fsx_xflags` of an object open for reading.
+fn flags(file: BorrowedFd<'_>) -> Result<u32> {
+    let raw = sys::fsxattr(file)?;
+    raw.first_chunk()
+        .map(|first| u32::from_ne_bytes(*first))
+        .ok_or(Errno::IO)
 }
 
 fn commits_in_order(dir: BorrowedFd<'_>) -> Result<bool> {
     match rustix::fs::fstatfs(dir)?.f_type {
         EXT4_MAGIC => Ok(is_ordered_ext4(&block_device(dir)?)),
-        XFS_MAGIC => {
-            let flags = u32::from_ne_bytes(*sys::fsxattr(dir)?.first_chunk().ok_or(Errno::IO)?);
-            Ok(flags & REALTIME_INHERITED == 0)
-        }
+        XFS_MAGIC => Ok(flags(dir)? & REALTIME_INHERITED == 0),
         _ => Ok(false),
     }
 }
