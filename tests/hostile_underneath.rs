@@ -243,6 +243,67 @@ fn t34_the_lower_is_moved_and_removed() {
     );
 }
 
+/// ext4 gives the numbers of what is removed below a mount to what is made through it next.
+#[test]
+fn t34_numbers_of_a_removed_lower_are_given_anew() {
+    require_mounting();
+    let sandbox = Sandbox::new();
+    let image = sandbox.write("image", "");
+    fs::File::options()
+        .write(true)
+        .open(&image)
+        .and_then(|file| file.set_len(64 << 20))
+        .unwrap();
+    let volume = sandbox.mkdir("volume");
+    for (program, words, last) in [
+        ("mkfs.ext4", vec!["-q"], None),
+        ("mount", vec!["-o", "loop"], Some(&volume)),
+    ] {
+        let mut command = std::process::Command::new(program);
+        let status = command.args(words).arg(&image).args(last).status();
+        assert!(status.expect("started").success(), "{command:?}");
+    }
+    let (lower, upper) = (sandbox.mkdir("volume/lower"), sandbox.mkdir("volume/upper"));
+    let mnt = sandbox.mkdir("mnt");
+    for n in 0..20 {
+        fs::write(lower.join(format!("f{n}")), "below").unwrap();
+        fs::create_dir(lower.join(format!("d{n}"))).unwrap();
+    }
+    sandbox.run([
+        "mount".as_ref(),
+        lower.as_os_str(),
+        upper.as_os_str(),
+        mnt.as_os_str(),
+    ]);
+    let numbers = |dir: &Path| -> std::collections::BTreeSet<u64> {
+        use std::os::unix::fs::MetadataExt;
+        let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+        entries
+            .map(|entry| entry.metadata().unwrap().ino())
+            .collect()
+    };
+    let known = numbers(&lower);
+    assert_eq!(numbers(&mnt).len(), 40);
+    fs::remove_dir_all(&lower).unwrap();
+    // Files come where directories were, and the other way round.
+    for n in 0..30 {
+        let file = mnt.join(format!("new{n}"));
+        fs::write(&file, format!("content {n}")).unwrap();
+        fs::create_dir(mnt.join(format!("dir{n}"))).unwrap();
+        fs::write(mnt.join(format!("dir{n}/inner")), "inner").unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), format!("content {n}"));
+    }
+    rustix::fs::syncfs(fs::File::open(&mnt).unwrap()).unwrap();
+    let again = numbers(&upper).intersection(&known).count();
+    assert!(again > 10, "only {again} numbers were given anew");
+    for n in 0..30 {
+        let own = upper.join(format!("new{n}"));
+        assert_eq!(fs::read_to_string(own).unwrap(), format!("content {n}"));
+        assert!(upper.join(format!("dir{n}/inner")).is_file());
+    }
+    sandbox.run(["umount".as_ref(), mnt.as_os_str()]);
+}
+
 #[test]
 fn t34_the_upper_is_moved_and_removed() {
     let sandbox = mounted();

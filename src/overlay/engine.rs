@@ -25,6 +25,9 @@ use crate::meta::{Attr, FileKind};
 /// Most open files, directories of the upper, and directories of the lowers kept open for reuse.
 const KEPT_EACH: u64 = 512;
 
+/// Numbers with this bit are of no file system and no layer.
+const SECOND_WITH_A_NUMBER: u64 = 1 << 62;
+
 /// A merged tree being served. See the module for its calls' rules.
 pub struct Overlay {
     pub(super) lowers: Lowers,
@@ -291,6 +294,14 @@ impl Overlay {
             // one met later goes by its own number.
             found.id = self.lowers.host_ino(key);
         }
+        if let (Some(live), Some(key)) = (self.table.find(found.id), upper_key)
+            && found.lowers.is_empty()
+            && (live.kind != found.kind || live.state().upper.as_ref().is_none_or(|u| u.key != key))
+        {
+            // Something of a lower was removed below us, and the file system gave its number to this object of the upper
+            // while the kernel still knows the old one.
+            found.id = NodeId(found.id.0 ^ SECOND_WITH_A_NUMBER);
+        }
         let Found {
             id,
             kind,
@@ -329,7 +340,7 @@ impl Overlay {
             node.state_mut().lowers.extend(origin);
         }
         if node.kind != kind {
-            // The file system below gave the number to another object while the kernel still knew the old one.
+            // The same between objects of lowers.
             return Err(Errno::STALE);
         }
         let fresh = node.state().links.is_empty();
