@@ -287,20 +287,17 @@ impl Overlay {
         mut found: Found,
     ) -> Result<(Arc<Node>, Attr)> {
         let upper_key = found.upper.as_ref().map(|(stat, _)| stat.key);
-        if let (Some(live), Some(key)) = (self.table.find(found.id), upper_key)
-            && live.state().upper.as_ref().is_none_or(|u| u.key != key)
+        if let Some(key) = upper_key
+            && self.is_of_another(found.id, key)
         {
             // Two upper objects claim one origin (an upper written without an index, or copied with its xattrs): the
             // one met later goes by its own number.
             found.id = self.lowers.host_ino(key);
-        }
-        if let (Some(live), Some(key)) = (self.table.find(found.id), upper_key)
-            && found.lowers.is_empty()
-            && (live.kind != found.kind || live.state().upper.as_ref().is_none_or(|u| u.key != key))
-        {
-            // Something of a lower was removed below us, and the file system gave its number to this object of the upper
-            // while the kernel still knows the old one.
-            found.id = NodeId(found.id.0 ^ SECOND_WITH_A_NUMBER);
+            if found.lowers.is_empty() && self.is_of_another(found.id, key) {
+                // Or something of a lower was removed below us, and the file system gave its number to this object of the
+                // upper while the kernel still knows the old one.
+                found.id = NodeId(found.id.0 ^ SECOND_WITH_A_NUMBER);
+            }
         }
         let Found {
             id,
@@ -362,6 +359,14 @@ impl Overlay {
         self.finish_attr(&node, &mut attr)?;
         Ok((node, attr))
     }
+
+    /// Whether a live node with this number has another object in the upper than that, or none.
+    fn is_of_another(&self, id: NodeId, key: ObjectKey) -> bool {
+        self.table
+            .find(id)
+            .is_some_and(|live| live.state().upper.as_ref().is_none_or(|u| u.key != key))
+    }
+
     /// A directory that is known already was found as `name` in `dir`, with that object in the upper. Elsewhere than
     /// before it moves there, as a dentry does: an upper's redirects may lead to one directory of the lowers by several
     /// ways, and somebody may have moved it below us.
