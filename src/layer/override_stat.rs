@@ -7,6 +7,9 @@
 //! | `security.fuseoverlayfs.override_stat` | the same |
 //! | `user.fuseoverlayfs.override_stat` (read only) | `uid:gid:MODE`, MODE being the whole `st_mode` |
 //!
+//! Type counts for regular files only, which may stand for pipes, sockets and devices; everything else is what it is on disk.
+//! Owner and mode count for everything that can carry the xattr.
+//!
 //! Source: fuse-overlayfs(1), "xattr_permissions", and containers/storage's `ForceMask`.
 
 use std::ffi::OsStr;
@@ -69,7 +72,8 @@ impl Permissions {
                 attr.uid = kept.uid;
                 attr.gid = kept.gid;
                 attr.perm = kept.perm;
-                if let Some(kind) = kept.kind {
+                // Only a file can stand for something else, and for nothing that has contents of another kind.
+                if let Some(kind) = kept.kind.filter(|kind| stands_for(attr.kind, *kind)) {
                     attr.kind = kind;
                     attr.rdev = kept.rdev;
                 }
@@ -78,6 +82,12 @@ impl Permissions {
         }
         Ok(())
     }
+}
+
+/// Can an object that is `real` on disk be shown as `kept`? A list tells so from the directory's entries, which know only
+/// what is real, without a look at each.
+fn stands_for(real: FileKind, kept: FileKind) -> bool {
+    real == FileKind::Regular && !matches!(kept, FileKind::Directory | FileKind::Symlink)
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -159,6 +169,46 @@ pub fn format(attr: &Attr) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::meta::Timestamp;
+
+    #[test]
+    fn only_a_file_is_shown_as_something_else() {
+        use FileKind::{CharDevice, Directory, Fifo, Regular, Socket, Symlink};
+        let time = Timestamp::default();
+        let null = rustix::fs::makedev(1, 3);
+        for (real, kept, kind, rdev) in [
+            (Regular, "char-1-3", CharDevice, null),
+            (Regular, "pipe", Fifo, 0),
+            (Regular, "socket", Socket, 0),
+            (Regular, "dir", Regular, 0),
+            (Regular, "symlink", Regular, 0),
+            (Directory, "char-1-3", Directory, 0),
+            (Directory, "file", Directory, 0),
+            (Fifo, "file", Fifo, 0),
+            (Symlink, "file", Symlink, 0),
+        ] {
+            let mut attr = Attr {
+                kind: real,
+                perm: 0o755,
+                uid: 0,
+                gid: 0,
+                size: 0,
+                blocks: 0,
+                nlink: 1,
+                rdev: 0,
+                atime: time,
+                mtime: time,
+                ctime: time,
+                blksize: 4096,
+            };
+            let value = format!("5:6:0640:{kept}");
+            Permissions::UserXattr
+                .show(&mut attr, |_| Ok(Some(value.clone().into_bytes())))
+                .unwrap();
+            assert_eq!((attr.kind, attr.rdev), (kind, rdev), "{real:?} as {kept}");
+            assert_eq!((attr.uid, attr.gid, attr.perm), (5, 6, 0o640), "{value}");
+        }
+    }
 
     #[test]
     fn every_written_form_is_read() {
