@@ -151,6 +151,11 @@ fn every_fault_is_told_and_loses_nothing() {
                 Some(only) => (only.places.0..only.places.1.min(all)).step_by(1),
                 None => (0..all).step_by(step),
             };
+            println!(
+                "{}, {kind:?}: {} of {all} places",
+                case.what,
+                places.clone().count()
+            );
             for nth in places {
                 let fault = Fault {
                     kind,
