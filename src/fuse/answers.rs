@@ -4,7 +4,7 @@ use std::any::Any;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -116,6 +116,8 @@ pub struct Answers {
     opens: Opens,
     /// There where passthrough was agreed on.
     kernel: OnceLock<Kernel>,
+    /// Is the merged root being looked for in the outer one?
+    door: AtomicBool,
 }
 
 impl Answers {
@@ -133,6 +135,7 @@ impl Answers {
             seek,
             opens: Opens::new(),
             kernel: OnceLock::new(),
+            door: AtomicBool::new(false),
         }
     }
 
@@ -163,6 +166,15 @@ impl Answers {
     pub fn connect(&self, kernel: Kernel) {
         let first = self.kernel.set(kernel);
         debug_assert!(first.is_ok(), "there is one kernel");
+    }
+
+    /// For as long as nobody but this process reaches the mount: after that the name is the merged root's.
+    pub fn set_door(&self, open: bool) {
+        self.door.store(open, Ordering::Relaxed);
+    }
+
+    pub fn is_door_open(&self) -> bool {
+        self.door.load(Ordering::Relaxed)
     }
 
     /// How long the kernel may keep what it is told of a node.

@@ -4,6 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use super::answers::{Answer, Answers, Code, XattrAnswer};
 use super::convert::rdev_in;
+use super::door;
 use super::passthrough::Opened;
 use super::seek;
 use super::wire::{Head, Op};
@@ -25,6 +26,7 @@ enum Reply {
     Nothing,
     Entry(Entry, Lifetimes),
     Absent,
+    MergedRoot(Attr, Lifetimes),
     Attr(Attr, Lifetimes),
     Bytes(Vec<u8>),
     Open(Opened),
@@ -92,6 +94,9 @@ fn ask(
         XattrAnswer::Data(data) => Reply::Bytes(data),
     };
     match op {
+        Op::Lookup { name } if answers.is_door_open() && door::is_at(head.number, name) => answers
+            .getattr(NodeId::ROOT)
+            .map(|attr| Reply::MergedRoot(attr, answers.lifetimes(NodeId::ROOT))),
         Op::Lookup { name } => answers
             .lookup(node, name)
             .map(|found| found.map_or(Reply::Absent, entry)),
@@ -228,6 +233,7 @@ fn write(answers: &Answers, node: NodeId, reply: Reply, payload: &mut [u8]) -> A
     match reply {
         Reply::Entry(entry, keep) => out.entry(&entry, keep)?,
         Reply::Absent => out.absent(answers.absent_for())?,
+        Reply::MergedRoot(attr, keep) => out.merged_root(&attr, keep)?,
         Reply::Attr(attr, keep) => out.attr(node, &attr, keep.attr)?,
         Reply::Bytes(bytes) => out.bytes(&bytes)?,
         Reply::Open(opened) => open(answers, node, &opened, &mut out)?,
@@ -293,7 +299,8 @@ mod tests {
         Head {
             opcode,
             unique: 2,
-            node: NodeId(node),
+            number: node,
+            node: door::node_in(node),
             caller: Caller {
                 uid: 0,
                 gid: 0,

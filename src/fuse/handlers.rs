@@ -18,6 +18,7 @@ use fuser::{
 
 use super::answers::{Answer, Answers, Code, READ_MAX, XattrAnswer};
 use super::convert::{attr_out, bare_attr, kind_out, rdev_in, set_time_in, time_in};
+use super::door::node_in;
 use super::init::negotiate;
 use super::passthrough::{Backing, Opened};
 use super::wire_out::Lifetimes;
@@ -58,7 +59,7 @@ macro_rules! ok_or_reply {
 }
 
 const fn node(ino: INodeNo) -> NodeId {
-    NodeId(ino.0)
+    node_in(ino.0)
 }
 
 fn caller(req: &Request) -> Caller {

@@ -18,6 +18,7 @@
 mod answers;
 mod convert;
 mod dispatch;
+mod door;
 mod handlers;
 mod init;
 mod ioctl;
@@ -30,7 +31,7 @@ mod wire;
 mod wire_out;
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -225,6 +226,8 @@ pub struct Session {
     ring: Option<ring::Serving>,
     io: Io,
     counters: Arc<Counters>,
+    answers: Arc<Answers>,
+    device: OwnedFd,
 }
 
 impl Session {
@@ -248,6 +251,7 @@ impl Session {
             Arc::clone(&counters),
             seek,
         ));
+        let device = dev_fuse.try_clone()?;
         let prepared = match config.io_uring {
             IoUring::Off => None,
             asked => ring::Prepared::new(dev_fuse.try_clone()?)
@@ -302,7 +306,19 @@ impl Session {
             ring,
             io,
             counters,
+            answers,
+            device,
         })
+    }
+
+    /// A mount of the merged root, lying nowhere, of which the kernel keeps ACLs as of everything else; `outer` is the mount
+    /// that `/dev/fuse` was opened for, and may then go. To be asked before [`Session::run`], while nobody else reaches the
+    /// mount. EINVAL: `outer` must lie somewhere (Linux before 6.15).
+    pub fn enter(&self, outer: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+        self.answers.set_door(true);
+        let entered = door::enter(&self.answers, self.device.as_fd(), outer);
+        self.answers.set_door(false);
+        entered
     }
 
     /// By what way data goes.

@@ -4,11 +4,14 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
+use super::door::node_in;
 use crate::meta::Timestamp;
 use crate::overlay::{Caller, NodeId, SetAttr, SetTime};
 
 /// Bytes of `struct fuse_out_header`.
 pub const OUT_HEADER: usize = 16;
+/// Bytes of `struct fuse_in_header`.
+const IN_HEADER: usize = 40;
 
 const NANOS_PER_SEC: u32 = 1_000_000_000;
 
@@ -41,8 +44,10 @@ mod opcode {
     pub const RELEASEDIR: u32 = 29;
     pub const FSYNCDIR: u32 = 30;
     pub const CREATE: u32 = 35;
+    pub const INTERRUPT: u32 = 36;
     pub const DESTROY: u32 = 38;
     pub const IOCTL: u32 = 39;
+    pub const BATCH_FORGET: u32 = 42;
     pub const FALLOCATE: u32 = 43;
     pub const READDIRPLUS: u32 = 44;
     pub const RENAME2: u32 = 45;
@@ -72,6 +77,8 @@ pub struct Head {
     pub opcode: u32,
     /// The request's own number, to be given back.
     pub unique: u64,
+    /// The node's number on the wire.
+    pub number: u64,
     pub node: NodeId,
     pub caller: Caller,
 }
@@ -82,7 +89,7 @@ impl Head {
         let _len = fields.u32()?;
         let opcode = fields.u32()?;
         let unique = fields.u64()?;
-        let node = NodeId(fields.u64()?);
+        let number = fields.u64()?;
         let caller = Caller {
             uid: fields.u32()?,
             gid: fields.u32()?,
@@ -93,7 +100,8 @@ impl Head {
         Some(Self {
             opcode,
             unique,
-            node,
+            number,
+            node: node_in(number),
             caller,
         })
     }
@@ -102,6 +110,27 @@ impl Head {
     pub const fn is_answered_later(&self) -> bool {
         self.opcode == opcode::LSEEK
     }
+
+    pub const fn wants_no_answer(&self) -> bool {
+        matches!(
+            self.opcode,
+            opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT
+        )
+    }
+}
+
+/// A request as `/dev/fuse` gives it: its head, the operation's own structure, and the rest. Only for what a look-up makes the
+/// kernel ask; of other operations the structure counts as rest.
+pub fn split(request: &[u8]) -> Option<(Head, &[u8], &[u8])> {
+    let (head, body) = request.split_at_checked(IN_HEADER)?;
+    let head = Head::parse(head)?;
+    let words = match head.opcode {
+        opcode::GETATTR => 16,
+        opcode::GETXATTR => 8,
+        _ => 0,
+    };
+    let (words, rest) = body.split_at_checked(words)?;
+    Some((head, words, rest))
 }
 
 /// What is asked for.
@@ -257,7 +286,7 @@ impl<'a> Op<'a> {
             opcode::UNLINK => Self::Unlink { name: name(rest)? },
             opcode::RMDIR => Self::RmDir { name: name(rest)? },
             opcode::RENAME | opcode::RENAME2 => {
-                let new_parent = NodeId(words.u64()?);
+                let new_parent = node_in(words.u64()?);
                 let flags = match opcode {
                     opcode::RENAME2 => words.u32()?,
                     _ => 0,
@@ -271,7 +300,7 @@ impl<'a> Op<'a> {
                 }
             }
             opcode::LINK => Self::Link {
-                node: NodeId(words.u64()?),
+                node: node_in(words.u64()?),
                 name: name(rest)?,
             },
             opcode::OPEN => Self::Open {
@@ -362,7 +391,7 @@ impl<'a> Op<'a> {
             opcode::COPY_FILE_RANGE => {
                 let _handle = words.u64()?;
                 let from_offset = words.u64()?;
-                let to = NodeId(words.u64()?);
+                let to = node_in(words.u64()?);
                 let _handle = words.u64()?;
                 Self::CopyFileRange {
                     from_offset,

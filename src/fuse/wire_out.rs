@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use super::convert::rdev_out;
+use super::door;
 use super::wire::OUT_HEADER;
 use crate::meta::{Attr, FileKind, Timestamp};
 use crate::overlay::{DirItem, Entry, FsStat, NodeId};
@@ -93,7 +94,12 @@ impl<'a> Out<'a> {
     /// `struct fuse_entry_out`. A node's number never comes to mean another object while the kernel knows it, so its
     /// generation is always 0.
     fn node(&mut self, node: NodeId, attr: &Attr, keep: Lifetimes) -> Put {
-        self.u64(node.0)?;
+        self.numbered(node.0, node, attr, keep)
+    }
+
+    /// The same where the number on the wire is another than the one that is shown.
+    fn numbered(&mut self, number: u64, node: NodeId, attr: &Attr, keep: Lifetimes) -> Put {
+        self.u64(number)?;
         self.u64(0)?;
         self.u64(keep.entry.as_secs())?;
         self.u64(keep.attr.as_secs())?;
@@ -104,6 +110,11 @@ impl<'a> Out<'a> {
 
     pub fn entry(&mut self, entry: &Entry, keep: Lifetimes) -> Put {
         self.node(entry.node, &entry.attr, keep)
+    }
+
+    /// The merged root, found in the outer one.
+    pub fn merged_root(&mut self, attr: &Attr, keep: Lifetimes) -> Put {
+        self.numbered(door::INNER, NodeId::ROOT, attr, keep)
     }
 
     /// A name that is absent: node 0 with a lifetime is kept by the kernel as such.

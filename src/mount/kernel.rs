@@ -1,6 +1,6 @@
 //! The mount step: open `/dev/fuse`, attach it to a directory, know the mount by its id.
 //!
-//! Three ways, tried in this order: fsopen/fsmount/move_mount (the mount is identified before anybody sees it),
+//! Three ways, tried in this order: fsopen/fsmount/move_mount (the kernel is greeted before anybody sees the mount),
 //! mount(2), and `fusermount3` for users who may do neither. The target is an open descriptor, so that a swapped path
 //! between check and mount changes nothing. Nothing here unmounts by path what it has not identified by id.
 
@@ -62,7 +62,14 @@ impl Default for Flags {
 #[derive(Debug)]
 pub struct Mounted {
     pub device: OwnedFd,
-    pub info: MountInfo,
+    pub mount: Mount,
+}
+
+#[derive(Debug)]
+pub enum Mount {
+    /// It lies nowhere yet, and goes when this is dropped.
+    Free(OwnedFd),
+    Lying(MountInfo),
 }
 
 /// An open mount point: the directory, and its parent and name to find what was mounted on it.
@@ -114,7 +121,7 @@ impl Target {
     }
 }
 
-/// Mounts on `target` by the first way that this process may go.
+/// Mounts on `target`, or makes a mount that is to be placed there, by the first way that this process may go.
 pub fn mount(target: &Target, flags: &Flags) -> Result<Mounted> {
     let device = match open_device() {
         Ok(device) => device,
@@ -128,14 +135,17 @@ pub fn mount(target: &Target, flags: &Flags) -> Result<Mounted> {
         }
         Err(errno) => return Err(Error::io("opening", Path::new(DEV_FUSE), errno)),
     };
-    let id = match by_new_api(target, flags, device.as_fd()) {
-        Err(Errno::NOSYS | Errno::PERM) => {
-            by_mount2(target, flags, device.as_fd()).and_then(|()| topmost(target))
+    match unattached(flags, device.as_fd()) {
+        Ok(free) => {
+            let mount = Mount::Free(free);
+            return Ok(Mounted { device, mount });
         }
-        outcome => outcome,
-    };
+        Err(Errno::NOSYS | Errno::PERM) => {}
+        Err(errno) => return Err(target.refused(io::Error::from(errno).to_string())),
+    }
+    let id = by_mount2(target, flags, device.as_fd()).and_then(|()| topmost(target));
     match id {
-        Ok(id) => identified(target, device, id),
+        Ok(id) => lying(target, device, id),
         Err(Errno::PERM) => {
             drop(device);
             by_fusermount(target, flags)
@@ -148,13 +158,54 @@ pub(super) fn open_device() -> std::result::Result<OwnedFd, Errno> {
     rustix::fs::open(DEV_FUSE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
 }
 
-fn identified(target: &Target, device: OwnedFd, id: MountId) -> Result<Mounted> {
+fn lying(target: &Target, device: OwnedFd, id: MountId) -> Result<Mounted> {
+    let mount = Mount::Lying(identified(target, id)?);
+    Ok(Mounted { device, mount })
+}
+
+fn identified(target: &Target, id: MountId) -> Result<MountInfo> {
     match mountinfo::by_id(id) {
-        Ok(Some(info)) => Ok(Mounted { device, info }),
-        // Dropping `device` makes the mount dead, and nobody saw it alive.
+        Ok(Some(info)) => Ok(info),
+        // Without its device the mount will be dead, and nobody saw it alive.
         Ok(None) => Err(target.refused("the mount vanished at once")),
         Err(e) => Err(Error::io("reading", Path::new("/proc/self/mountinfo"), e)),
     }
+}
+
+/// Puts a mount whose kernel has been greeted on `target`: what `enter` finds in it, or, where that cannot be had, all of it.
+/// `enter` gives EINVAL where it can only enter what lies somewhere.
+pub fn place(
+    target: &Target,
+    outer: OwnedFd,
+    enter: impl Fn(BorrowedFd<'_>) -> io::Result<OwnedFd>,
+) -> Result<MountInfo> {
+    let refused = |errno: Errno| target.refused(io::Error::from(errno).to_string());
+    let (inner, outer_lies) = match enter(outer.as_fd()) {
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => {
+            attach(&outer, target).map_err(refused)?;
+            (enter(outer.as_fd()), true)
+        }
+        entered => (entered, false),
+    };
+    let shown = match inner {
+        Ok(inner) => {
+            if outer_lies {
+                let outer = format!("/proc/self/fd/{}", outer.as_raw_fd());
+                rustix::mount::unmount(outer, UnmountFlags::DETACH).map_err(refused)?;
+            }
+            attach(&inner, target).map_err(refused)?;
+            inner
+        }
+        Err(error) => {
+            tracing::debug!(%error, "mounted whole: ACLs of the root are asked for each time");
+            if !outer_lies {
+                attach(&outer, target).map_err(refused)?;
+            }
+            outer
+        }
+    };
+    let id = mountinfo::mount_of(&shown).map_err(|e| target.refused(e.to_string()))?;
+    identified(target, id)
 }
 
 /// What FUSE needs to be told, besides the descriptor.
@@ -176,17 +227,6 @@ fn fuse_parameters(flags: &Flags) -> Vec<(&'static str, Option<String>)> {
         parameters.push(("allow_other", None));
     }
     parameters
-}
-
-fn by_new_api(
-    target: &Target,
-    flags: &Flags,
-    device: BorrowedFd<'_>,
-) -> std::result::Result<MountId, Errno> {
-    let mount = unattached(flags, device)?;
-    let id = mountinfo::mount_of(&mount).map_err(|_| Errno::NOSYS)?;
-    attach(&mount, target)?;
-    Ok(id)
 }
 
 /// A mount that lies nowhere yet, which `device` is the other end of.
@@ -315,7 +355,7 @@ fn by_fusermount(target: &Target, flags: &Flags) -> Result<Mounted> {
     let device = device
         .map_err(|e| target.refused(format!("fusermount3 handed over no descriptor: {e}")))?;
     let id = topmost(target).map_err(|e| target.refused(io::Error::from(e).to_string()))?;
-    identified(target, device, id)
+    lying(target, device, id)
 }
 
 fn fusermount_options(flags: &Flags) -> OsString {
@@ -408,7 +448,90 @@ pub fn raise_read_ahead(major: u32, minor: u32) {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    use std::sync::Arc;
+
     use super::*;
+    use crate::fuse::{Config, Session};
+    use crate::layer::DirLayer;
+    use crate::overlay::{Options, Overlay, Stack};
+
+    /// Ten look-ups by somebody who does not own the root.
+    fn look_up(path: &Path) {
+        let done = Command::new("sh")
+            .args([
+                "-c",
+                "for i in 0 1 2 3 4 5 6 7 8 9; do [ -e \"$0\" ] || exit 1; done",
+            ])
+            .arg(path)
+            .uid(4711)
+            .gid(4711)
+            .status()
+            .unwrap();
+        assert!(done.success(), "{}", path.display());
+    }
+
+    /// Since Linux 6.15 the merged root is found in a mount that lies nowhere, before that in one that lies somewhere
+    /// (`refusals` 1); and where it cannot be entered, all is mounted as it is (2). Only then the kernel asks for the
+    /// root's ACL each time.
+    #[test]
+    fn what_is_mounted_is_the_merged_root() {
+        for (refusals, root, asks) in [(0, "/merged", false), (1, "/merged", false), (2, "/", true)]
+        {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+            let [lower, at] = ["lower", "at"].map(|name| dir.path().join(name));
+            std::fs::create_dir_all(lower.join("sub")).unwrap();
+            std::fs::create_dir(&at).unwrap();
+            std::fs::write(lower.join("sub/file"), "text").unwrap();
+            let stack = Stack {
+                lowers: vec![Arc::new(DirLayer::open(&lower).unwrap())],
+                upper: None,
+            };
+            let engine = Arc::new(Overlay::new(stack, &Options::default()).unwrap());
+            let target = Target::open(&at).unwrap();
+            let flags = Flags {
+                read_only: true,
+                ..Flags::default()
+            };
+            let Mounted { device, mount } = mount(&target, &flags).unwrap();
+            let Mount::Free(outer) = mount else {
+                panic!("not by the new calls: {mount:?}");
+            };
+            let session = Session::start(engine, device, &Config::default()).unwrap();
+            let left = Cell::new(refusals);
+            let enter = |outer: BorrowedFd<'_>| {
+                if left.get() > 0 {
+                    left.set(left.get() - 1);
+                    return Err(Errno::INVAL.into());
+                }
+                session.enter(outer)
+            };
+            let info = place(&target, outer, enter).unwrap();
+            let counters = session.counters();
+            let serving = std::thread::spawn(|| session.run());
+
+            let file = at.join("sub/file");
+            assert_eq!(std::fs::read_to_string(&file).unwrap(), "text");
+            look_up(&file);
+            let before = counters.requests();
+            look_up(&file);
+            assert_eq!(counters.requests() > before, asks, "{refusals}");
+            let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+            let lines: Vec<Vec<&str>> = table
+                .lines()
+                .map(|line| line.split(' ').collect())
+                .filter(|words: &Vec<&str>| Path::new(words[4]) == at)
+                .collect();
+            assert_eq!(lines.len(), 1, "{lines:?}");
+            assert_eq!(lines[0][3], root);
+
+            assert!(unmount(&MountKey::of(&info), false).unwrap());
+            serving.join().unwrap().unwrap();
+        }
+    }
 
     #[test]
     fn fusermount_words() {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::error::{Error, Result};
-use super::kernel::{self, Target};
+use super::kernel::{self, Mount, Target};
 use super::kernel_merge::{self, Merge};
 use super::mountinfo::{self, MountKey};
 use super::process::Process;
@@ -225,20 +225,27 @@ fn by_engine(
     let engine = Arc::new(engine(opened, upper, &spec.overlay)?);
     let mut flags = spec.flags.clone();
     flags.read_only |= engine.is_read_only();
-    let mounted = kernel::mount(target, &flags)?;
-    let key = MountKey::of(&mounted.info);
-    let mount = Unmounter(key);
+    let kernel::Mounted { device, mount } = kernel::mount(target, &flags)?;
+    let lying = |info: &mountinfo::MountInfo| Unmounter(MountKey::of(info));
+    let unmounter = match &mount {
+        Mount::Free(_) => None,
+        Mount::Lying(info) => Some(lying(info)),
+    };
     let transport = fuse::Config {
         writeback: spec.fuse.writeback && may_give_away(),
         ..spec.fuse.clone()
     };
-    let session = fuse::Session::start(Arc::clone(&engine), mounted.device, &transport)
+    let session = fuse::Session::start(Arc::clone(&engine), device, &transport)
         .map_err(|e| Error::io("preparing the mount on", &spec.mount_point, e))?;
-    kernel::raise_read_ahead(mounted.info.major, mounted.info.minor);
+    let info = match mount {
+        Mount::Free(outer) => kernel::place(target, outer, |outer| session.enter(outer))?,
+        Mount::Lying(info) => info,
+    };
+    kernel::raise_read_ahead(info.major, info.minor);
     Ok(Made {
         flags,
-        key,
-        mount,
+        key: MountKey::of(&info),
+        mount: unmounter.unwrap_or_else(|| lying(&info)),
         merge: Merge::Fuse,
         engine: Some(engine),
         counters: session.counters(),

@@ -39,6 +39,7 @@ pub use changes::{Change, ChangeKind};
 pub use engine::Overlay;
 pub use ids::{IdMap, IdRange};
 pub use sources::Source;
+pub use stack::NOBODYS;
 
 use std::ffi::OsStr;
 

@@ -19,6 +19,8 @@ const INO_BITS: u32 = 48;
 const STORED_BASE: u64 = 0x1000;
 /// Stands in for host inode numbers that the transport keeps for itself (0 and the root's 1).
 const RESERVED: u64 = 0x0fff;
+/// A number that no object ever has: the transport's own, for the root.
+pub const NOBODYS: u64 = RESERVED << INO_BITS | 2;
 
 /// Directories that each of many layers may keep open all the same.
 const LEAST_OPEN: usize = 4;
