@@ -639,6 +639,15 @@ fn mount_and_fstab_know_the_type() {
         "{lines:?}"
     );
     assert!(station.see(at("mnt")).join("new").exists());
+    // What is mounted already is left alone, without a word.
+    let all = fs::read_to_string(&fstab).unwrap().replace("noauto,", "");
+    fs::write(&fstab, all).unwrap();
+    let output = station.output(
+        "mount",
+        ["--fstab".as_ref(), fstab.as_os_str(), "-a".as_ref()],
+    );
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && said.is_empty(), "{said}");
     station.run("umount", [at("mnt")]);
 
     // A failure is mount's own exit code for it, with the reason.

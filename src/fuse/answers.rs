@@ -4,13 +4,14 @@ use std::any::Any;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustix::io::Errno;
 
+use super::door::Door;
 use super::init::{Negotiated, Wish};
 use super::passthrough::{Backing, Decision, Opened, Opens, Own, Register};
 use super::wire_out::Lifetimes;
@@ -116,8 +117,8 @@ pub struct Answers {
     opens: Opens,
     /// There where passthrough was agreed on.
     kernel: OnceLock<Kernel>,
-    /// Is the merged root being looked for in the outer one?
-    door: AtomicBool,
+    /// A [`Door`].
+    door: AtomicU8,
 }
 
 impl Answers {
@@ -135,7 +136,7 @@ impl Answers {
             seek,
             opens: Opens::new(),
             kernel: OnceLock::new(),
-            door: AtomicBool::new(false),
+            door: AtomicU8::new(Door::None as u8),
         }
     }
 
@@ -168,13 +169,21 @@ impl Answers {
         debug_assert!(first.is_ok(), "there is one kernel");
     }
 
-    /// For as long as nobody but this process reaches the mount: after that the name is the merged root's.
-    pub fn set_door(&self, open: bool) {
-        self.door.store(open, Ordering::Relaxed);
+    pub fn set_door(&self, door: Door) {
+        self.door.store(door as u8, Ordering::Relaxed);
     }
 
-    pub fn is_door_open(&self) -> bool {
-        self.door.load(Ordering::Relaxed)
+    pub fn door(&self) -> Door {
+        Door::from_u8(self.door.load(Ordering::Relaxed))
+    }
+
+    /// Its name in the outer root is looked up again whenever somebody comes by there: it may be gone, if that is mounted
+    /// after all.
+    pub fn lifetimes_of_merged_root(&self) -> Lifetimes {
+        Lifetimes {
+            entry: Duration::ZERO,
+            ..self.lifetimes(NodeId::ROOT)
+        }
     }
 
     /// How long the kernel may keep what it is told of a node.

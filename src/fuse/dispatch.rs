@@ -4,7 +4,8 @@ use std::os::fd::BorrowedFd;
 
 use super::answers::{Answer, Answers, Code, XattrAnswer};
 use super::convert::rdev_in;
-use super::door;
+#[cfg(test)]
+use super::door::Door;
 use super::passthrough::Opened;
 use super::seek;
 use super::wire::{Head, Op};
@@ -64,6 +65,7 @@ pub fn answer(
     len: usize,
     later: impl FnOnce() -> seek::Reply,
 ) -> Outcome {
+    let head = &head.behind(answers.door());
     let rest = &payload[..len.min(payload.len())];
     let Some(op) = Op::parse(head.opcode, words, rest) else {
         tracing::warn!(opcode = head.opcode, len, "a request that is none");
@@ -82,6 +84,7 @@ fn ask(
     op: Op<'_>,
     later: impl FnOnce() -> seek::Reply,
 ) -> Answer<Reply> {
+    let door = answers.door();
     let (node, caller) = (head.node, head.caller);
     let nothing = |()| Reply::Nothing;
     let entry = |entry: Entry| {
@@ -94,9 +97,9 @@ fn ask(
         XattrAnswer::Data(data) => Reply::Bytes(data),
     };
     match op {
-        Op::Lookup { name } if answers.is_door_open() && door::is_at(head.number, name) => answers
+        Op::Lookup { name } if door.leads_in(head.number, name) => answers
             .getattr(NodeId::ROOT)
-            .map(|attr| Reply::MergedRoot(attr, answers.lifetimes(NodeId::ROOT))),
+            .map(|attr| Reply::MergedRoot(attr, answers.lifetimes_of_merged_root())),
         Op::Lookup { name } => answers
             .lookup(node, name)
             .map(|found| found.map_or(Reply::Absent, entry)),
@@ -300,7 +303,7 @@ mod tests {
             opcode,
             unique: 2,
             number: node,
-            node: door::node_in(node),
+            node: Door::None.node(node),
             caller: Caller {
                 uid: 0,
                 gid: 0,

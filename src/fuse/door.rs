@@ -3,23 +3,24 @@
 //! The inode of a FUSE mount's own root is made before the kernel has been greeted, hence before it knows that it may judge
 //! by POSIX ACLs, and so it never keeps that inode's ACL (`ACL_DONT_CACHE`, `fuse_init_inode` in fs/fuse/inode.c). Whoever
 //! does not own the root then has it asked for again with every path that leads through it: a request for each `stat("/x")`
-//! of a container's program that is not root's. So the merged root is an entry of the FUSE root, and what is mounted is
-//! that entry: an inode like all others. Nothing else ever asks for the outer root.
+//! of a container's program that is not root's. So the merged root is an entry of the FUSE root, the outer one, and what is
+//! mounted is that entry: an inode like all others.
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::mpsc::TryRecvError;
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::OFlags;
-use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 
 use super::answers::{Answers, Code};
 use super::dispatch::{self, Outcome};
 use super::wire;
 use super::wire_out;
-use crate::overlay::NodeId;
+use crate::overlay::{NOBODYS, NodeId};
 
 /// The merged root's name in the outer root, which mountinfo(5) shows as the mount's root.
 const NAME: &str = "merged";
@@ -27,96 +28,141 @@ const NAME: &str = "merged";
 /// `FUSE_ROOT_ID`
 const OUTER: u64 = 1;
 /// The merged root's number on the wire. What is shown as its inode number is 1, as if it were the outer root.
-pub const INNER: u64 = crate::overlay::NOBODYS;
+pub const INNER: u64 = NOBODYS;
 
 /// Bytes of a request that are no data.
 const HEADS: usize = 8192;
+/// A way that is not found by then is not found at all: somebody who should answer does not.
+const PATIENCE: Duration = Duration::from_secs(30);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-/// The node the kernel means.
-pub const fn node_in(number: u64) -> NodeId {
-    match number {
-        INNER => NodeId::ROOT,
-        number => NodeId(number),
-    }
+/// What the outer root is good for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Door {
+    /// It is the merged root itself.
+    #[default]
+    None,
+    /// The merged root is being looked for in it.
+    Open,
+    /// The merged root was found in it, and is what is mounted. Only who makes up a file handle comes to the outer root.
+    Behind,
 }
 
-/// Is it the way to the merged root? `number` is the directory's on the wire.
-pub fn is_at(number: u64, name: &OsStr) -> bool {
-    number == OUTER && name == NAME
+impl Door {
+    pub const fn from_u8(value: u8) -> Self {
+        match value {
+            1 => Self::Open,
+            2 => Self::Behind,
+            _ => Self::None,
+        }
+    }
+
+    /// The node that the kernel means by a number.
+    pub const fn node(self, number: u64) -> NodeId {
+        match (number, self) {
+            (INNER, _) => NodeId::ROOT,
+            // Nobody has that number in the engine: ESTALE.
+            (OUTER, Self::Behind) => NodeId(NOBODYS),
+            _ => NodeId(number),
+        }
+    }
+
+    /// Is it the way to the merged root? `number` is the directory's on the wire.
+    pub fn leads_in(self, number: u64, name: &OsStr) -> bool {
+        self != Self::None && number == OUTER && name == NAME
+    }
 }
 
 /// Finds the merged root in `outer`, a mount whose kernel has been greeted, and gives back a mount of it that lies nowhere.
 /// What the kernel asks meanwhile by `device` is answered here; nothing else may read from it. EINVAL: Linux before 6.15
-/// does so only for a mount that lies somewhere.
+/// does so only for a mount that lies somewhere. After `TimedOut` this process can do nothing better than end.
 pub fn enter(
     answers: &Answers,
     device: BorrowedFd<'_>,
     outer: BorrowedFd<'_>,
 ) -> io::Result<OwnedFd> {
-    let (over, end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let flags = rustix::fs::fcntl_getfl(device)?;
     // A request that is withdrawn between poll and read is not to be waited for.
     rustix::fs::fcntl_setfl(device, flags | OFlags::NONBLOCK)?;
-    let entered = std::thread::scope(|scope| {
-        let walker = scope.spawn(move || {
-            let tree = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-            let found = rustix::mount::open_tree(outer, NAME, tree);
-            drop(end);
-            found
-        });
-        let served = serve(answers, device, over.as_fd());
-        let found = walker
-            .join()
-            .map_err(|_| io::Error::other("the search for the root ended by a bug"))?;
-        served.and(Ok(found?))
-    });
+    let entered = walk_and_serve(answers, device, outer);
     rustix::fs::fcntl_setfl(device, flags)?;
     entered
 }
 
-/// Answers what comes by `device` until `over` is closed at its other end.
-fn serve(answers: &Answers, device: BorrowedFd<'_>, over: BorrowedFd<'_>) -> io::Result<()> {
+fn walk_and_serve(
+    answers: &Answers,
+    device: BorrowedFd<'_>,
+    outer: BorrowedFd<'_>,
+) -> io::Result<OwnedFd> {
+    let outer = outer.try_clone_to_owned()?;
+    let (over, end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let (tell, told) = std::sync::mpsc::sync_channel(1);
+    // Not a scoped thread: one that waits for an answer that does not come cannot be waited for.
+    let walker = std::thread::Builder::new().name("ovl-door".into());
+    walker.spawn(move || {
+        let tree = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let found = rustix::mount::open_tree(&outer, NAME, tree);
+        drop(outer);
+        let _ = tell.send(found);
+        drop(end);
+    })?;
     let mut room = vec![0; answers.config().max_write as usize + HEADS];
+    let deadline = Instant::now() + PATIENCE;
     loop {
-        let mut fds = [
-            PollFd::from_borrowed_fd(device, PollFlags::IN),
-            PollFd::from_borrowed_fd(over, PollFlags::empty()),
-        ];
-        match rustix::event::poll(&mut fds, None) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+        match told.try_recv() {
+            Ok(found) => return Ok(found?),
+            Err(TryRecvError::Empty) => {}
+            Err(TryRecvError::Disconnected) => {
+                return Err(io::Error::other("the search for the root ended by a bug"));
+            }
         }
-        let [asked, ended] = fds.map(|fd| fd.revents());
-        if !ended.is_empty() {
-            return Ok(());
+        if Instant::now() > deadline {
+            let why = "the kernel's look for the mount's root does not come to its end";
+            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
         }
-        if asked.is_empty() {
-            continue;
-        }
-        match rustix::io::read(device, room.as_mut_slice()) {
-            Ok(len) => one(answers, device, &mut room[..len])?,
-            // Withdrawn, or nobody's any more.
-            Err(Errno::AGAIN | Errno::INTR | Errno::NOENT) => {}
-            Err(error) => return Err(error.into()),
+        if is_asked(device, over.as_fd()) {
+            match rustix::io::read(device, room.as_mut_slice()) {
+                Ok(len) => one(answers, device, &room[..len]),
+                // Withdrawn; or an error that the walk meets too, if it does not end it.
+                Err(error) => {
+                    tracing::debug!(%error, "no request");
+                    std::thread::sleep(LOOK_AGAIN);
+                }
+            }
         }
     }
 }
 
+/// Waits for a request, or the end of the walk, for a short while. Is there a request?
+fn is_asked(device: BorrowedFd<'_>, over: BorrowedFd<'_>) -> bool {
+    let mut fds = [
+        PollFd::from_borrowed_fd(device, PollFlags::IN),
+        PollFd::from_borrowed_fd(over, PollFlags::empty()),
+    ];
+    let while_ = Timespec {
+        tv_sec: 0,
+        tv_nsec: LOOK_AGAIN.as_nanos() as i64,
+    };
+    let polled = rustix::event::poll(&mut fds, Some(&while_));
+    polled.is_ok() && !fds[0].revents().is_empty()
+}
+
 /// Answers one request.
-fn one(answers: &Answers, device: BorrowedFd<'_>, request: &mut [u8]) -> io::Result<()> {
+fn one(answers: &Answers, device: BorrowedFd<'_>, request: &[u8]) {
     let Some((head, words, rest)) = wire::split(request) else {
-        return Err(io::Error::other("a request without a head"));
+        tracing::warn!(len = request.len(), "a request without a head");
+        return;
     };
     if head.wants_no_answer() {
-        return Ok(());
+        return;
     }
-    let words = words.to_vec();
     let len = rest.len();
     let mut payload = vec![0; HEADS.max(len)];
     payload[..len].copy_from_slice(rest);
     // Nobody can have opened a file yet.
     let later = || -> super::seek::Reply { Box::new(|_| ()) };
-    let done = match dispatch::answer(answers, &head, &words, &mut payload, len, later) {
+    let done = match dispatch::answer(answers, &head, words, &mut payload, len, later) {
         Outcome::Done(done) => done,
         Outcome::Later => Err(Code::EIO),
     };
@@ -129,9 +175,10 @@ fn one(answers: &Answers, device: BorrowedFd<'_>, request: &mut [u8]) -> io::Res
         &payload[..len],
     ]
     .concat();
-    match rustix::io::write(device, &out) {
-        // The asker was interrupted.
-        Ok(_) | Err(Errno::NOENT) => Ok(()),
-        Err(error) => Err(error.into()),
+    if let Err(error) = rustix::io::write(device, &out) {
+        // Gone, if the asker was interrupted. Else the bare error is taken for certain.
+        tracing::debug!(%error, "an answer was not taken");
+        let bare = wire_out::head(head.unique, Code::EIO.get(), 0);
+        let _ = rustix::io::write(device, &bare);
     }
 }

@@ -18,7 +18,7 @@ use fuser::{
 
 use super::answers::{Answer, Answers, Code, READ_MAX, XattrAnswer};
 use super::convert::{attr_out, bare_attr, kind_out, rdev_in, set_time_in, time_in};
-use super::door::node_in;
+use super::door;
 use super::init::negotiate;
 use super::passthrough::{Backing, Opened};
 use super::wire_out::Lifetimes;
@@ -56,10 +56,6 @@ macro_rules! ok_or_reply {
             Err(code) => return $reply.error(code.into()),
         }
     };
-}
-
-const fn node(ino: INodeNo) -> NodeId {
-    node_in(ino.0)
 }
 
 fn caller(req: &Request) -> Caller {
@@ -105,6 +101,18 @@ impl Transport {
         reply.entry_with_ttls(&keep.attr, &keep.entry, &attr, GENERATION);
     }
 
+    fn node(&self, ino: INodeNo) -> NodeId {
+        self.answers.door().node(ino.0)
+    }
+
+    /// The merged root, to who comes from the outer one.
+    fn merged_root(&self, reply: ReplyEntry) {
+        let attr = ok_or_reply!(self.answers.getattr(NodeId::ROOT), reply);
+        // fuser takes the inode number that is shown for the number on the wire: it is to be asked for again.
+        let attr = attr_out(NodeId(door::INNER), &attr);
+        reply.entry_with_ttls(&Duration::ZERO, &Duration::ZERO, &attr, GENERATION);
+    }
+
     /// A name that is absent: node 0 with a lifetime is kept by the kernel as such.
     fn absent(&self, reply: ReplyEntry) {
         let ttl = self.answers.absent_for();
@@ -127,20 +135,23 @@ impl fuser::Filesystem for Transport {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match ok_or_reply!(self.answers.lookup(node(parent), name), reply) {
+        if self.answers.door().leads_in(parent.0, name) {
+            return self.merged_root(reply);
+        }
+        match ok_or_reply!(self.answers.lookup(self.node(parent), name), reply) {
             Some(entry) => self.entry(reply, Ok(entry)),
             None => self.absent(reply),
         }
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        self.answers.forget(node(ino), nlookup);
+        self.answers.forget(self.node(ino), nlookup);
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let attr = ok_or_reply!(self.answers.getattr(node(ino)), reply);
-        let keep = self.answers.lifetimes(node(ino));
-        reply.attr(&keep.attr, &attr_out(node(ino), &attr));
+        let attr = ok_or_reply!(self.answers.getattr(self.node(ino)), reply);
+        let keep = self.answers.lifetimes(self.node(ino));
+        reply.attr(&keep.attr, &attr_out(self.node(ino), &attr));
     }
 
     fn setattr(
@@ -170,13 +181,16 @@ impl fuser::Filesystem for Transport {
             mtime: mtime.map(set_time_in),
             ctime: ctime.map(time_in),
         };
-        let attr = ok_or_reply!(self.answers.setattr(caller(req), node(ino), &set), reply);
+        let attr = ok_or_reply!(
+            self.answers.setattr(caller(req), self.node(ino), &set),
+            reply
+        );
         let keep = self.answers.lifetimes_after(&attr);
-        reply.attr(&keep.attr, &attr_out(node(ino), &attr));
+        reply.attr(&keep.attr, &attr_out(self.node(ino), &attr));
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        let target = ok_or_reply!(self.answers.readlink(node(ino)), reply);
+        let target = ok_or_reply!(self.answers.readlink(self.node(ino)), reply);
         reply.data(target.as_bytes());
     }
 
@@ -190,7 +204,7 @@ impl fuser::Filesystem for Transport {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let place = (node(parent), name);
+        let place = (self.node(parent), name);
         let made = self
             .answers
             .mknod(caller(req), place, mode, umask, rdev_in(rdev));
@@ -208,16 +222,16 @@ impl fuser::Filesystem for Transport {
     ) {
         let made = self
             .answers
-            .mkdir(caller(req), (node(parent), name), mode, umask);
+            .mkdir(caller(req), (self.node(parent), name), mode, umask);
         self.entry(reply, made);
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        empty(reply, self.answers.unlink(node(parent), name));
+        empty(reply, self.answers.unlink(self.node(parent), name));
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        empty(reply, self.answers.rmdir(node(parent), name));
+        empty(reply, self.answers.rmdir(self.node(parent), name));
     }
 
     fn symlink(
@@ -228,7 +242,7 @@ impl fuser::Filesystem for Transport {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        let place = (node(parent), name);
+        let place = (self.node(parent), name);
         let made = self.answers.symlink(caller(req), place, target.as_os_str());
         self.entry(reply, made);
     }
@@ -243,7 +257,7 @@ impl fuser::Filesystem for Transport {
         flags: fuser::RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let (from, to) = ((node(parent), name), (node(new_parent), new_name));
+        let (from, to) = ((self.node(parent), name), (self.node(new_parent), new_name));
         empty(reply, self.answers.rename(from, to, flags.bits()));
     }
 
@@ -255,7 +269,9 @@ impl fuser::Filesystem for Transport {
         new_name: &OsStr,
         reply: ReplyEntry,
     ) {
-        let made = self.answers.link(node(ino), node(new_parent), new_name);
+        let made = self
+            .answers
+            .link(self.node(ino), self.node(new_parent), new_name);
         let entry = ok_or_reply!(made, reply);
         let keep = self.answers.lifetimes_after(&entry.attr);
         Self::kept_entry(reply, &entry, keep);
@@ -264,14 +280,16 @@ impl fuser::Filesystem for Transport {
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let flags = flags.0.cast_unsigned();
         let register = |file: BorrowedFd<'_>| reply.open_backing(file).map(Backing::Fuser);
-        let opened = self.answers.open(caller(req), node(ino), flags, &register);
+        let opened = self
+            .answers
+            .open(caller(req), self.node(ino), flags, &register);
         let opened = ok_or_reply!(opened, reply);
         let (handle, flags) = handle_and_flags(&opened);
         match opened.backing.as_deref() {
             None => reply.opened(handle, flags),
             Some(Backing::Fuser(id)) => reply.opened_passthrough(handle, flags, id),
             Some(Backing::Ours(_)) => {
-                self.answers.undo_open(node(ino), &opened);
+                self.answers.undo_open(self.node(ino), &opened);
                 reply.error(fuser::Errno::EIO);
             }
         }
@@ -287,7 +305,7 @@ impl fuser::Filesystem for Transport {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.answers.release(node(ino), fh.0);
+        self.answers.release(self.node(ino), fh.0);
         reply.ok();
     }
 
@@ -308,7 +326,7 @@ impl fuser::Filesystem for Transport {
                 buffer.resize(size, 0);
             }
             let buffer = &mut buffer[..size];
-            let read = ok_or_reply!(self.answers.read(node(ino), offset, buffer), reply);
+            let read = ok_or_reply!(self.answers.read(self.node(ino), offset, buffer), reply);
             reply.data(&buffer[..read]);
         });
     }
@@ -327,7 +345,7 @@ impl fuser::Filesystem for Transport {
     ) {
         let done = self
             .answers
-            .write(node(ino), offset, data, write_flags.bits());
+            .write(self.node(ino), offset, data, write_flags.bits());
         let written = ok_or_reply!(done, reply);
         reply.written(written);
     }
@@ -352,7 +370,7 @@ impl fuser::Filesystem for Transport {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        empty(reply, self.answers.fsync(node(ino), datasync));
+        empty(reply, self.answers.fsync(self.node(ino), datasync));
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -370,7 +388,7 @@ impl fuser::Filesystem for Transport {
     ) {
         let done = self
             .answers
-            .read_dir(node(ino), offset, false, &mut |item| {
+            .read_dir(self.node(ino), offset, false, &mut |item| {
                 let kind = kind_out(item.kind);
                 !reply.add(INodeNo(item.ino.0), item.next_offset, kind, item.name)
             });
@@ -386,25 +404,27 @@ impl fuser::Filesystem for Transport {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let done = self.answers.read_dir(node(ino), offset, true, &mut |item| {
-            // The kernel links nothing for `.` and `..`. For any other item without attributes, node 0 keeps it
-            // from linking; fuser then sends 0 for the inode number too.
-            let dots = item.name == "." || item.name == "..";
-            let attr = match item.entry {
-                Some(entry) => attr_out(entry.node, &entry.attr),
-                None if dots => bare_attr(item.ino, item.kind),
-                None => bare_attr(NodeId(0), item.kind),
-            };
-            let ttl = self.one_lifetime(NodeId(attr.ino.0));
-            !reply.add(
-                attr.ino,
-                item.next_offset,
-                item.name,
-                &ttl,
-                &attr,
-                GENERATION,
-            )
-        });
+        let done = self
+            .answers
+            .read_dir(self.node(ino), offset, true, &mut |item| {
+                // The kernel links nothing for `.` and `..`. For any other item without attributes, node 0 keeps it
+                // from linking; fuser then sends 0 for the inode number too.
+                let dots = item.name == "." || item.name == "..";
+                let attr = match item.entry {
+                    Some(entry) => attr_out(entry.node, &entry.attr),
+                    None if dots => bare_attr(item.ino, item.kind),
+                    None => bare_attr(NodeId(0), item.kind),
+                };
+                let ttl = self.one_lifetime(NodeId(attr.ino.0));
+                !reply.add(
+                    attr.ino,
+                    item.next_offset,
+                    item.name,
+                    &ttl,
+                    &attr,
+                    GENERATION,
+                )
+            });
         ok_or_reply!(done, reply);
         reply.ok();
     }
@@ -417,7 +437,7 @@ impl fuser::Filesystem for Transport {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        empty(reply, self.answers.fsyncdir(node(ino), datasync));
+        empty(reply, self.answers.fsyncdir(self.node(ino), datasync));
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
@@ -437,19 +457,22 @@ impl fuser::Filesystem for Transport {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        empty(reply, self.answers.setxattr(node(ino), name, value, flags));
+        empty(
+            reply,
+            self.answers.setxattr(self.node(ino), name, value, flags),
+        );
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        xattr(reply, self.answers.getxattr(node(ino), name, size));
+        xattr(reply, self.answers.getxattr(self.node(ino), name, size));
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        xattr(reply, self.answers.listxattr(node(ino), size));
+        xattr(reply, self.answers.listxattr(self.node(ino), size));
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        empty(reply, self.answers.removexattr(node(ino), name));
+        empty(reply, self.answers.removexattr(self.node(ino), name));
     }
 
     fn create(
@@ -463,7 +486,7 @@ impl fuser::Filesystem for Transport {
         reply: ReplyCreate,
     ) {
         let register = |file: BorrowedFd<'_>| reply.open_backing(file).map(Backing::Fuser);
-        let place = (node(parent), name);
+        let place = (self.node(parent), name);
         let flags = flags.cast_unsigned();
         let made = self
             .answers
@@ -496,7 +519,7 @@ impl fuser::Filesystem for Transport {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        let data = ok_or_reply!(self.answers.ioctl(node(ino), cmd, in_data), reply);
+        let data = ok_or_reply!(self.answers.ioctl(self.node(ino), cmd, in_data), reply);
         reply.ioctl(0, &data);
     }
 
@@ -512,7 +535,7 @@ impl fuser::Filesystem for Transport {
     ) {
         let done = self
             .answers
-            .fallocate(caller(req), node(ino), mode as u32, offset, length);
+            .fallocate(caller(req), self.node(ino), mode as u32, offset, length);
         empty(reply, done);
     }
 
@@ -530,7 +553,7 @@ impl fuser::Filesystem for Transport {
             Err(code) => reply.error(code.into()),
         };
         self.answers
-            .lseek(node(ino), offset, whence, Box::new(reply));
+            .lseek(self.node(ino), offset, whence, Box::new(reply));
     }
 
     fn copy_file_range(
@@ -546,7 +569,7 @@ impl fuser::Filesystem for Transport {
         flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let (from, to) = ((node(from), from_offset), (node(to), to_offset));
+        let (from, to) = ((self.node(from), from_offset), (self.node(to), to_offset));
         let done = self
             .answers
             .copy_file_range(caller(req), from, to, len, flags.bits());

@@ -37,6 +37,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use answers::Answers;
+use door::Door;
 
 use crate::overlay::Overlay;
 
@@ -120,6 +121,9 @@ pub struct Config {
     pub no_handles: bool,
     /// Let the kernel judge by POSIX ACLs.
     pub acl: bool,
+    /// What is mounted may be an entry of the FUSE root, of which the kernel keeps the ACL; the mount table then shows
+    /// `/merged` for the mount's root. See [`Session::enter`].
+    pub own_root: bool,
     /// Threads that read `/dev/fuse`.
     pub threads: usize,
     pub io_uring: IoUring,
@@ -141,6 +145,7 @@ impl Default for Config {
             readdirplus: ReadDirPlus::default(),
             no_handles: false,
             acl: true,
+            own_root: true,
             threads: cores.clamp(2, 4),
             io_uring: IoUring::default(),
             io: IoMode::default(),
@@ -227,6 +232,7 @@ pub struct Session {
     io: Io,
     counters: Arc<Counters>,
     answers: Arc<Answers>,
+    /// For [`Session::enter`].
     device: OwnedFd,
 }
 
@@ -314,11 +320,25 @@ impl Session {
     /// A mount of the merged root, lying nowhere, of which the kernel keeps ACLs as of everything else; `outer` is the mount
     /// that `/dev/fuse` was opened for, and may then go. To be asked before [`Session::run`], while nobody else reaches the
     /// mount. EINVAL: `outer` must lie somewhere (Linux before 6.15).
+    ///
+    /// `Unsupported`: the configuration says no.
     pub fn enter(&self, outer: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-        self.answers.set_door(true);
+        if !self.answers.config().own_root {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        self.answers.set_door(Door::Open);
         let entered = door::enter(&self.answers, self.device.as_fd(), outer);
-        self.answers.set_door(false);
+        self.answers.set_door(match entered {
+            Ok(_) => Door::Behind,
+            Err(_) => Door::None,
+        });
         entered
+    }
+
+    /// What [`Session::enter`] found will not be used.
+    #[cfg(test)]
+    pub(crate) fn leave(&self) {
+        self.answers.set_door(Door::None);
     }
 
     /// By what way data goes.
@@ -340,6 +360,7 @@ impl Session {
 
     /// Serves until the mount is gone: unmounted by anyone, the last user of a lazily unmounted one gone, or aborted.
     pub fn run(self) -> io::Result<()> {
+        drop((self.device, self.answers));
         match self.ring {
             None => self.inner.run(),
             Some(ring) => ring.run(|| self.inner.run()),

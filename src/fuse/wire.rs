@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use super::door::node_in;
+use super::door::Door;
 use crate::meta::Timestamp;
 use crate::overlay::{Caller, NodeId, SetAttr, SetTime};
 
@@ -84,6 +84,7 @@ pub struct Head {
 }
 
 impl Head {
+    /// The node is what it is where the outer root is the merged one: see [`Head::behind`].
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);
         let _len = fields.u32()?;
@@ -101,9 +102,17 @@ impl Head {
             opcode,
             unique,
             number,
-            node: node_in(number),
+            node: Door::None.node(number),
             caller,
         })
+    }
+
+    /// As a mount's door wants its numbers understood.
+    pub fn behind(self, door: Door) -> Self {
+        Self {
+            node: door.node(self.number),
+            ..self
+        }
     }
 
     /// Is it one that the thread which takes it does not answer itself?
@@ -286,7 +295,7 @@ impl<'a> Op<'a> {
             opcode::UNLINK => Self::Unlink { name: name(rest)? },
             opcode::RMDIR => Self::RmDir { name: name(rest)? },
             opcode::RENAME | opcode::RENAME2 => {
-                let new_parent = node_in(words.u64()?);
+                let new_parent = Door::None.node(words.u64()?);
                 let flags = match opcode {
                     opcode::RENAME2 => words.u32()?,
                     _ => 0,
@@ -300,7 +309,7 @@ impl<'a> Op<'a> {
                 }
             }
             opcode::LINK => Self::Link {
-                node: node_in(words.u64()?),
+                node: Door::None.node(words.u64()?),
                 name: name(rest)?,
             },
             opcode::OPEN => Self::Open {
@@ -391,7 +400,7 @@ impl<'a> Op<'a> {
             opcode::COPY_FILE_RANGE => {
                 let _handle = words.u64()?;
                 let from_offset = words.u64()?;
-                let to = node_in(words.u64()?);
+                let to = Door::None.node(words.u64()?);
                 let _handle = words.u64()?;
                 Self::CopyFileRange {
                     from_offset,

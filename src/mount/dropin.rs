@@ -54,6 +54,8 @@ pub struct Call {
     pub foreground: bool,
     /// Log every request's failure; in the foreground.
     pub debug: bool,
+    /// mount(8) asks. It knows what is mounted again, for `mount -a`, by the root `/` in the mount table.
+    pub by_mount: bool,
 }
 
 /// Understands the words behind the program's name.
@@ -104,6 +106,7 @@ pub fn parse(name: &'static str, words: impl IntoIterator<Item = OsString>) -> R
         source: plain.pop(),
         foreground: foreground || debug,
         debug,
+        by_mount,
     })))
 }
 
@@ -141,7 +144,10 @@ impl Call {
                 atime: false,
                 ..default
             },
-            fuse: fuse::Config::from_environment(),
+            fuse: fuse::Config {
+                own_root: !self.by_mount,
+                ..fuse::Config::from_environment()
+            },
             overlay: overlay::Options {
                 aufs: match std::env::var_os(AUFS_WHITEOUTS) {
                     Some(_) => Aufs::Write,

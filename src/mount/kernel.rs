@@ -173,39 +173,69 @@ fn identified(target: &Target, id: MountId) -> Result<MountInfo> {
 }
 
 /// Puts a mount whose kernel has been greeted on `target`: what `enter` finds in it, or, where that cannot be had, all of it.
-/// `enter` gives EINVAL where it can only enter what lies somewhere.
+/// `enter` gives EINVAL where it can only enter what lies somewhere: then it does for a moment at `aside`, which is not there
+/// yet, in a directory that nobody else can look into. `TimedOut` is its last word. If this fails, nothing is mounted.
 pub fn place(
     target: &Target,
     outer: OwnedFd,
+    aside: &Path,
     enter: impl Fn(BorrowedFd<'_>) -> io::Result<OwnedFd>,
 ) -> Result<MountInfo> {
-    let refused = |errno: Errno| target.refused(io::Error::from(errno).to_string());
-    let (inner, outer_lies) = match enter(outer.as_fd()) {
-        Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => {
-            attach(&outer, target).map_err(refused)?;
-            (enter(outer.as_fd()), true)
-        }
-        entered => (entered, false),
-    };
-    let shown = match inner {
-        Ok(inner) => {
-            if outer_lies {
-                let outer = format!("/proc/self/fd/{}", outer.as_raw_fd());
-                rustix::mount::unmount(outer, UnmountFlags::DETACH).map_err(refused)?;
-            }
-            attach(&inner, target).map_err(refused)?;
-            inner
-        }
-        Err(error) => {
-            tracing::debug!(%error, "mounted whole: ACLs of the root are asked for each time");
-            if !outer_lies {
-                attach(&outer, target).map_err(refused)?;
-            }
+    let refused = |error: io::Error| target.refused(error.to_string());
+    let whole = |error: io::Error, outer: io::Result<OwnedFd>| match error.kind() {
+        io::ErrorKind::TimedOut => Err(error),
+        _ => {
+            tracing::debug!(%error, "mounted whole: the root's ACL is asked for each time");
             outer
         }
     };
-    let id = mountinfo::mount_of(&shown).map_err(|e| target.refused(e.to_string()))?;
-    identified(target, id)
+    let entered = match enter(outer.as_fd()) {
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => {
+            // What has lain somewhere cannot be put anywhere else once it is taken away; a copy can.
+            let again = || enter(outer.as_fd()).or_else(|error| whole(error, copy(&outer)));
+            while_at(aside, &outer, again)
+        }
+        Err(error) => whole(error, Ok(outer)),
+        entered => entered,
+    };
+    let shown = entered.map_err(refused)?;
+    let id = mountinfo::mount_of(&shown).map_err(refused)?;
+    attach(&shown, target).map_err(|errno| refused(errno.into()))?;
+    identified(target, id).inspect_err(|_| detach(&shown))
+}
+
+/// All that a mount shows, once more.
+fn copy(mount: &OwnedFd) -> io::Result<OwnedFd> {
+    use rustix::mount::OpenTreeFlags as Flags;
+    let flags = Flags::OPEN_TREE_CLONE | Flags::OPEN_TREE_CLOEXEC | Flags::AT_EMPTY_PATH;
+    Ok(rustix::mount::open_tree(mount, "", flags)?)
+}
+
+/// Calls `act` while `mount`, which lies nowhere, lies at `place`, a directory made for that.
+pub(super) fn while_at<T>(
+    place: &Path,
+    mount: &OwnedFd,
+    act: impl FnOnce() -> io::Result<T>,
+) -> io::Result<T> {
+    std::fs::create_dir(place)?;
+    let done = Target::open(place)
+        .map_err(io::Error::other)
+        .and_then(|there| {
+            attach(mount, &there)?;
+            let done = act();
+            detach(mount);
+            done
+        });
+    let _ = std::fs::remove_dir(place);
+    done
+}
+
+/// Takes a mount away from where it lies, by its descriptor.
+fn detach(mount: &OwnedFd) {
+    let link = format!("/proc/self/fd/{}", mount.as_raw_fd());
+    if let Err(error) = rustix::mount::unmount(link, UnmountFlags::DETACH) {
+        tracing::warn!(%error, "a mount that is of no use could not be taken away");
+    }
 }
 
 /// What FUSE needs to be told, besides the descriptor.
@@ -505,11 +535,15 @@ mod tests {
             let enter = |outer: BorrowedFd<'_>| {
                 if left.get() > 0 {
                     left.set(left.get() - 1);
+                    // Looked for in vain, as by a Linux before 6.15.
+                    assert!(session.enter(outer).is_ok());
+                    session.leave();
                     return Err(Errno::INVAL.into());
                 }
                 session.enter(outer)
             };
-            let info = place(&target, outer, enter).unwrap();
+            let info = place(&target, outer, &dir.path().join("aside"), enter).unwrap();
+            assert!(!dir.path().join("aside").exists());
             let counters = session.counters();
             let serving = std::thread::spawn(|| session.run());
 
@@ -527,6 +561,7 @@ mod tests {
                 .collect();
             assert_eq!(lines.len(), 1, "{lines:?}");
             assert_eq!(lines[0][3], root);
+            assert!(!at.join("merged").exists(), "{refusals}");
 
             assert!(unmount(&MountKey::of(&info), false).unwrap());
             serving.join().unwrap().unwrap();

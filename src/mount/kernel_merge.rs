@@ -341,7 +341,11 @@ fn over_fuse(
     let lowers = [lower];
     let mounted = job.mount(&lowers).or_else(|errno| match errno {
         // Linux before 6.15 takes only what lies somewhere.
-        Errno::INVAL => by_detour(spec, id, job, &lowers),
+        Errno::INVAL => {
+            let place = spec.run_dir.path().join(format!("lower-{id}"));
+            kernel::while_at(&place, &lowers[0], || Ok(job.mount(&lowers)?))
+                .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+        }
         errno => Err(errno),
     });
     // With this our own way to it is gone: the overlay's is the last.
@@ -356,28 +360,6 @@ fn over_fuse(
             Err(error)
         }
     }
-}
-
-/// Mounts the lower in the run directory for as long as it takes overlayfs to make its own copy.
-fn by_detour(
-    spec: &MountSpec,
-    id: &str,
-    job: &Job<'_>,
-    lower: &[OwnedFd; 1],
-) -> std::result::Result<mountinfo::MountId, Errno> {
-    let io = |e: io::Error| Errno::from_io_error(&e).unwrap_or(Errno::IO);
-    let place = spec.run_dir.path().join(format!("lower-{id}"));
-    std::fs::create_dir(&place).map_err(io)?;
-    let there = Target::open(&place).map_err(|_| Errno::INVAL);
-    let mounted = there.and_then(|there| {
-        kernel::attach(&lower[0], &there)?;
-        let mounted = job.mount(lower);
-        let detach = rustix::mount::UnmountFlags::DETACH | rustix::mount::UnmountFlags::NOFOLLOW;
-        rustix::mount::unmount(&place, detach)?;
-        mounted
-    });
-    let _ = std::fs::remove_dir(&place);
-    mounted
 }
 
 fn raise_read_ahead(lower: &OwnedFd) {

@@ -61,7 +61,7 @@ pub fn serve(
     };
     let made = match by_kernel(spec, id, &target, &opened, upper.as_ref())? {
         Some(made) => made,
-        None => by_engine(spec, &target, &opened, upper.as_ref())?,
+        None => by_engine(spec, id, &target, &opened, upper.as_ref())?,
     };
     let Made {
         flags,
@@ -218,6 +218,7 @@ fn engine(
 
 fn by_engine(
     spec: &MountSpec,
+    id: &str,
     target: &Target,
     opened: &Opened,
     upper: Option<&CheckedUpper>,
@@ -238,7 +239,10 @@ fn by_engine(
     let session = fuse::Session::start(Arc::clone(&engine), device, &transport)
         .map_err(|e| Error::io("preparing the mount on", &spec.mount_point, e))?;
     let info = match mount {
-        Mount::Free(outer) => kernel::place(target, outer, |outer| session.enter(outer))?,
+        Mount::Free(outer) => {
+            let aside = spec.run_dir.path().join(format!("outer-{id}"));
+            kernel::place(target, outer, &aside, |outer| session.enter(outer))?
+        }
         Mount::Lying(info) => info,
     };
     kernel::raise_read_ahead(info.major, info.minor);
