@@ -1,4 +1,5 @@
-//! The container row: the same image's `true` run by ovl and by podman on the kernel's overlay driver, both through runc.
+//! The container rows: the same image's `true`, and its own program, run by ovl and by podman on the kernel's overlay driver, both
+//! through runc.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,18 +11,27 @@ use anyhow::Result;
 use super::arena::Arena;
 use super::command::{command, output, run};
 use super::corpus::test_images;
-use super::results::ContainerStart;
+use super::results::{ContainerStart, Work};
 use super::stats::Random;
 use super::systems::OVL;
 
 const IMAGE: &str = "localhost/five:1";
+const WORKS: [Work; 2] = [Work::Nothing, Work::Program];
+
+/// The words that name the image and what is done in it.
+const fn image(work: Work) -> &'static [&'static str] {
+    match work {
+        Work::Nothing => &["--entrypoint", "/usr/bin/true", IMAGE],
+        Work::Program => &[IMAGE],
+    }
+}
 
 /// One program that runs containers.
 struct Runner {
     id: &'static str,
     title: &'static str,
     load: fn(&Place, &Path) -> Command,
-    start: fn(&Place) -> Command,
+    start: fn(&Place, Work) -> Command,
 }
 
 /// Where a runner keeps its images and state.
@@ -60,10 +70,10 @@ const RUNNERS: [Runner; 2] = [
             ovl.arg("import").arg(archive);
             ovl
         },
-        start: |place| {
+        start: |place, work| {
             let mut ovl = place.ovl();
             ovl.args(["run", "--rm", "--runtime", "runc", "--net", "none"]);
-            ovl.args([IMAGE, "true"]);
+            ovl.args(image(work));
             ovl
         },
     },
@@ -75,11 +85,12 @@ const RUNNERS: [Runner; 2] = [
             podman.args(["load", "-q", "-i"]).arg(archive);
             podman
         },
-        start: |place| {
+        start: |place, work| {
             let mut podman = place.podman();
             podman.args(["run", "--rm", "--network=none"]);
             podman.args(["--ulimit", "nofile=20000:20000"]);
-            podman.args(["--ulimit", "nproc=32768:32768", IMAGE, "true"]);
+            podman.args(["--ulimit", "nproc=32768:32768"]);
+            podman.args(image(work));
             podman
         },
     },
@@ -88,8 +99,8 @@ const RUNNERS: [Runner; 2] = [
 /// A program that could not be measured, and why.
 type Failures = Vec<(&'static str, anyhow::Error)>;
 
-/// All, so many times, in random order: cold, with the kernel's caches dropped, and then warm. One that fails is not asked
-/// again.
+/// All, so many times, in random order: each cold, with the kernel's caches dropped, and then warm. One that fails is not
+/// asked again.
 pub fn measure(
     arena: &Arena,
     repetitions: usize,
@@ -109,33 +120,39 @@ pub fn measure(
     let mut starts = Vec::new();
     for runner in &RUNNERS {
         match prepared(runner, &place, &archive) {
-            Ok(start) => starts.push((runner, start)),
+            Ok(start) => starts.extend(WORKS.map(|work| {
+                let start = start.clone();
+                (runner, ContainerStart { work, ..start })
+            })),
             Err(error) => failures.push((runner.title, error)),
         }
     }
     for repetition in 0..repetitions {
         eprintln!("containers {}/{repetitions}", repetition + 1);
-        for cold in [true, false] {
-            random.shuffle(&mut starts);
-            let mut kept = Vec::new();
-            for (runner, mut start) in std::mem::take(&mut starts) {
-                match once(runner, &place, arena, cold) {
-                    Ok(seconds) => {
-                        let list = if cold {
-                            &mut start.cold
-                        } else {
-                            &mut start.warm
-                        };
-                        list.push(seconds);
-                        kept.push((runner, start));
-                    }
-                    Err(error) => failures.push((runner.title, error)),
+        random.shuffle(&mut starts);
+        starts.retain_mut(|(runner, start)| {
+            let mut both = || -> Result<()> {
+                start
+                    .cold
+                    .push(once(runner, start.work, &place, arena, true)?);
+                start
+                    .warm
+                    .push(once(runner, start.work, &place, arena, false)?);
+                Ok(())
+            };
+            match both() {
+                Ok(()) => true,
+                Err(error) => {
+                    failures.push((runner.title, error));
+                    false
                 }
             }
-            starts = kept;
-        }
+        });
     }
-    starts.sort_by_key(|(runner, _)| RUNNERS.iter().position(|known| known.id == runner.id));
+    starts.sort_by_key(|(runner, start)| {
+        let runner = RUNNERS.iter().position(|known| known.id == runner.id);
+        (WORKS.iter().position(|work| *work == start.work), runner)
+    });
     // What podman may have left mounted is in this namespace only and goes with it.
     Ok((
         starts.into_iter().map(|(_, start)| start).collect(),
@@ -160,12 +177,12 @@ fn prepared(runner: &Runner, place: &Place, archive: &Path) -> Result<ContainerS
     })
 }
 
-fn once(runner: &Runner, place: &Place, arena: &Arena, cold: bool) -> Result<f64> {
+fn once(runner: &Runner, work: Work, place: &Place, arena: &Arena, cold: bool) -> Result<f64> {
     match cold {
         true => arena.drop_caches()?,
         false => arena.settle()?,
     }
-    let mut start = (runner.start)(place);
+    let mut start = (runner.start)(place, work);
     let began = Instant::now();
     run(&mut start)?;
     Ok(began.elapsed().as_secs_f64())

@@ -6,7 +6,7 @@ use super::groups::Group;
 use super::panel_plot::{self, Panel, PanelBar, Panels};
 use super::ratio_plot::{self, RatioRow, Ratios};
 use super::report::absolute;
-use super::results::{ImportCosts, Results, RowResults};
+use super::results::{ImportCosts, Results, RowResults, Work};
 use super::stats::median;
 use super::svg::{Bar, COLOURS, Series, short};
 use super::systems::{BASE, OURS, PASSTHROUGH};
@@ -272,9 +272,15 @@ fn store(results: &Results) -> Panels {
 fn containers(results: &Results) -> Panels {
     let mut panels = Vec::new();
     type Of = fn(&super::results::ContainerStart) -> &Vec<f64>;
-    let measures: [(&str, Of); 2] = [("Warm, ms", |s| &s.warm), ("Cold, ms", |s| &s.cold)];
-    for (title, of) in measures {
-        let bars = results.containers.iter().map(|start| {
+    let measures: [(Work, &str, Of); 4] = [
+        (Work::Nothing, "Nothing, warm, ms", |s| &s.warm),
+        (Work::Nothing, "Nothing, cold, ms", |s| &s.cold),
+        (Work::Program, "400 modules, warm, ms", |s| &s.warm),
+        (Work::Program, "400 modules, cold, ms", |s| &s.cold),
+    ];
+    for (work, title, of) in measures {
+        let starts = results.containers.iter().filter(|start| start.work == work);
+        let bars = starts.map(|start| {
             let ms: Vec<f64> = of(start).iter().map(|s| s * 1e3).collect();
             let name = start.title.split(',').next().unwrap_or(&start.title);
             bar(name, program_colour(&start.id), &ms, |ms| {
@@ -285,7 +291,7 @@ fn containers(results: &Results) -> Panels {
     }
     Panels {
         title: Group::Containers.title().to_owned(),
-        note: "A container that does nothing, from the command to its end; less is better."
+        note: "A container that does nothing, and one that reads 400 Python modules, from the command to its end; less is better."
             .to_owned(),
         panels,
     }

@@ -237,10 +237,32 @@ pub struct MountLatency {
     pub resident: u64,
 }
 
-/// From the command to its end, of a container that does nothing.
+/// What a container does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Work {
+    /// `true`
+    Nothing,
+    /// The image's own, by its own user: Python reads 400 modules. All that was measured before there was a choice.
+    #[default]
+    Program,
+}
+
+impl Work {
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::Nothing => "a container that does nothing",
+            Self::Program => "a container that reads 400 Python modules",
+        }
+    }
+}
+
+/// From the command to its end, of a container.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ContainerStart {
     pub id: String,
+    #[serde(default)]
+    pub work: Work,
     pub title: String,
     pub version: String,
     pub warm: Vec<f64>,

@@ -158,9 +158,10 @@ pub fn containers(results: &Results, plot: bool) -> String {
     }
     let mut text = section(results, Group::Containers, plot);
     text.push_str(
-        "`true` in a container of the five-layer test image, without network, removed at its end, both through runc: from the \
-        command to its end, medians, in random order. For cold ones the kernel's caches are dropped before.\n\n\
-        | program | warm, ms | least | most | cold, ms | least | most |\n|---|---|---|---|---|---|---|\n",
+        "A container of the five-layer test image, without network, removed at its end, both through runc: from the \
+        command to its end, medians, in random order. For cold ones the kernel's caches are dropped before. What reads modules is \
+        the image's own program, which a user other than root runs.\n\n\
+        | container | program | warm, ms | least | most | cold, ms | least | most |\n|---|---|---|---|---|---|---|---|\n",
     );
     for start in &results.containers {
         let three = |list: &[f64]| {
@@ -170,7 +171,8 @@ pub fn containers(results: &Results, plot: bool) -> String {
         };
         let _ = writeln!(
             text,
-            "| {} {} | {} | {} |",
+            "| {} | {} {} | {} | {} |",
+            start.work.title(),
             start.title,
             start.version,
             three(&start.warm).join(" | "),

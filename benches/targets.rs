@@ -1,6 +1,6 @@
 //! What the project wants of itself, and whether a run reached it. The engine's targets are for the FUSE merge.
 
-use super::results::{Results, RowResults};
+use super::results::{Results, RowResults, Work};
 use super::systems::{BASE, OURS, PASSTHROUGH, UNDER_KERNEL};
 
 /// fuse-overlayfs in both versions.
@@ -268,33 +268,28 @@ fn mounts(results: &Results, verdicts: &mut Vec<Verdict>) {
 }
 
 fn containers(results: &Results, verdicts: &mut Vec<Verdict>) {
-    let of = |id: &str| results.containers.iter().find(|start| start.id == id);
-    let (Some(own), Some(theirs)) = (of(OURS), of("podman")) else {
-        return;
-    };
-    for (key, name, own, theirs) in [
-        (
-            "run.warm",
-            "a container that does nothing, warm",
-            &own.warm,
-            &theirs.warm,
-        ),
-        (
-            "run.cold",
-            "a container that does nothing, cold",
-            &own.cold,
-            &theirs.cold,
-        ),
-    ] {
-        let medians = (super::stats::median(own), super::stats::median(theirs));
-        if let (Some(own), Some(theirs)) = medians {
-            verdicts.push(verdict(
-                key,
-                name,
-                "no slower than podman",
-                format!("{:.2}x the time of podman", own / theirs),
-                own <= theirs,
-            ));
+    for (work, key) in [(Work::Nothing, "run"), (Work::Program, "run.program")] {
+        let of = |id: &str| {
+            let mut starts = results.containers.iter();
+            starts.find(|start| start.id == id && start.work == work)
+        };
+        let (Some(own), Some(theirs)) = (of(OURS), of("podman")) else {
+            continue;
+        };
+        for (temperature, own, theirs) in [
+            ("warm", &own.warm, &theirs.warm),
+            ("cold", &own.cold, &theirs.cold),
+        ] {
+            let medians = (super::stats::median(own), super::stats::median(theirs));
+            if let (Some(own), Some(theirs)) = medians {
+                verdicts.push(verdict(
+                    &format!("{key}.{temperature}"),
+                    &format!("{}, {temperature}", work.title()),
+                    "no slower than podman",
+                    format!("{:.2}x the time of podman", own / theirs),
+                    own <= theirs,
+                ));
+            }
         }
     }
 }
