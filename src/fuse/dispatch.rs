@@ -4,8 +4,6 @@ use std::os::fd::BorrowedFd;
 
 use super::answers::{Answer, Answers, Code, XattrAnswer};
 use super::convert::rdev_in;
-#[cfg(test)]
-use super::door::Door;
 use super::passthrough::Opened;
 use super::seek;
 use super::wire::{Head, Op};
@@ -278,6 +276,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::fuse::door::{self, Door};
     use crate::fuse::{Config, Counters};
     use crate::layer::DirLayer;
     use crate::overlay::{Caller, Options, Overlay, Stack};
@@ -339,6 +338,36 @@ mod tests {
         assert!(matches!(made, Outcome::Done(Err(code)) if code.get() == libc::EROFS));
         let sought = ask(&answers, &head(46, node), &[0; 24], &[], &mut room);
         assert_eq!(sought, Outcome::Later);
+    }
+
+    #[test]
+    fn the_merged_root_lies_behind_the_outer_one() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (answers, _seeker) = answers(dir.path());
+        let mut room = [0; 8192];
+        let number = |room: &[u8]| u64::from_ne_bytes(*room.first_chunk().expect("a number"));
+        // Where they are one, the way in is a name like any other.
+        assert_eq!(
+            ask(&answers, &head(1, 1), &[], b"merged\0", &mut room),
+            Outcome::Done(Ok(128))
+        );
+        assert_eq!(number(&room), 0);
+        for door in [Door::Open, Door::Behind] {
+            answers.set_door(door);
+            let found = ask(&answers, &head(1, 1), &[], b"merged\0", &mut room);
+            assert_eq!(found, Outcome::Done(Ok(128)));
+            assert_eq!(number(&room), door::INNER);
+            assert_eq!(number(&room[16..]), 0, "the name is not kept");
+            assert_eq!(number(&room[40..]), 1, "the inode number that is shown");
+            let within = ask(&answers, &head(1, door::INNER), &[], b"file\0", &mut room);
+            assert_eq!(within, Outcome::Done(Ok(128)));
+            assert_ne!(number(&room), 0);
+            let again = ask(&answers, &head(1, door::INNER), &[], b"merged\0", &mut room);
+            assert_eq!(again, Outcome::Done(Ok(128)));
+            assert_eq!(number(&room), 0, "only the outer root has it");
+        }
+        let outside = ask(&answers, &head(1, 1), &[], b"file\0", &mut room);
+        assert!(matches!(outside, Outcome::Done(Err(code)) if code.get() == libc::ESTALE));
     }
 
     #[test]
