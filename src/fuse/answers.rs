@@ -169,6 +169,7 @@ impl Answers {
         debug_assert!(first.is_ok(), "there is one kernel");
     }
 
+    /// What the outer root is good for from now on.
     pub fn set_door(&self, door: Door) {
         self.door.store(door as u8, Ordering::Relaxed);
     }

@@ -82,7 +82,6 @@ fn ask(
     op: Op<'_>,
     later: impl FnOnce() -> seek::Reply,
 ) -> Answer<Reply> {
-    let door = answers.door();
     let (node, caller) = (head.node, head.caller);
     let nothing = |()| Reply::Nothing;
     let entry = |entry: Entry| {
@@ -95,7 +94,7 @@ fn ask(
         XattrAnswer::Data(data) => Reply::Bytes(data),
     };
     match op {
-        Op::Lookup { name } if door.leads_in(head.number, name) => answers
+        Op::Lookup { name } if answers.door().leads_in(head.number, name) => answers
             .getattr(NodeId::ROOT)
             .map(|attr| Reply::MergedRoot(attr, answers.lifetimes_of_merged_root())),
         Op::Lookup { name } => answers

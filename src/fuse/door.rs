@@ -140,11 +140,11 @@ fn is_asked(device: BorrowedFd<'_>, over: BorrowedFd<'_>) -> bool {
         PollFd::from_borrowed_fd(device, PollFlags::IN),
         PollFd::from_borrowed_fd(over, PollFlags::empty()),
     ];
-    let while_ = Timespec {
+    let moment = Timespec {
         tv_sec: 0,
         tv_nsec: LOOK_AGAIN.as_nanos() as i64,
     };
-    let polled = rustix::event::poll(&mut fds, Some(&while_));
+    let polled = rustix::event::poll(&mut fds, Some(&moment));
     polled.is_ok() && !fds[0].revents().is_empty()
 }
 
