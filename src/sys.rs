@@ -5,7 +5,7 @@
     reason = "here and below only; each block says why it is sound"
 )]
 
-pub mod backing;
+pub mod fuse_device;
 pub mod sha256;
 pub mod sqlite;
 pub mod uring;

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::door::Door;
 use super::init::{Negotiated, Wish};
-use super::passthrough::{Backing, Decision, Opened, Opens, Own, Register};
+use super::passthrough::{Backing, Decision, Opened, Opens};
 use super::wire_out::Lifetimes;
 use super::{Config, Counters, ioctl, seek};
 use crate::meta::{Attr, FileKind};
@@ -26,8 +26,6 @@ use crate::overlay::{
 const XATTR_MAX: usize = 65_536;
 /// Bytes of one copy_file_range request; callers go on after a short count.
 const COPY_CHUNK: u64 = 64 << 20;
-/// Larger reads are not asked for (`max_pages` times the page size).
-pub const READ_MAX: usize = 16 << 20;
 
 /// `FUSE_WRITE_CACHE`, `FUSE_WRITE_KILL_SUIDGID` of linux/fuse.h.
 const WRITE_CACHE: u32 = 1 << 0;
@@ -315,14 +313,8 @@ impl Answers {
         self.call("link", |e| e.link(node, parent, name))
     }
 
-    /// `flags` are those of open(2). `register` has the kernel know a file to pass through to.
-    pub fn open(
-        &self,
-        caller: Caller,
-        node: NodeId,
-        flags: u32,
-        register: Register<'_>,
-    ) -> Answer<Opened> {
+    /// `flags` are those of open(2).
+    pub fn open(&self, caller: Caller, node: NodeId, flags: u32) -> Answer<Opened> {
         let agreed = self.negotiated();
         if agreed.no_open {
             return Err(Code::ENOSYS);
@@ -330,7 +322,7 @@ impl Answers {
         let how = OpenHow::from_flags(flags);
         self.call("open", |e| {
             if agreed.passthrough {
-                self.open_through(e, caller, node, how, register)
+                self.open_through(e, caller, node, how)
             } else {
                 e.open(node, how.write)?;
                 Ok(Opened::PLAIN)
@@ -344,14 +336,14 @@ impl Answers {
         caller: Caller,
         node: NodeId,
         mut how: OpenHow,
-        register: Register<'_>,
     ) -> Result<Opened> {
+        let register = |file: BorrowedFd<'_>| self.register(file);
         loop {
             let file = engine.open_backing(caller, node, how)?;
             let file = file.as_ref().map(AsFd::as_fd);
             let has_own = || engine.is_in_upper(node);
             let (opened, forget_attributes) =
-                match self.opens.open(node, how, file, has_own, register)? {
+                match self.opens.open(node, how, file, has_own, &register)? {
                     Decision::Answer {
                         opened,
                         forget_attributes,
@@ -373,9 +365,9 @@ impl Answers {
     }
 
     /// Has the kernel know a file, by the mount's own `/dev/fuse`.
-    pub fn register(&self, file: BorrowedFd<'_>) -> std::io::Result<Backing> {
+    fn register(&self, file: BorrowedFd<'_>) -> std::io::Result<Backing> {
         let kernel = self.kernel.get().ok_or(Errno::NOTCONN)?;
-        Ok(Backing::Ours(Own::open(&kernel.device, file)?))
+        Ok(Backing::open(&kernel.device, file)?)
     }
 
     /// The end of an open that was answered with `handle`.
@@ -387,12 +379,6 @@ impl Answers {
                 Ok(())
             });
         }
-    }
-
-    /// An open that was counted but cannot be told.
-    pub fn undo_open(&self, node: NodeId, opened: &Opened) {
-        tracing::error!(node = node.0, "opened by two transports");
-        self.release(node, opened.handle);
     }
 
     pub fn opendir(&self) -> Answer<u32> {
@@ -409,7 +395,6 @@ impl Answers {
         (parent, name): (NodeId, &OsStr),
         (mode, umask): (u32, u32),
         flags: u32,
-        register: Register<'_>,
     ) -> Answer<(Entry, Opened)> {
         let agreed = self.negotiated();
         // MKNOD does the same and is not followed by a RELEASE.
@@ -425,7 +410,7 @@ impl Answers {
             if !agreed.passthrough {
                 return Ok((made, Opened::PLAIN));
             }
-            match self.open_through(e, caller, made.node, how, register) {
+            match self.open_through(e, caller, made.node, how) {
                 Ok(opened) => Ok((made, opened)),
                 Err(errno) => {
                     // The kernel will not hear of it.

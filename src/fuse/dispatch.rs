@@ -1,12 +1,9 @@
 //! One request from its bytes to the bytes of its answer, in the same buffer.
 
-use std::os::fd::BorrowedFd;
-
 use super::answers::{Answer, Answers, Code, XattrAnswer};
-use super::convert::rdev_in;
 use super::passthrough::Opened;
 use super::seek;
-use super::wire::{Head, Op};
+use super::wire::{Head, Op, rdev_in};
 use super::wire_out::{Full, Lifetimes, Out};
 use crate::meta::Attr;
 use crate::overlay::{Entry, FsStat, NodeId};
@@ -88,7 +85,6 @@ fn ask(
         let keep = answers.lifetimes(entry.node);
         Reply::Entry(entry, keep)
     };
-    let register = |file: BorrowedFd<'_>| answers.register(file);
     let xattr = |answer| match answer {
         XattrAnswer::Size(size) => Reply::Count(size),
         XattrAnswer::Data(data) => Reply::Bytes(data),
@@ -102,6 +98,12 @@ fn ask(
             .map(|found| found.map_or(Reply::Absent, entry)),
         Op::Forget { count } => {
             answers.forget(node, count);
+            Ok(Reply::Nothing)
+        }
+        Op::Forgets(forgets) => {
+            for (number, count) in forgets {
+                answers.forget(answers.door().node(number), count);
+            }
             Ok(Reply::Nothing)
         }
         Op::GetAttr => answers
@@ -140,9 +142,7 @@ fn ask(
             let keep = answers.lifetimes_after(&entry.attr);
             Reply::Entry(entry, keep)
         }),
-        Op::Open { flags } => answers
-            .open(caller, node, flags, &register)
-            .map(Reply::Open),
+        Op::Open { flags } => answers.open(caller, node, flags).map(Reply::Open),
         Op::Read { offset, size } => Ok(Reply::Read {
             offset,
             size: size as usize,
@@ -178,7 +178,7 @@ fn ask(
             umask,
             name,
         } => answers
-            .create(caller, (node, name), (mode, umask), flags, &register)
+            .create(caller, (node, name), (mode, umask), flags)
             .map(|(entry, opened)| Reply::Created(entry, opened)),
         Op::Ioctl { cmd, data } => answers.ioctl(node, cmd, data).map(Reply::Ioctl),
         Op::FAllocate {
@@ -236,14 +236,11 @@ fn write(answers: &Answers, node: NodeId, reply: Reply, payload: &mut [u8]) -> A
         Reply::MergedRoot(attr, keep) => out.merged_root(&attr, keep)?,
         Reply::Attr(attr, keep) => out.attr(node, &attr, keep.attr)?,
         Reply::Bytes(bytes) => out.bytes(&bytes)?,
-        Reply::Open(opened) => open(answers, node, &opened, &mut out)?,
+        Reply::Open(opened) => open(&opened, &mut out)?,
         Reply::OpenDir(flags) => out.open(0, flags, 0)?,
         Reply::Created(entry, opened) => {
             out.entry(&entry, answers.lifetimes(entry.node))?;
-            if let Err(code) = open(answers, entry.node, &opened, &mut out) {
-                answers.forget(entry.node, 1);
-                return Err(code);
-            }
+            open(&opened, &mut out)?;
         }
         Reply::Count(count) => out.count(count)?,
         Reply::StatFs(stat) => out.statfs(&stat)?,
@@ -253,12 +250,9 @@ fn write(answers: &Answers, node: NodeId, reply: Reply, payload: &mut [u8]) -> A
     Ok(out.len())
 }
 
-fn open(answers: &Answers, node: NodeId, opened: &Opened, out: &mut Out<'_>) -> Answer<()> {
-    let Some((flags, backing)) = opened.on_the_wire() else {
-        answers.undo_open(node, opened);
-        return Err(Code::EIO);
-    };
-    Ok(out.open(opened.handle, flags, backing)?)
+fn open(opened: &Opened, out: &mut Out<'_>) -> Result<(), Full> {
+    let (flags, backing) = opened.on_the_wire();
+    out.open(opened.handle, flags, backing)
 }
 
 /// The answer to an LSEEK that was waited for elsewhere, in `payload`.

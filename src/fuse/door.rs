@@ -9,6 +9,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::mpsc::TryRecvError;
 use std::time::{Duration, Instant};
 
@@ -16,10 +17,8 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::OFlags;
 use rustix::mount::OpenTreeFlags;
 
-use super::answers::{Answers, Code};
-use super::dispatch::{self, Outcome};
-use super::wire;
-use super::wire_out;
+use super::answers::Answers;
+use super::device::{Served, Server};
 use crate::overlay::{NOBODYS, NodeId};
 
 /// The merged root's name in the outer root, which mountinfo(5) shows as the mount's root.
@@ -30,8 +29,6 @@ const OUTER: u64 = 1;
 /// The merged root's number on the wire. What is shown as its inode number is 1, as if it were the outer root.
 pub const INNER: u64 = NOBODYS;
 
-/// Bytes of a request that are no data.
-const HEADS: usize = 8192;
 /// A way that is not found by then is not found at all: somebody who should answer does not.
 const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -79,7 +76,7 @@ impl Door {
 /// does so only for a mount that lies somewhere. After `TimedOut` this process can do nothing better than end.
 pub fn enter(
     answers: &Answers,
-    device: BorrowedFd<'_>,
+    device: &Arc<OwnedFd>,
     outer: BorrowedFd<'_>,
 ) -> io::Result<OwnedFd> {
     let flags = rustix::fs::fcntl_getfl(device)?;
@@ -92,7 +89,7 @@ pub fn enter(
 
 fn walk_and_serve(
     answers: &Answers,
-    device: BorrowedFd<'_>,
+    device: &Arc<OwnedFd>,
     outer: BorrowedFd<'_>,
 ) -> io::Result<OwnedFd> {
     let outer = outer.try_clone_to_owned()?;
@@ -107,7 +104,7 @@ fn walk_and_serve(
         let _ = tell.send(found);
         drop(end);
     })?;
-    let mut room = vec![0; answers.config().max_write as usize + HEADS];
+    let mut server = Server::new(answers, Arc::clone(device));
     let deadline = Instant::now() + PATIENCE;
     loop {
         match told.try_recv() {
@@ -121,12 +118,12 @@ fn walk_and_serve(
             let why = "the kernel's look for the mount's root does not come to its end";
             return Err(io::Error::new(io::ErrorKind::TimedOut, why));
         }
-        if is_asked(device, over.as_fd()) {
-            match rustix::io::read(device, room.as_mut_slice()) {
-                Ok(len) => one(answers, device, &room[..len]),
-                // Withdrawn; or an error that the walk meets too, if it does not end it.
-                Err(error) => {
-                    tracing::debug!(%error, "no request");
+        if is_asked(device.as_fd(), over.as_fd()) {
+            match server.one() {
+                Ok(Served::One | Served::None) => {}
+                // The walk meets it too, if it is not its end.
+                other => {
+                    tracing::debug!(?other, "no request");
                     std::thread::sleep(LOOK_AGAIN);
                 }
             }
@@ -146,39 +143,4 @@ fn is_asked(device: BorrowedFd<'_>, over: BorrowedFd<'_>) -> bool {
     };
     let polled = rustix::event::poll(&mut fds, Some(&moment));
     polled.is_ok() && !fds[0].revents().is_empty()
-}
-
-/// Answers one request.
-fn one(answers: &Answers, device: BorrowedFd<'_>, request: &[u8]) {
-    let Some((head, words, rest)) = wire::split(request) else {
-        tracing::warn!(len = request.len(), "a request without a head");
-        return;
-    };
-    if head.wants_no_answer() {
-        return;
-    }
-    let len = rest.len();
-    let mut payload = vec![0; HEADS.max(len)];
-    payload[..len].copy_from_slice(rest);
-    // Nobody can have opened a file yet.
-    let later = || -> super::seek::Reply { Box::new(|_| ()) };
-    let done = match dispatch::answer(answers, &head, words, &mut payload, len, later) {
-        Outcome::Done(done) => done,
-        Outcome::Later => Err(Code::EIO),
-    };
-    let (error, len) = match done {
-        Ok(len) => (0, len),
-        Err(code) => (code.get(), 0),
-    };
-    let out = [
-        &wire_out::head(head.unique, error, len)[..],
-        &payload[..len],
-    ]
-    .concat();
-    if let Err(error) = rustix::io::write(device, &out) {
-        // Gone, if the asker was interrupted. Else the bare error is taken for certain.
-        tracing::debug!(%error, "an answer was not taken");
-        let bare = wire_out::head(head.unique, Code::EIO.get(), 0);
-        let _ = rustix::io::write(device, &bare);
-    }
 }

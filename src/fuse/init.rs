@@ -1,7 +1,11 @@
 //! The greeting: what is asked of the kernel, and how much.
 
-use fuser::{InitFlags, KernelConfig};
+use std::io;
+use std::sync::Arc;
 
+use fuser::{InitFlags, KernelConfig, Request};
+
+use super::answers::Answers;
 use super::{Config, ReadDirPlus};
 
 /// Requests the kernel may have under way that nobody waits for (read-ahead, write-back).
@@ -47,6 +51,24 @@ fn wanted(config: &Config, wish: Wish) -> InitFlags {
         flags |= InitFlags::FUSE_PASSTHROUGH;
     }
     flags
+}
+
+/// What fuser is given for a file system: it greets the kernel, and serves nothing.
+pub struct Greeting {
+    pub answers: Arc<Answers>,
+    /// Requests may come by io_uring instead.
+    pub ring: bool,
+    /// Files may be passed through.
+    pub passthrough: bool,
+}
+
+impl fuser::Filesystem for Greeting {
+    fn init(&mut self, _request: &Request, kernel: &mut KernelConfig) -> io::Result<()> {
+        let wish = self.answers.wish(self.ring, self.passthrough);
+        let agreed = negotiate(self.answers.config(), wish, kernel);
+        self.answers.agree(agreed);
+        Ok(())
+    }
 }
 
 /// What depends on more than the configuration.

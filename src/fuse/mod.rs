@@ -1,25 +1,25 @@
 //! Transport: kernel requests to engine calls and back. The only room that names `fuser`.
 //!
-//! Two ways lead here: fuser on `/dev/fuse` (`handlers`), and the kernel's io_uring queues (`ring`, with a codec of its
-//! own: `wire`, `wire_out`, `dispatch`). Both decode, ask `answers` and encode. `answers` makes one call of
+//! Two ways lead here: `/dev/fuse` (`device`) and the kernel's io_uring queues (`ring`). Both have a request's bytes decoded,
+//! answered and the answer encoded (`wire`, `dispatch`, `wire_out`). `answers` makes one call of
 //! [`crate::overlay::Overlay`] for each request, and decides what the kernel may keep (entries, attributes, negative
 //! look-ups, directories, symlinks, data) from one fact: nobody but this daemon changes what the mount shows. Where files
 //! are passed through (`passthrough`) the kernel changes some of them itself, and tells most of it.
 //!
 //! Invariants:
 //! - A panic in the engine costs the request that met it an EIO, never the mount.
-//! - fuser never mounts and never unmounts: it is given an open, mounted `/dev/fuse`.
+//! - fuser greets the kernel on an open, mounted `/dev/fuse`, and tells it things unasked. It never mounts, never unmounts and
+//!   serves no request: it has one number for an inode and for the kernel's reference to it, so its directory listings cannot
+//!   leave attributes out.
 //! - No handler answers ENOSYS for the engine: the kernel takes it to mean "never ask again" for the whole mount.
 //! - No handler waits for another request of the same mount, save on the [`seek`] thread, which serves none.
-//! - Never requested of the kernel (fuser 0.18 cannot honour them): `SETXATTR_EXT`, `ALLOW_IDMAP`,
-//!   `SECURITY_CTX`, `CREATE_SUPP_GROUP`, `HAS_INODE_DAX`, `SUBMOUNTS`, `MAP_ALIGNMENT`, `HAS_RESEND`,
-//!   `REQUEST_TIMEOUT`.
+//! - Never requested of the kernel, since nothing here honours them: `SETXATTR_EXT`, `ALLOW_IDMAP`, `SECURITY_CTX`,
+//!   `CREATE_SUPP_GROUP`, `HAS_INODE_DAX`, `SUBMOUNTS`, `MAP_ALIGNMENT`, `HAS_RESEND`, `REQUEST_TIMEOUT`.
 
 mod answers;
-mod convert;
+mod device;
 mod dispatch;
 mod door;
-mod handlers;
 mod init;
 mod ioctl;
 #[doc(hidden)]
@@ -31,13 +31,14 @@ mod wire;
 mod wire_out;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use answers::Answers;
 use door::Door;
+use init::Greeting;
 
 use crate::overlay::Overlay;
 
@@ -71,7 +72,7 @@ pub enum IoUring {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Transport {
-    /// Read from `/dev/fuse`, by fuser.
+    /// Read from `/dev/fuse`.
     #[default]
     Device,
     IoUring,
@@ -227,27 +228,18 @@ impl Counters {
 
 /// A mounted engine whose kernel has been greeted; what comes by `/dev/fuse` waits until [`Session::run`].
 pub struct Session {
-    inner: fuser::Session<handlers::Transport>,
+    greeted: fuser::Session<Greeting>,
     ring: Option<ring::Serving>,
     io: Io,
     counters: Arc<Counters>,
     answers: Arc<Answers>,
-    /// For [`Session::enter`].
-    device: OwnedFd,
+    device: Arc<OwnedFd>,
 }
 
 impl Session {
     /// Agrees with the kernel on the protocol. `dev_fuse` is an open `/dev/fuse` that is mounted already.
     pub fn start(engine: Arc<Overlay>, dev_fuse: OwnedFd, config: &Config) -> io::Result<Self> {
         let counters = Arc::new(Counters::default());
-        let mut session_config = fuser::Config::default();
-        session_config.n_threads = Some(config.threads.max(1));
-        // A descriptor of its own for each thread spares them one lock; it needs /dev/fuse to be openable still.
-        session_config.clone_fd = std::fs::File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/fuse")
-            .is_ok();
         // The kernel checks who may come in (owner only, or allow_other), before a request is made.
         let acl = fuser::SessionACL::All;
         let (seek, seeker) = seek::channel();
@@ -257,7 +249,7 @@ impl Session {
             Arc::clone(&counters),
             seek,
         ));
-        let device = dev_fuse.try_clone()?;
+        let device = Arc::new(dev_fuse.try_clone()?);
         let prepared = match config.io_uring {
             IoUring::Off => None,
             asked => ring::Prepared::new(dev_fuse.try_clone()?)
@@ -265,19 +257,19 @@ impl Session {
                 .ok(),
         };
         let passthrough = prepare_passthrough(&engine, config.io, &dev_fuse)?;
-        let transport = handlers::Transport {
+        let greeting = Greeting {
             answers: Arc::clone(&answers),
             ring: prepared.is_some(),
             passthrough: passthrough.is_some(),
         };
-        let inner = fuser::Session::from_fd(transport, dev_fuse, acl, session_config)?;
+        let greeted = fuser::Session::from_fd(greeting, dev_fuse, acl, fuser::Config::default())?;
         let agreed = answers.negotiated();
-        let notifier = agreed.writeback.then(|| inner.notifier());
+        let notifier = agreed.writeback.then(|| greeted.notifier());
         seeker.start(engine, notifier, Arc::clone(&counters))?;
         match passthrough {
             Some(prepared) if agreed.passthrough => {
                 let device = prepared.try_out().map_err(not_passed)?;
-                let notifier = inner.notifier();
+                let notifier = greeted.notifier();
                 answers.connect(answers::Kernel { device, notifier });
             }
             Some(_) => {
@@ -308,7 +300,7 @@ impl Session {
             None => None,
         };
         Ok(Self {
-            inner,
+            greeted,
             ring,
             io,
             counters,
@@ -327,7 +319,7 @@ impl Session {
             return Err(io::ErrorKind::Unsupported.into());
         }
         self.answers.set_door(Door::Open);
-        let entered = door::enter(&self.answers, self.device.as_fd(), outer);
+        let entered = door::enter(&self.answers, &self.device, outer);
         self.answers.set_door(match entered {
             Ok(_) => Door::Behind,
             Err(_) => Door::None,
@@ -360,10 +352,21 @@ impl Session {
 
     /// Serves until the mount is gone: unmounted by anyone, the last user of a lazily unmounted one gone, or aborted.
     pub fn run(self) -> io::Result<()> {
-        drop((self.device, self.answers));
-        match self.ring {
-            None => self.inner.run(),
-            Some(ring) => ring.run(|| self.inner.run()),
+        let Self {
+            greeted,
+            ring,
+            answers,
+            device,
+            ..
+        } = self;
+        let serve = move || {
+            let served = device::serve(&answers, &device, answers.config().threads);
+            drop(greeted);
+            served
+        };
+        match ring {
+            None => serve(),
+            Some(ring) => ring.run(serve),
         }
     }
 }

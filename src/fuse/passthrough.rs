@@ -23,7 +23,7 @@ use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
 
 use crate::overlay::{NodeId, OpenHow, Overlay, Result};
-use crate::sys::backing;
+use crate::sys::fuse_device;
 
 /// `FOPEN_KEEP_CACHE`, `FOPEN_NOFLUSH`, `FOPEN_PASSTHROUGH` of linux/fuse.h.
 const FOPEN_KEEP_CACHE: u32 = 1 << 1;
@@ -32,24 +32,16 @@ const FOPEN_PASSTHROUGH: u32 = 1 << 7;
 
 const SHARDS: usize = 16;
 
-/// A file as the kernel knows it; it forgets it when this is dropped.
+/// A file as the kernel knows it, by number `id` of the connection that `device` leads to; it forgets it when this is dropped.
 #[derive(Debug)]
-pub enum Backing {
-    /// Made by fuser, which can only answer with such ones.
-    Fuser(fuser::BackingId),
-    Ours(Own),
-}
-
-/// Number `id` of the connection that `device` leads to.
-#[derive(Debug)]
-pub struct Own {
+pub struct Backing {
     device: Arc<OwnedFd>,
-    pub id: u32,
+    id: u32,
 }
 
-impl Own {
+impl Backing {
     pub fn open(device: &Arc<OwnedFd>, file: BorrowedFd<'_>) -> Result<Self> {
-        let id = backing::open(device.as_fd(), file)?;
+        let id = fuse_device::know(device.as_fd(), file)?;
         Ok(Self {
             device: Arc::clone(device),
             id,
@@ -57,9 +49,9 @@ impl Own {
     }
 }
 
-impl Drop for Own {
+impl Drop for Backing {
     fn drop(&mut self) {
-        if let Err(error) = backing::close(self.device.as_fd(), self.id) {
+        if let Err(error) = fuse_device::forget(self.device.as_fd(), self.id) {
             tracing::debug!(%error, "a backing file was not given back");
         }
     }
@@ -97,10 +89,10 @@ impl Mode {
 pub struct Opened {
     /// The kernel's name of the open file from now on.
     pub handle: u64,
-    /// `FOPEN_*`, without `FOPEN_PASSTHROUGH`, which fuser wants to set by itself.
-    pub flags: u32,
+    /// `FOPEN_*`, without `FOPEN_PASSTHROUGH`.
+    flags: u32,
     /// The file to be passed through to.
-    pub backing: Option<Arc<Backing>>,
+    backing: Option<Arc<Backing>>,
 }
 
 impl Opened {
@@ -111,12 +103,11 @@ impl Opened {
         backing: None,
     };
 
-    /// All `FOPEN_*`, and the number of the backing file or 0. `None`: the other transport has opened it.
-    pub fn on_the_wire(&self) -> Option<(u32, u32)> {
-        match self.backing.as_deref() {
-            None => Some((self.flags, 0)),
-            Some(Backing::Ours(own)) => Some((self.flags | FOPEN_PASSTHROUGH, own.id)),
-            Some(Backing::Fuser(_)) => None,
+    /// All `FOPEN_*`, and the number of the backing file or 0.
+    pub fn on_the_wire(&self) -> (u32, u32) {
+        match &self.backing {
+            None => (self.flags, 0),
+            Some(backing) => (self.flags | FOPEN_PASSTHROUGH, backing.id),
         }
     }
 }
@@ -341,7 +332,7 @@ impl Prepared {
 
     /// Tries it, once the kernel has agreed.
     pub fn try_out(self) -> std::result::Result<Arc<OwnedFd>, String> {
-        match Own::open(&self.device, self.sample.as_fd()) {
+        match Backing::open(&self.device, self.sample.as_fd()) {
             Ok(own) => {
                 drop(own);
                 Ok(self.device)
@@ -410,10 +401,10 @@ mod tests {
             let file = file.then(|| self.device.as_fd());
             self.opens.open(NODE, how, file, || has_own, &|_| {
                 self.registered.set(self.registered.get() + 1);
-                Ok(Backing::Ours(Own {
+                Ok(Backing {
                     device: Arc::clone(&self.device),
                     id: self.registered.get(),
-                }))
+                })
             })
         }
 
@@ -424,7 +415,7 @@ mod tests {
                     opened,
                     forget_attributes,
                 } => {
-                    let (flags, id) = opened.on_the_wire().expect("one of ours");
+                    let (flags, id) = opened.on_the_wire();
                     assert_eq!(flags & FOPEN_PASSTHROUGH != 0, id != 0);
                     (opened.handle, id, forget_attributes)
                 }

@@ -4,7 +4,7 @@
 //! The kernel has a queue for each processor it could ever have, and hands a request to the one the asking program runs
 //! on. Each queue has threads of its own, bound to that processor, with one buffer each: a thread that is at work has
 //! none to be given a request in, so nobody waits behind it while another is free. FORGET and INTERRUPT still come by
-//! `/dev/fuse`, and notifications leave by it: a session of fuser goes on beside this.
+//! `/dev/fuse`, and notifications leave by it: it is served beside this.
 
 use std::collections::HashMap;
 use std::io;

@@ -11,7 +11,9 @@ use crate::overlay::{Caller, NodeId, SetAttr, SetTime};
 /// Bytes of `struct fuse_out_header`.
 pub const OUT_HEADER: usize = 16;
 /// Bytes of `struct fuse_in_header`.
-const IN_HEADER: usize = 40;
+pub const IN_HEADER: usize = 40;
+/// Bytes of the largest structure of an operation ([`Head::words`]).
+pub const MOST_WORDS: usize = 88;
 
 const NANOS_PER_SEC: u32 = 1_000_000_000;
 
@@ -44,7 +46,6 @@ mod opcode {
     pub const RELEASEDIR: u32 = 29;
     pub const FSYNCDIR: u32 = 30;
     pub const CREATE: u32 = 35;
-    pub const INTERRUPT: u32 = 36;
     pub const DESTROY: u32 = 38;
     pub const IOCTL: u32 = 39;
     pub const BATCH_FORGET: u32 = 42;
@@ -121,25 +122,36 @@ impl Head {
     }
 
     pub const fn wants_no_answer(&self) -> bool {
-        matches!(
-            self.opcode,
-            opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT
-        )
+        matches!(self.opcode, opcode::FORGET | opcode::BATCH_FORGET)
     }
-}
 
-/// A request as `/dev/fuse` gives it: its head, the operation's own structure, and the rest. Only for what a look-up makes the
-/// kernel ask; of other operations the structure counts as rest.
-pub fn split(request: &[u8]) -> Option<(Head, &[u8], &[u8])> {
-    let (head, body) = request.split_at_checked(IN_HEADER)?;
-    let head = Head::parse(head)?;
-    let words = match head.opcode {
-        opcode::GETATTR => 16,
-        opcode::GETXATTR => 8,
-        _ => 0,
-    };
-    let (words, rest) = body.split_at_checked(words)?;
-    Some((head, words, rest))
+    /// Bytes of the operation's own structure, between the head and the rest.
+    pub const fn words(&self) -> usize {
+        match self.opcode {
+            opcode::FORGET
+            | opcode::MKDIR
+            | opcode::RENAME
+            | opcode::LINK
+            | opcode::OPEN
+            | opcode::SETXATTR
+            | opcode::GETXATTR
+            | opcode::LISTXATTR
+            | opcode::OPENDIR
+            | opcode::BATCH_FORGET => 8,
+            opcode::GETATTR
+            | opcode::MKNOD
+            | opcode::RENAME2
+            | opcode::FSYNC
+            | opcode::FSYNCDIR
+            | opcode::CREATE => 16,
+            opcode::RELEASE | opcode::RELEASEDIR | opcode::LSEEK => 24,
+            opcode::IOCTL | opcode::FALLOCATE => 32,
+            opcode::READ | opcode::WRITE | opcode::READDIR | opcode::READDIRPLUS => 40,
+            opcode::COPY_FILE_RANGE => 56,
+            opcode::SETATTR => 88,
+            _ => 0,
+        }
+    }
 }
 
 /// What is asked for.
@@ -151,6 +163,7 @@ pub enum Op<'a> {
     Forget {
         count: u64,
     },
+    Forgets(Forgets<'a>),
     GetAttr,
     SetAttr(SetAttr),
     ReadLink,
@@ -274,6 +287,11 @@ impl<'a> Op<'a> {
             opcode::FORGET => Self::Forget {
                 count: words.u64()?,
             },
+            opcode::BATCH_FORGET => {
+                let count = words.u32()? as usize;
+                (rest.len() == count.checked_mul(Forgets::EACH)?)
+                    .then_some(Self::Forgets(Forgets(rest)))?
+            }
             opcode::GETATTR => Self::GetAttr,
             opcode::SETATTR => Self::SetAttr(set_attr(&mut words)?),
             opcode::READLINK => Self::ReadLink,
@@ -461,6 +479,19 @@ fn set_attr(words: &mut Fields<'_>) -> Option<SetAttr> {
     })
 }
 
+/// The kernel's 32-bit form of a device number (`new_encode_dev` in linux/kdev_t.h) to `dev_t`.
+pub fn rdev_in(rdev: u32) -> u64 {
+    let major = (rdev & 0x000f_ff00) >> 8;
+    let minor = (rdev & 0xff) | ((rdev >> 12) & 0x000f_ff00);
+    libc::makedev(major, minor)
+}
+
+/// `dev_t` to the kernel's 32-bit form. Majors above 12 bits and minors above 20 do not exist in Linux; cut.
+pub fn rdev_out(rdev: u64) -> u32 {
+    let (major, minor) = (libc::major(rdev), libc::minor(rdev));
+    (minor & 0xff) | ((major & 0xfff) << 8) | ((minor & 0x000f_ff00) << 12)
+}
+
 /// Numbers one after the other, in the machine's own order of bytes.
 struct Fields<'a>(&'a [u8]);
 
@@ -475,6 +506,26 @@ impl Fields<'_> {
         let (bytes, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
         Some(u64::from_ne_bytes(*bytes))
+    }
+}
+
+/// Of each node its number on the wire, and the look-ups given back.
+#[derive(Clone, Copy, Debug)]
+pub struct Forgets<'a>(&'a [u8]);
+
+impl Forgets<'_> {
+    /// Bytes of `struct fuse_forget_one`.
+    const EACH: usize = 16;
+}
+
+impl Iterator for Forgets<'_> {
+    type Item = (u64, u64);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (one, rest) = self.0.split_at_checked(Self::EACH)?;
+        self.0 = rest;
+        let mut one = Fields(one);
+        Some((one.u64()?, one.u64()?))
     }
 }
 

@@ -4,9 +4,8 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-use super::convert::rdev_out;
 use super::door;
-use super::wire::OUT_HEADER;
+use super::wire::{OUT_HEADER, rdev_out};
 use crate::meta::{Attr, FileKind, Timestamp};
 use crate::overlay::{DirItem, Entry, FsStat, NodeId};
 

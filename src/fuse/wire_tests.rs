@@ -138,3 +138,22 @@ proptest! {
         let _ = Head::parse(&words);
     }
 }
+
+#[test]
+fn device_numbers() {
+    // (major, minor, as the kernel writes it on the wire)
+    let table = [
+        (0, 0, 0),
+        (1, 3, 0x103),
+        (5, 1, 0x501),
+        (8, 255, 0x8ff),
+        (8, 256, 0x0010_0800),
+        (259, 65_537, 0x1001_0301),
+        (0xfff, 0xf_ffff, 0xffff_ffff),
+    ];
+    for (major, minor, wire) in table {
+        let dev = libc::makedev(major, minor);
+        assert_eq!(rdev_out(dev), wire, "{major}:{minor}");
+        assert_eq!(rdev_in(wire), dev, "{wire:#x}");
+    }
+}

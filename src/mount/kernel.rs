@@ -467,12 +467,17 @@ fn unmount_by_fusermount(path: &Path, lazy: bool) -> io::Result<()> {
     Err(io::Error::other(said.trim().replace('\n', "; ")))
 }
 
-/// Lets the kernel read ahead further than the 128 KiB fuser can ask for. Best effort: needs a writable /sys.
-pub fn raise_read_ahead(major: u32, minor: u32) {
-    const READ_AHEAD_KIB: &str = "1024";
-    let knob = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
-    if let Err(error) = std::fs::write(&knob, READ_AHEAD_KIB) {
-        tracing::debug!(%knob, %error, "read-ahead stays at the kernel's default");
+/// Tells the kernel to be less careful with us than with any daemon: to read ahead further than the 128 KiB fuser can ask for,
+/// and to keep more than a hundredth of the memory for data that is not written back yet (what a program writes to a
+/// file again and again is else written back as often). More than a fifth must not be kept: file systems below need
+/// room to take it. Best effort: needs a writable /sys.
+pub fn raise_limits(major: u32, minor: u32) {
+    const LIMITS: [(&str, &str); 2] = [("read_ahead_kb", "1024"), ("max_ratio", "20")];
+    for (limit, value) in LIMITS {
+        let knob = format!("/sys/class/bdi/{major}:{minor}/{limit}");
+        if let Err(error) = std::fs::write(&knob, value) {
+            tracing::debug!(%knob, %error, "stays at the kernel's default");
+        }
     }
 }
 

@@ -337,7 +337,7 @@ fn over_fuse(
         transport: by,
         thread,
     };
-    raise_read_ahead(&lower);
+    raise_limits(&lower);
     let lowers = [lower];
     let mounted = job.mount(&lowers).or_else(|errno| match errno {
         // Linux before 6.15 takes only what lies somewhere.
@@ -362,13 +362,13 @@ fn over_fuse(
     }
 }
 
-fn raise_read_ahead(lower: &OwnedFd) {
+fn raise_limits(lower: &OwnedFd) {
     if let Ok(stat) = rustix::fs::fstat(lower) {
         let (major, minor) = (
             rustix::fs::major(stat.st_dev),
             rustix::fs::minor(stat.st_dev),
         );
-        kernel::raise_read_ahead(major, minor);
+        kernel::raise_limits(major, minor);
     }
 }
 

@@ -245,7 +245,7 @@ fn by_engine(
         }
         Mount::Lying(info) => info,
     };
-    kernel::raise_read_ahead(info.major, info.minor);
+    kernel::raise_limits(info.major, info.minor);
     Ok(Made {
         flags,
         key: MountKey::of(&info),

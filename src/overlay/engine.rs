@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 use rustix::io::Errno;
 
 use super::few::Few;
+use super::foresight::Foresight;
 use super::listing;
 use super::node::{Link, Node, State, Table, UpperObject, is_inside, lock};
 use super::origin;
@@ -44,6 +45,7 @@ pub struct Overlay {
     /// Key of listing positions.
     pub(super) hasher: RandomState,
     pub(super) listings: listing::Listings,
+    pub(super) foresight: Foresight,
     /// Names in the index, so that most look-ups need not ask for them.
     index: RwLock<HashSet<OsString>>,
     /// Copied-up objects that cannot carry the mark of their origin (without privilege, symlinks and devices), by the
@@ -156,6 +158,7 @@ impl Overlay {
             root,
             hasher: RandomState::new(),
             listings: listing::Listings::new(),
+            foresight: Foresight::default(),
             index: RwLock::new(index),
             unmarked: Mutex::default(),
             dir_moves: Mutex::default(),
@@ -262,6 +265,9 @@ impl Overlay {
             },
         };
         self.table.remember(&node);
+        if !node.is_dir() {
+            self.foresight.asked(&dir.dir()?.left_out);
+        }
         Ok(Some(Entry {
             node: node.id,
             attr,

@@ -15,6 +15,7 @@ mod copyup;
 mod create;
 mod engine;
 mod few;
+mod foresight;
 mod ids;
 mod io;
 mod listing;

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuar
 use rustix::io::Errno;
 
 use super::few::Few;
+use super::foresight::LeftOut;
 use super::listing::Listing;
 use super::rules::Kept as KeptRules;
 use super::{NodeId, Result};
@@ -94,6 +95,7 @@ pub(super) struct DirState {
     pub asked: AtomicU32,
     /// Names it had when it was last listed; 0 if it never was.
     pub size: AtomicU32,
+    pub left_out: LeftOut,
 }
 
 impl DirState {
@@ -360,6 +362,7 @@ impl Table {
                     rules: Mutex::default(),
                     asked: AtomicU32::new(0),
                     size: AtomicU32::new(0),
+                    left_out: LeftOut::default(),
                 })
             }),
             table: Arc::downgrade(self),

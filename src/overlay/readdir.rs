@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use rustix::io::Errno;
 
 use super::engine::Overlay;
+use super::foresight::Bare;
 use super::listing::{self, InUpper, Item, Listing, Where};
 use super::node::{Node, lock};
 use super::{DirItem, NodeId, Result};
@@ -55,8 +56,9 @@ impl Seen {
 
 impl Overlay {
     /// Calls `sink` for each entry after `offset` (0: from the start) until it answers `false` (item not taken) or the
-    /// directory ends. Entries neither made nor removed since offset 0 come exactly once. When `plus`, an item that
-    /// `sink` refuses does not keep its lookup count.
+    /// directory ends. Entries neither made nor removed since offset 0 come exactly once. When `plus`, directories, and
+    /// other files as far as they seem to be wanted (see `foresight`), are looked up; an item that `sink` refuses does not keep
+    /// its lookup count.
     pub fn read_dir(
         &self,
         node: NodeId,
@@ -90,10 +92,21 @@ impl Overlay {
             return Ok(());
         }
         let list = self.listing(&dir)?;
+        let left_out = &dir.dir()?.left_out;
+        let mut bare = match offset {
+            0 => self.foresight.begin(left_out),
+            _ => self.foresight.go_on(left_out),
+        };
         for item in list.after(offset.max(listing::DOT_DOT)) {
-            let entry = if plus {
+            let entry = if !plus {
+                None
+            } else if item.kind == FileKind::Directory || bare == Bare::Nothing {
                 self.list_entry(&dir, &item)
             } else {
+                if bare == Bare::Sample {
+                    self.foresight.sampled();
+                    bare = Bare::Nothing;
+                }
                 None
             };
             let taken = sink(DirItem {
