@@ -52,6 +52,8 @@ pub const BASE: &str = "ext4";
 pub const OURS: &str = "ovl";
 /// The system the targets of passthrough are for.
 pub const PASSTHROUGH: &str = "ovl-pass";
+/// What targets of [`OURS`] that are missed are looked up in as well.
+pub const OVER_RING: &str = "ovl-ring";
 /// The system the targets of the merge by the kernel are for.
 pub const UNDER_KERNEL: &str = "ovl-kernel";
 
@@ -117,7 +119,7 @@ const MODES: &[Mode] = &[
         &[],
     ),
     Mode {
-        id: "ovl-ring",
+        id: OVER_RING,
         title: "ovl, io_uring",
         kind: Kind::Ovl {
             image: false,

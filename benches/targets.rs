@@ -1,7 +1,7 @@
 //! What the project wants of itself, and whether a run reached it. The engine's targets are for the FUSE merge.
 
 use super::results::{Results, RowResults, Work};
-use super::systems::{BASE, OURS, PASSTHROUGH, UNDER_KERNEL};
+use super::systems::{BASE, OURS, OVER_RING, PASSTHROUGH, UNDER_KERNEL};
 
 /// fuse-overlayfs in both versions.
 const FUSE_PEERS: [&str; 2] = ["fo1", "fo2"];
@@ -77,6 +77,8 @@ pub struct Verdict {
     pub wanted: String,
     pub found: String,
     pub met: bool,
+    /// What [`OURS`] has over io_uring, and whether that meets it.
+    pub over_ring: Option<(String, bool)>,
 }
 
 /// A system's key in words.
@@ -194,6 +196,7 @@ pub fn verdicts(results: &Results) -> Vec<Verdict> {
                     wanted: goal.wanted(),
                     found,
                     met,
+                    over_ring: (own == OURS).then(|| goal.judge(row, OVER_RING)).flatten(),
                 });
             }
         }
@@ -212,6 +215,7 @@ fn verdict(id: &str, title: &str, wanted: &str, found: String, met: bool) -> Ver
         wanted: wanted.to_owned(),
         found,
         met,
+        over_ring: None,
     }
 }
 

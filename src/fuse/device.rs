@@ -99,7 +99,7 @@ impl<'a> Server<'a> {
     /// Waits for a request and answers it.
     pub fn one(&mut self) -> io::Result<Served> {
         match rustix::io::read(&*self.device, self.room.as_mut_slice()) {
-            Ok(len) => self.request(len).map(|()| Served::One),
+            Ok(len) => Ok(self.request(len)),
             // ENOENT: it was withdrawn while it was read.
             Err(Errno::INTR | Errno::AGAIN | Errno::NOENT) => Ok(Served::None),
             Err(Errno::NODEV) => Ok(Served::End),
@@ -108,13 +108,13 @@ impl<'a> Server<'a> {
     }
 
     /// Answers what the first `len` bytes are.
-    fn request(&mut self, len: usize) -> io::Result<()> {
-        let parsed = Head::parse(&self.room[..len])
-            .map(|head| (head, IN_HEADER + head.words()))
-            .filter(|(_, rest)| *rest <= len);
-        let Some((head, at)) = parsed else {
-            return Err(io::Error::other("a request without a head"));
+    fn request(&mut self, len: usize) -> Served {
+        let Some(head) = Head::parse(&self.room[..len]) else {
+            // Nobody could be answered.
+            tracing::warn!(len, "a request without a head");
+            return Served::None;
         };
+        let at = IN_HEADER + head.words();
         let (front, payload) = self.room.split_at_mut(at);
         let later = || {
             let (device, unique) = (Arc::clone(&self.device), head.unique);
@@ -125,8 +125,13 @@ impl<'a> Server<'a> {
             };
             Box::new(reply) as seek::Reply
         };
-        let words = &front[IN_HEADER..];
-        let outcome = dispatch::answer(self.answers, &head, words, payload, len - at, later);
+        let outcome = match len.checked_sub(at) {
+            Some(rest) => {
+                let words = &front[IN_HEADER..];
+                dispatch::answer(self.answers, &head, words, payload, rest, later)
+            }
+            None => Outcome::Done(Err(Code::EIO)),
+        };
         if let Outcome::Done(done) = outcome
             && !head.wants_no_answer()
         {
@@ -134,7 +139,11 @@ impl<'a> Server<'a> {
             let out = &mut self.room[at - OUT_HEADER..];
             reply(self.device.as_fd(), head.unique, done, out);
         }
-        Ok(())
+        if head.is_the_last() {
+            Served::End
+        } else {
+            Served::One
+        }
     }
 }
 
@@ -159,8 +168,7 @@ fn reply(device: BorrowedFd<'_>, unique: u64, done: Answer<usize>, out: &mut [u8
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd;
-
+    use rustix::event::{PollFd, PollFlags, Timespec};
     use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
     use super::*;
@@ -172,6 +180,7 @@ mod tests {
     const GETATTR: u32 = 3;
     const FORGET: u32 = 2;
     const INTERRUPT: u32 = 36;
+    const DESTROY: u32 = 38;
     const LSEEK: u32 = 46;
 
     /// A request as the kernel writes it, of node 1.
@@ -211,42 +220,52 @@ mod tests {
         )
         .expect("two sockets");
         let mut server = Server::new(&answers, Arc::new(device));
-        let mut answer = |request: &[u8]| -> Option<(i32, u64, Vec<u8>)> {
-            rustix::io::write(&kernel, request).expect("a request");
-            assert_eq!(server.one().expect("a request"), Served::One);
-            let waited = rustix::event::Timespec {
-                tv_sec: i64::from(request[4] as u32 == LSEEK) * 10,
+        let is_answered = |seconds| {
+            let within = Timespec {
+                tv_sec: seconds,
                 tv_nsec: 0,
             };
-            let mut fds = [rustix::event::PollFd::new(
-                &kernel,
-                rustix::event::PollFlags::IN,
-            )];
-            if rustix::event::poll(&mut fds, Some(&waited)).expect("poll") == 0 {
-                return None;
-            }
+            let mut fds = [PollFd::new(&kernel, PollFlags::IN)];
+            rustix::event::poll(&mut fds, Some(&within)).expect("poll") == 1
+        };
+        let mut ask = |request: &[u8]| -> (i32, u64, Vec<u8>) {
+            rustix::io::write(&kernel, request).expect("a request");
+            assert_eq!(server.one().expect("a request"), Served::One);
+            assert!(is_answered(60));
             let mut room = vec![0; 4096];
             let len = rustix::io::read(&kernel, room.as_mut_slice()).expect("an answer");
             let word = |at: usize| *room[at..].first_chunk().expect("four bytes");
             assert_eq!(u32::from_ne_bytes(word(0)) as usize, len);
             let unique = u64::from_ne_bytes(*room[8..].first_chunk().expect("eight bytes"));
             let body = room[OUT_HEADER..len].to_vec();
-            Some((-i32::from_ne_bytes(word(4)), unique, body))
+            (-i32::from_ne_bytes(word(4)), unique, body)
         };
-        let (error, unique, found) = answer(&request(LOOKUP, 10, b"file\0")).expect("an entry");
+        let (error, unique, found) = ask(&request(LOOKUP, 10, b"file\0"));
         assert_eq!((error, unique, found.len()), (0, 10, 128));
-        let (error, unique, attr) = answer(&request(GETATTR, 12, &[0; 16])).expect("attributes");
+        let (error, unique, attr) = ask(&request(GETATTR, 12, &[0; 16]));
         assert_eq!((error, unique, attr.len()), (0, 12, 104));
-        let (error, ..) = answer(&request(LOOKUP, 14, b"no end")).expect("an error");
-        assert_eq!(error, libc::EIO);
+        for wrong in [
+            request(LOOKUP, 14, b"no end"),
+            request(GETATTR, 14, &[0; 8]),
+        ] {
+            let (error, unique, _) = ask(&wrong);
+            assert_eq!((error, unique), (libc::EIO, 14));
+        }
         // Told once, the kernel does not interrupt any more.
-        let (error, ..) = answer(&request(INTERRUPT, 15, &[0; 8])).expect("an error");
+        let (error, ..) = ask(&request(INTERRUPT, 15, &[0; 8]));
         assert_eq!(error, libc::ENOSYS);
         // Of a directory: an error, but from the other thread.
-        let (error, unique, _) = answer(&request(LSEEK, 16, &[0; 24])).expect("an answer");
+        let (error, unique, _) = ask(&request(LSEEK, 16, &[0; 24]));
         assert_eq!((error != 0, unique), (true, 16));
-        assert_eq!(answer(&request(FORGET, 18, &1_u64.to_ne_bytes())), None);
-        assert!(kernel.as_raw_fd() >= 0);
+        let forget = request(FORGET, 18, &1_u64.to_ne_bytes());
+        let mut tell = |request: &[u8]| {
+            rustix::io::write(&kernel, request).expect("a request");
+            server.one().expect("a request")
+        };
+        assert_eq!(tell(&forget), Served::One);
+        assert_eq!(tell(&forget[..20]), Served::None);
+        assert!(!is_answered(0));
+        assert_eq!(tell(&request(DESTROY, 20, &[])), Served::End);
     }
 
     #[test]

@@ -17,8 +17,7 @@ const STACK_DEPTH: u32 = 1;
 /// What we would like. Left to the kernel on purpose: locks (one kernel sees all users of a mount). HANDLE_KILLPRIV_V2
 /// spares a GETXATTR of `security.capability` before every write(2), which costs more than the write: the kernel then
 /// asks once per inode. In return set-id bits are ours to clear when an ordinary user changes a file. WRITE says so by a
-/// flag; the flag of SETATTR does not come through fuser, so truncation, fallocate and copy_file_range go by the
-/// caller's user id. ATOMIC_O_TRUNC must stay off: O_TRUNC then comes as SETATTR, also where OPEN is answered ENOSYS, and
+/// flag; that of SETATTR is not looked at, so truncation, fallocate and copy_file_range go by the caller's user id. ATOMIC_O_TRUNC must stay off: O_TRUNC then comes as SETATTR, also where OPEN is answered ENOSYS, and
 /// after the kernel has looked whether the file is a running program, which `O_RDONLY | O_TRUNC` would else empty.
 fn wanted(config: &Config, wish: Wish) -> InitFlags {
     let mut flags = InitFlags::FUSE_PARALLEL_DIROPS

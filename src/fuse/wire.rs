@@ -125,6 +125,11 @@ impl Head {
         matches!(self.opcode, opcode::FORGET | opcode::BATCH_FORGET)
     }
 
+    /// The kernel takes leave.
+    pub const fn is_the_last(&self) -> bool {
+        self.opcode == opcode::DESTROY
+    }
+
     /// Bytes of the operation's own structure, between the head and the rest.
     pub const fn words(&self) -> usize {
         match self.opcode {
@@ -529,10 +534,10 @@ impl Iterator for Forgets<'_> {
     }
 }
 
-/// A name ended by a NUL, and what is behind that.
+/// A name ended by a NUL, and what is behind that. Which names there can be, an empty one for instance, others decide.
 fn name_and_rest(bytes: &[u8]) -> Option<(&OsStr, &[u8])> {
     let end = bytes.iter().position(|byte| *byte == 0)?;
-    (end > 0).then(|| (OsStr::from_bytes(&bytes[..end]), &bytes[end + 1..]))
+    Some((OsStr::from_bytes(&bytes[..end]), &bytes[end + 1..]))
 }
 
 /// Exactly one name.

@@ -178,27 +178,44 @@ pub fn xattr_at<P: Arg + Copy>(path: P, name: &OsStr) -> Result<Option<Vec<u8>>>
     }))
 }
 
+/// By the descriptor itself, or by its path where it is `O_PATH`, with which some calls can do nothing: that they say at once.
+pub fn by_fd_or_path<T>(
+    fd: BorrowedFd<'_>,
+    by_fd: impl FnOnce() -> Result<T>,
+    by_path: impl FnOnce(&str) -> Result<T>,
+) -> Result<T> {
+    match by_fd() {
+        Err(Errno::BADF) => by_path(&proc_path(fd)),
+        done => done,
+    }
+}
+
 /// One xattr of an open object, `O_PATH` or not.
 pub fn xattr_fd(fd: BorrowedFd<'_>, name: &OsStr) -> Result<Option<Vec<u8>>> {
-    let path = proc_path(fd);
-    absent_is_none(grow(256, |buf| {
-        rustix::fs::getxattr(path.as_str(), name, rustix::buffer::spare_capacity(buf))
-    }))
+    use rustix::buffer::spare_capacity;
+    absent_is_none(by_fd_or_path(
+        fd,
+        || {
+            grow(256, |buf| {
+                rustix::fs::fgetxattr(fd, name, spare_capacity(buf))
+            })
+        },
+        |path| {
+            grow(256, |buf| {
+                rustix::fs::getxattr(path, name, spare_capacity(buf))
+            })
+        },
+    ))
 }
 
-/// All xattr names of an open object.
+/// All xattr names of an open object, `O_PATH` or not.
 pub fn xattr_names_fd(fd: BorrowedFd<'_>) -> Result<Vec<OsString>> {
-    let path = proc_path(fd);
-    names_of(grow(256, |buf| {
-        rustix::fs::listxattr(path.as_str(), rustix::buffer::spare_capacity(buf))
-    }))
-}
-
-/// The same where it is open for reading or writing, not `O_PATH`.
-pub fn xattr_names_open(fd: BorrowedFd<'_>) -> Result<Vec<OsString>> {
-    names_of(grow(256, |buf| {
-        rustix::fs::flistxattr(fd, rustix::buffer::spare_capacity(buf))
-    }))
+    use rustix::buffer::spare_capacity;
+    names_of(by_fd_or_path(
+        fd,
+        || grow(256, |buf| rustix::fs::flistxattr(fd, spare_capacity(buf))),
+        |path| grow(256, |buf| rustix::fs::listxattr(path, spare_capacity(buf))),
+    ))
 }
 
 /// All xattr names of `name` in `dir`, of a symlink itself.
@@ -225,12 +242,20 @@ pub fn set_xattr_fd(
     value: &[u8],
     flags: XattrFlags,
 ) -> Result<()> {
-    rustix::fs::setxattr(proc_path(fd), name, value, flags)
+    by_fd_or_path(
+        fd,
+        || rustix::fs::fsetxattr(fd, name, value, flags),
+        |path| rustix::fs::setxattr(path, name, value, flags),
+    )
 }
 
 /// Removes an xattr of an open object.
 pub fn remove_xattr_fd(fd: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
-    rustix::fs::removexattr(proc_path(fd), name)
+    by_fd_or_path(
+        fd,
+        || rustix::fs::fremovexattr(fd, name),
+        |path| rustix::fs::removexattr(path, name),
+    )
 }
 
 /// One entry as `getdents64` tells it.

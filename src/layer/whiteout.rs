@@ -112,7 +112,7 @@ pub fn is_device(dir: BorrowedFd<'_>, name: &OsStr) -> Result<bool> {
 /// Is this a file whose data is in another layer (`overlay.metacopy`)? Its own is a hole.
 pub fn is_metacopy(file: BorrowedFd<'_>) -> Result<bool> {
     let marks = ["trusted.overlay.metacopy", "user.overlay.metacopy"];
-    let names = host::xattr_names_open(file)?;
+    let names = host::xattr_names_fd(file)?;
     Ok(names
         .iter()
         .any(|name| marks.iter().any(|mark| name == mark)))

@@ -229,7 +229,14 @@ impl Overlay {
         self.writable()?;
         self.copy_up(&node, Extent::Metadata)?;
         let fd = self.flagged(&node)?.ok_or(Errno::NOTTY)?;
-        rustix::fs::ioctl_setflags(fd, rustix::fs::IFlags::from_bits_retain(flags))
+        rustix::fs::ioctl_setflags(fd, rustix::fs::IFlags::from_bits_retain(flags))?;
+        self.reopen_for_flags(&node);
+        Ok(())
+    }
+
+    /// A file that was opened before it became immutable could be written all the same.
+    fn reopen_for_flags(&self, node: &Arc<Node>) {
+        self.files.remove(&node.id.0);
     }
 
     /// What `FS_IOC_FSGETXATTR` says. The kernel asks for it before it lets anybody set inode flags.
@@ -247,7 +254,9 @@ impl Overlay {
         self.writable()?;
         self.copy_up(&node, Extent::Metadata)?;
         let fd = self.flagged(&node)?.ok_or(Errno::NOTTY)?;
-        sys::set_fsxattr(fd.as_fd(), value)
+        sys::set_fsxattr(fd.as_fd(), value)?;
+        self.reopen_for_flags(&node);
+        Ok(())
     }
 
     /// A descriptor of the object that carries a node's inode flags.
@@ -339,7 +348,12 @@ pub(super) fn set_owner(fd: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) 
 
 /// chmod of an open object that is no symlink.
 pub(super) fn set_perm(fd: BorrowedFd<'_>, perm: u32) -> Result<()> {
-    rustix::fs::chmod(host::proc_path(fd), Mode::from_raw_mode(perm & 0o7777))
+    let mode = Mode::from_raw_mode(perm & 0o7777);
+    host::by_fd_or_path(
+        fd,
+        || rustix::fs::fchmod(fd, mode),
+        |path| rustix::fs::chmod(path, mode),
+    )
 }
 
 fn time_spec(set: Option<SetTime>) -> Timespec {

@@ -15,12 +15,12 @@ use rustix::io::Errno;
 use super::Result;
 use super::attrs::{self, NLINK_MARK};
 use super::bytes::copy_data;
-use super::engine::Overlay;
+use super::engine::{OpenFile, Overlay};
 use super::node::{Climb, Link, LowerRef, Node, UpperObject, lock};
 use super::origin::Origin;
 use super::resolve::METACOPY_MARK;
 use super::upper::is_internal_xattr;
-use crate::layer::{Permissions, host};
+use crate::layer::{LayerFile, Permissions, host};
 use crate::meta::{Attr, FileKind};
 
 /// What putting a copy into a directory takes there: changing a file does not ask for a writable directory.
@@ -51,7 +51,8 @@ impl Extent {
 struct Copy<'a> {
     overlay: &'a Overlay,
     name: Option<OsString>,
-    fd: OwnedFd,
+    /// Of a regular file, open for reading and writing; of anything else `O_PATH`.
+    fd: Arc<OwnedFd>,
     data_below: bool,
 }
 
@@ -145,7 +146,17 @@ impl Overlay {
                 break;
             }
         }
-        self.files.remove(&node.id.0);
+        // Who had it copied up is about to change it.
+        if lower.node.kind == FileKind::Regular && !copy.data_below {
+            let open = OpenFile {
+                file: LayerFile::Fd(Arc::clone(&copy.fd)),
+                upper: true,
+                writable: true,
+            };
+            self.files.insert(node.id.0, open);
+        } else {
+            self.files.remove(&node.id.0);
+        }
         Ok(())
     }
 
@@ -156,20 +167,27 @@ impl Overlay {
         let name = upper.temp_name();
         let work = upper.work();
         let temp = name.as_os_str();
-        let data = match self.kind_on_disk(attr.kind) {
-            FileKind::Regular => Some(rustix::fs::openat(
+        let on_disk = self.kind_on_disk(attr.kind);
+        let path = || {
+            let opened = host::open_at(work, temp, OFlags::PATH | OFlags::NOFOLLOW);
+            opened.inspect_err(|_| {
+                let _ = upper.remove_work(temp);
+            })
+        };
+        let made = match on_disk {
+            FileKind::Regular => rustix::fs::openat(
                 work,
                 temp,
                 OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC,
                 Mode::RUSR | Mode::WUSR,
-            )?),
+            )?,
             FileKind::Directory => {
                 rustix::fs::mkdirat(work, temp, Mode::RWXU)?;
-                None
+                path()?
             }
             FileKind::Symlink => {
                 rustix::fs::symlinkat(layer.read_link(&lower.node)?, work, temp)?;
-                None
+                path()?
             }
             kind => {
                 rustix::fs::mknodat(
@@ -179,56 +197,56 @@ impl Overlay {
                     Mode::RUSR | Mode::WUSR,
                     attr.rdev,
                 )?;
-                None
+                path()?
             }
         };
-        let guard = |fd| Copy {
+        let copy = Copy {
             overlay: self,
             name: Some(name.clone()),
-            fd,
+            fd: Arc::new(made),
             data_below: false,
         };
-        let copy = match host::open_at(work, temp, OFlags::PATH | OFlags::NOFOLLOW) {
-            Ok(fd) => guard(fd),
-            Err(e) => {
-                let _ = upper.remove_work(temp);
-                return Err(e);
-            }
-        };
+        let fd = copy.fd.as_fd();
         let keep = match extent {
+            _ if on_disk != FileKind::Regular => 0,
             Extent::Metadata => 0,
             Extent::All => attr.size,
             Extent::UpTo(size) => size.min(attr.size),
         };
-        if let Some(data) = &data {
-            if keep > 0 {
-                copy_data(&layer.open(&lower.node)?, data, keep, attr.size)?;
-                upper.settle.begin(data.as_fd())?;
-            }
-            if extent == Extent::Metadata {
-                rustix::fs::ftruncate(data, attr.size)?;
-            }
+        let mut from = None;
+        if keep > 0 {
+            let file = layer.open(&lower.node)?;
+            copy_data(&file, &copy.fd, keep, attr.size)?;
+            upper.settle.begin(fd)?;
+            from = Some(file);
         }
-        let fd = copy.fd.as_fd();
-        if self.kind_on_disk(attr.kind) == FileKind::CharDevice && attr.rdev == 0 {
+        if extent == Extent::Metadata && on_disk == FileKind::Regular {
+            rustix::fs::ftruncate(fd, attr.size)?;
+        }
+        if on_disk == FileKind::CharDevice && attr.rdev == 0 {
             super::create::mark_device(fd)?;
         }
         self.dress(fd, lower, attr)?;
-        self.copy_flags(lower, &copy)?;
-        if let Some(data) = data {
-            upper.settle.settle(data.as_fd(), keep > 0)?;
+        self.copy_flags(lower, from, &copy)?;
+        if on_disk == FileKind::Regular {
+            upper.settle.settle(fd, keep > 0)?;
         }
         Ok(copy)
     }
 
     /// The inode flags that say how an object is used go with it, as far as the upper's file system has them. Those that
-    /// forbid changes do not: the copy is about to be changed.
-    fn copy_flags(&self, lower: &LowerRef, copy: &Copy<'_>) -> Result<()> {
+    /// forbid changes do not: the copy is about to be changed. `file` is the lower one, if it was opened.
+    fn copy_flags(&self, lower: &LowerRef, file: Option<LayerFile>, copy: &Copy<'_>) -> Result<()> {
         if !matches!(lower.node.kind, FileKind::Regular | FileKind::Directory) {
             return Ok(());
         }
-        let Some(from) = self.lowers.layer(lower.layer).open_flags(&lower.node)? else {
-            return Ok(());
+        let from = match file {
+            Some(LayerFile::Fd(fd)) => fd,
+            Some(LayerFile::Stored(_)) => return Ok(()),
+            None => match self.lowers.layer(lower.layer).open_flags(&lower.node)? {
+                Some(fd) => Arc::new(fd),
+                None => return Ok(()),
+            },
         };
         let kept = IFlags::NOATIME | IFlags::NODUMP | IFlags::SYNC | IFlags::DIRSYNC;
         let flags = rustix::fs::ioctl_getflags(from).map_or(IFlags::empty(), |all| all & kept);
@@ -418,11 +436,7 @@ impl Overlay {
     /// The object has no name any more, but is still open: its copy lives by descriptor alone.
     fn publish_nameless(&self, node: &Arc<Node>, copy: &mut Copy<'_>) -> Result<bool> {
         let upper = self.writable()?;
-        let pin = Arc::new(
-            copy.fd
-                .try_clone()
-                .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::MFILE))?,
-        );
+        let pin = Arc::clone(&copy.fd);
         let key = host::stat_fd(pin.as_fd())?.key;
         let mut state = node.state_mut();
         if !state.links.is_empty() {
