@@ -24,7 +24,7 @@ images: ## Make the test images (once; kept in ~/.cache/ovl-test-images)
 bench: ## Measure ovl against other file systems and image stores; writes docs/benchmarks.md (root; hours; ONLY=GROUPS)
 	@$(MAKE) -s bench-with MODE=full
 
-bench-quick: ## The same in ten to fifteen minutes, with fewer and smaller files
+bench-quick: ## The same in under ten minutes, with fewer and smaller files
 	@$(MAKE) -s bench-with MODE=quick
 
 bench-with: target/peers/bin/fuse-overlayfs

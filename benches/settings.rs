@@ -125,14 +125,14 @@ sizes!(SMOKE,
 );
 sizes!(QUICK,
     repetitions: 5, row_seconds: 300, store_repetitions: 2, mounts: 10, disk: 6144 * MIB, inodes: 400_000,
-    small_files: 10_000, big_directory: 10_000, stats: 5000, opens: 3000, creates: 1500, lower_changes: 600, big_file: 128 * MIB,
-    sequential_write: 128 * MIB, random_write: 64 * MIB, fio_ms: 200, fsyncs: 150, dbench_seconds: 2, transactions: 100,
+    small_files: 10_000, big_directory: 10_000, stats: 5000, opens: 2000, creates: 1500, lower_changes: 600, big_file: 128 * MIB,
+    sequential_write: 128 * MIB, random_write: 64 * MIB, fio_ms: 150, fsyncs: 150, dbench_seconds: 2, transactions: 100,
     clone_files: 1500, package_files: 200, crate_modules: 6, walk_files: 100_000, huge_files: 0,
 );
 sizes!(FULL,
     repetitions: 5, row_seconds: 0, store_repetitions: 5, mounts: 20, disk: 16_384 * MIB, inodes: 2_500_000,
     small_files: 40_000, big_directory: 10_000, stats: 20_000, opens: 12_000, creates: 20_000, lower_changes: 3000,
-    big_file: 1024 * MIB, sequential_write: 512 * MIB, random_write: 256 * MIB, fio_ms: 3000, fsyncs: 500, dbench_seconds: 10,
+    big_file: 1024 * MIB, sequential_write: 512 * MIB, random_write: 256 * MIB, fio_ms: 1000, fsyncs: 500, dbench_seconds: 5,
     transactions: 100, clone_files: 10_000, package_files: 2000, crate_modules: 40, walk_files: 100_000, huge_files: 1_000_000,
 );
 

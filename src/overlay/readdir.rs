@@ -6,11 +6,11 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use rustix::io::Errno;
 
 use super::engine::Overlay;
-use super::foresight::Bare;
 use super::listing::{self, InUpper, Item, Listing, Where};
 use super::node::{Node, lock};
 use super::{DirItem, NodeId, Result};
@@ -92,22 +92,18 @@ impl Overlay {
             return Ok(());
         }
         let list = self.listing(&dir)?;
-        let left_out = &dir.dir()?.left_out;
-        let mut bare = match offset {
-            0 => self.foresight.begin(left_out),
-            _ => self.foresight.go_on(left_out),
-        };
+        let mut course = self.foresight.list(&dir.dir()?.left_out, offset == 0);
         for item in list.after(offset.max(listing::DOT_DOT)) {
-            let entry = if !plus {
+            let is_dir = item.kind == FileKind::Directory;
+            let entry = if !plus || !is_dir && !course.takes_next() {
                 None
-            } else if item.kind == FileKind::Directory || bare == Bare::Nothing {
+            } else if is_dir {
                 self.list_entry(&dir, &item)
             } else {
-                if bare == Bare::Sample {
-                    self.foresight.sampled();
-                    bare = Bare::Nothing;
-                }
-                None
+                let begun = Instant::now();
+                let entry = self.list_entry(&dir, &item);
+                course.took(begun.elapsed());
+                entry
             };
             let taken = sink(DirItem {
                 name: item.name,
