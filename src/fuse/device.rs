@@ -6,7 +6,9 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -17,9 +19,10 @@ use super::wire::{Head, IN_HEADER, MOST_WORDS, OUT_HEADER};
 use super::wire_out;
 use crate::sys::fuse_device;
 
-/// Bytes of a request besides the data of a WRITE, and of an answer besides that of a READ: the largest are those with the value
-/// of an extended attribute, 64 KiB.
+/// Bytes of a request besides the data of a WRITE, and of an answer besides that of a READ: those with the value of an extended
+/// attribute have up to 64 KiB; listings end where the room does.
 const REST: usize = 128 << 10;
+const WAIT_FOR_MEMORY: Duration = Duration::from_millis(10);
 
 /// One thread's descriptor and buffer.
 pub struct Server<'a> {
@@ -103,7 +106,16 @@ impl<'a> Server<'a> {
             // ENOENT: it was withdrawn while it was read.
             Err(Errno::INTR | Errno::AGAIN | Errno::NOENT) => Ok(Served::None),
             Err(Errno::NODEV) => Ok(Served::End),
-            Err(error) => Err(error.into()),
+            // The request has been answered for us, by an error; there may be memory for the next.
+            Err(Errno::NOMEM) => {
+                tracing::warn!("no memory to take a request");
+                std::thread::sleep(WAIT_FOR_MEMORY);
+                Ok(Served::None)
+            }
+            Err(error) => {
+                tracing::error!(%error, "a thread of /dev/fuse ends");
+                Err(error.into())
+            }
         }
     }
 
@@ -128,7 +140,12 @@ impl<'a> Server<'a> {
         let outcome = match len.checked_sub(at) {
             Some(rest) => {
                 let words = &front[IN_HEADER..];
-                dispatch::answer(self.answers, &head, words, payload, rest, later)
+                let answer = || dispatch::answer(self.answers, &head, words, payload, rest, later);
+                // The engine's panics are caught and counted where it is called.
+                catch_unwind(AssertUnwindSafe(answer)).unwrap_or_else(|_| {
+                    tracing::error!(opcode = head.opcode, "a request ended by a panic");
+                    Outcome::Done(Err(Code::EIO))
+                })
             }
             None => Outcome::Done(Err(Code::EIO)),
         };

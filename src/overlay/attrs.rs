@@ -229,14 +229,7 @@ impl Overlay {
         self.writable()?;
         self.copy_up(&node, Extent::Metadata)?;
         let fd = self.flagged(&node)?.ok_or(Errno::NOTTY)?;
-        rustix::fs::ioctl_setflags(fd, rustix::fs::IFlags::from_bits_retain(flags))?;
-        self.reopen_for_flags(&node);
-        Ok(())
-    }
-
-    /// A file that was opened before it became immutable could be written all the same.
-    fn reopen_for_flags(&self, node: &Arc<Node>) {
-        self.files.remove(&node.id.0);
+        rustix::fs::ioctl_setflags(fd, rustix::fs::IFlags::from_bits_retain(flags))
     }
 
     /// What `FS_IOC_FSGETXATTR` says. The kernel asks for it before it lets anybody set inode flags.
@@ -254,9 +247,7 @@ impl Overlay {
         self.writable()?;
         self.copy_up(&node, Extent::Metadata)?;
         let fd = self.flagged(&node)?.ok_or(Errno::NOTTY)?;
-        sys::set_fsxattr(fd.as_fd(), value)?;
-        self.reopen_for_flags(&node);
-        Ok(())
+        sys::set_fsxattr(fd.as_fd(), value)
     }
 
     /// A descriptor of the object that carries a node's inode flags.

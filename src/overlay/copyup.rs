@@ -103,6 +103,7 @@ impl Overlay {
         let path = (extent == Extent::Metadata)
             .then(|| self.lower_path_of(node, &attr))
             .flatten();
+        let for_data = extent != Extent::Metadata;
         let extent = if path.is_some() {
             extent
         } else {
@@ -146,8 +147,9 @@ impl Overlay {
                 break;
             }
         }
-        // Who had it copied up is about to change it.
-        if lower.node.kind == FileKind::Regular && !copy.data_below {
+        // Who had it copied up is about to write. For others it is not kept open: an inode flag they are about to set would not
+        // bind who writes through it.
+        if for_data && lower.node.kind == FileKind::Regular {
             let open = OpenFile {
                 file: LayerFile::Fd(Arc::clone(&copy.fd)),
                 upper: true,

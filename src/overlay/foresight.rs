@@ -4,8 +4,8 @@
 //! patterns) they are a system call or query for each file: little where the layer has inodes in memory, several times the
 //! listing itself where they are read from a disk. Requests do not tell which program it is. So attributes come along as long
 //! as they are cheap. Where they are not, files come bare until somebody asks for one of a directory so listed by its name;
-//! from then on they come with attributes at any price, but for one file of every few directories: when nobody has asked for
-//! several of those in turn, files are bare again. Subdirectories always come with attributes: whoever walks a tree enters them.
+//! from then on directories not listed before (the kernel keeps the others' listings) come with attributes at any price, but for
+//! one file of every few: when nobody has asked for several of those in turn, files are bare again. Subdirectories always come with attributes: whoever walks a tree enters them.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
