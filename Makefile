@@ -21,7 +21,7 @@ images: ## Make the test images (once; kept in ~/.cache/ovl-test-images)
 	@for set in base small five; do fixtures/images.sh $$set; done
 
 # ONLY=data,metadata,changes,programs,memory,mount,store,containers (or keys of rows): only these are measured, the others kept.
-bench: ## Measure ovl against other file systems and image stores; writes docs/benchmarks.md (root; hours; ONLY=GROUPS)
+bench: ## Measure ovl against other file systems and image stores; writes docs/benchmarks.md (root; an hour and a half; ONLY=GROUPS)
 	@$(MAKE) -s bench-with MODE=full
 
 bench-quick: ## The same in under ten minutes, with fewer and smaller files

@@ -143,7 +143,7 @@ fn misses(verdicts: &[Verdict], remarks: &Remarks) -> String {
         return text;
     }
     text.push_str(
-        "Over io_uring, which the kernel's administrator has to allow ([transport.md](transport.md)), some of them are met: in bold.\n\n\
+        "In bold is what meets its target over io_uring, which the kernel's administrator has to allow ([transport.md](transport.md)).\n\n\
          | work | target | found | over io_uring | why |\n|---|---|---|---|---|\n",
     );
     for Verdict {

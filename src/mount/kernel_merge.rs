@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::MountSpec;
+use super::bdi;
 use super::error::{Error, Result};
 use super::kernel::{self, Flags, Target};
 use super::mountinfo::{self, MountInfo};
@@ -337,7 +338,7 @@ fn over_fuse(
         transport: by,
         thread,
     };
-    raise_limits(&lower);
+    bdi::raise_limits_of(lower.as_fd());
     let lowers = [lower];
     let mounted = job.mount(&lowers).or_else(|errno| match errno {
         // Linux before 6.15 takes only what lies somewhere.
@@ -359,16 +360,6 @@ fn over_fuse(
             let _ = server.wait();
             Err(error)
         }
-    }
-}
-
-fn raise_limits(lower: &OwnedFd) {
-    if let Ok(stat) = rustix::fs::fstat(lower) {
-        let (major, minor) = (
-            rustix::fs::major(stat.st_dev),
-            rustix::fs::minor(stat.st_dev),
-        );
-        kernel::raise_limits(major, minor);
     }
 }
 

@@ -20,6 +20,7 @@
 //! - Two live mounts never share an upper or work directory.
 
 mod apply;
+mod bdi;
 mod daemon;
 pub mod dropin;
 mod error;

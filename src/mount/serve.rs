@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
+use super::bdi;
 use super::error::{Error, Result};
 use super::kernel::{self, Mount, Target};
 use super::kernel_merge::{self, Merge};
@@ -245,7 +246,7 @@ fn by_engine(
         }
         Mount::Lying(info) => info,
     };
-    kernel::raise_limits(info.major, info.minor);
+    bdi::raise_limits(info.major, info.minor);
     Ok(Made {
         flags,
         key: MountKey::of(&info),
