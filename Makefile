@@ -24,11 +24,12 @@ images: ## Make the test images (once; kept in ~/.cache/ovl-test-images)
 bench: ## Measure ovl against other file systems and image stores; writes docs/benchmarks.md (root; an hour and a half; ONLY=GROUPS)
 	@$(MAKE) -s bench-with MODE=full
 
-bench-quick: ## The same in under ten minutes, with fewer and smaller files
+bench-quick: ## The same in under ten minutes (once built), with fewer and smaller files
 	@$(MAKE) -s bench-with MODE=quick
 
 bench-with: target/peers/bin/fuse-overlayfs
 	@fixtures/setup.sh bench
+	@for set in base five; do fixtures/images.sh $$set; done
 	$(CARGO) bench --locked --bench ovl -- --mode $(MODE) --out docs $(if $(ONLY),--only $(ONLY))
 
 target/peers/bin/fuse-overlayfs:

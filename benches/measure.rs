@@ -16,9 +16,8 @@ use super::stats::Random;
 use super::systems::{self, System};
 use super::{Words, containers, importers, machine, memory};
 
-/// Repetitions that are done however long they take, and those that are done if it is not half as long again as was meant.
+/// Repetitions that are done however long they take.
 const LEAST_REPETITIONS: usize = 2;
-const USUAL_REPETITIONS: usize = 3;
 
 /// Letters of a failure that are kept; programs can say a lot.
 const MOST_WORDS: usize = 400;
@@ -186,8 +185,7 @@ impl Run<'_> {
         while done < self.sizes.repetitions {
             if done >= LEAST_REPETITIONS && self.sizes.row_seconds > 0 {
                 let end = started.elapsed().as_secs_f64() * (done + 1) as f64 / done as f64;
-                let bound = self.sizes.row_seconds as f64;
-                if end > bound * if done < USUAL_REPETITIONS { 1.5 } else { 1.0 } {
+                if end > self.sizes.row_seconds as f64 {
                     eprintln!("no repetition {}: it would end after {end:.0} s", done + 1);
                     break;
                 }

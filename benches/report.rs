@@ -284,10 +284,7 @@ fn method(results: &Results) -> String {
     };
     let bound = match s.row_seconds {
         0 => String::new(),
-        seconds => format!(
-            ", or as many as fit into {} minutes (two at least, three unless that takes half as long again)",
-            seconds / 60
-        ),
+        seconds => format!(", or as many as fit into {seconds} seconds (two at least)"),
     };
     let mib = |bytes: u64| bytes >> 20;
     format!(

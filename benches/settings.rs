@@ -45,8 +45,8 @@ impl Mode {
 pub struct Sizes {
     /// Repetitions of the file system rows.
     pub repetitions: usize,
-    /// No further repetition of the file system rows is begun that would end later than this many seconds after the first
-    /// began, three (on a slow machine two) being done; 0: no such bound.
+    /// Two repetitions of the file system rows being done, no further one is begun that would end later than this many seconds
+    /// after the first began; 0: no such bound.
     pub row_seconds: u64,
     /// Repetitions of the store rows.
     pub store_repetitions: usize,
@@ -124,7 +124,7 @@ sizes!(SMOKE,
     crate_modules: 2, walk_files: 1500, huge_files: 0,
 );
 sizes!(QUICK,
-    repetitions: 5, row_seconds: 300, store_repetitions: 2, mounts: 10, disk: 6144 * MIB, inodes: 400_000,
+    repetitions: 5, row_seconds: 320, store_repetitions: 2, mounts: 10, disk: 6144 * MIB, inodes: 400_000,
     small_files: 10_000, big_directory: 10_000, stats: 5000, opens: 2000, creates: 1500, lower_changes: 600, big_file: 128 * MIB,
     sequential_write: 128 * MIB, random_write: 64 * MIB, fio_ms: 150, fsyncs: 150, dbench_seconds: 2, transactions: 100,
     clone_files: 1500, package_files: 200, crate_modules: 6, walk_files: 100_000, huge_files: 0,
