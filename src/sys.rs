@@ -10,7 +10,9 @@ pub mod sha256;
 pub mod sqlite;
 pub mod uring;
 
+use std::ffi::{CString, OsStr};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 
 use rustix::io::Errno;
 
@@ -25,8 +27,9 @@ pub struct FileHandle {
     pub bytes: Vec<u8>,
 }
 
-/// The handle of an open object (`O_PATH` will do). EOPNOTSUPP where the file system has none.
-pub fn file_handle(fd: BorrowedFd<'_>) -> Result<FileHandle, Errno> {
+/// The handle of an open object (`O_PATH` will do), or of `name` in an open directory, of a symlink itself. EOPNOTSUPP where
+/// the file system has none.
+pub fn file_handle(fd: BorrowedFd<'_>, name: Option<&OsStr>) -> Result<FileHandle, Errno> {
     #[repr(C)]
     struct Raw {
         len: libc::c_uint,
@@ -39,15 +42,21 @@ pub fn file_handle(fd: BorrowedFd<'_>) -> Result<FileHandle, Errno> {
         bytes: [0; MAX_HANDLE],
     };
     let mut mount_id: libc::c_int = 0;
-    // SAFETY: `raw` has the layout of struct file_handle with `len` bytes of room behind its head, as the call demands.
+    let path = CString::new(name.map_or(&b""[..], OsStr::as_bytes)).map_err(|_| Errno::INVAL)?;
+    let flags = match name {
+        Some(_) => 0,
+        None => libc::AT_EMPTY_PATH,
+    };
+    // SAFETY: `path` ends in NUL; `raw` has the layout of struct file_handle with `len` bytes of room behind its head, as the
+    // call demands.
     let rc = unsafe {
         libc::syscall(
             libc::SYS_name_to_handle_at,
             fd.as_raw_fd(),
-            c"".as_ptr(),
+            path.as_ptr(),
             &raw mut raw,
             &raw mut mount_id,
-            libc::AT_EMPTY_PATH,
+            flags,
         )
     };
     if rc != 0 {

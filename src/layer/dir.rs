@@ -350,11 +350,16 @@ impl Layer for DirLayer {
     }
 
     fn file_handle(&self, node: &LayerNode) -> Option<FileHandle> {
-        sys::file_handle(self.object(node).ok()?.as_fd()).ok()
+        let dir = self.dir_at(&node.dir).ok()?;
+        sys::file_handle(dir.as_fd(), node.name.as_deref()).ok()
     }
 
     fn xattr_names(&self, node: &LayerNode) -> Result<Vec<OsString>> {
-        let mut names = host::xattr_names_fd(self.object(node)?.as_fd())?;
+        let dir = self.dir_at(&node.dir)?;
+        let mut names = match &node.name {
+            Some(name) => host::xattr_names_at(dir.as_fd(), name)?,
+            None => host::xattr_names_fd(dir.as_fd())?,
+        };
         names.retain(|name| !self.permissions.hides(name));
         Ok(names)
     }
@@ -363,6 +368,84 @@ impl Layer for DirLayer {
         if self.permissions.hides(name) {
             return Ok(None);
         }
-        host::xattr_fd(self.object(node)?.as_fd(), name)
+        let dir = self.dir_at(&node.dir)?;
+        match &node.name {
+            Some(own) => host::xattr_at(host::proc_child(dir.as_fd(), own).as_slice(), name),
+            None => host::xattr_fd(dir.as_fd(), name),
+        }
+    }
+
+    fn xattrs(
+        &self,
+        node: &LayerNode,
+        open: Option<&LayerFile>,
+        wanted: &dyn Fn(&OsStr) -> bool,
+    ) -> Result<Vec<(OsString, Vec<u8>)>> {
+        let object = match open {
+            Some(LayerFile::Fd(fd)) => Arc::clone(fd),
+            _ => self.object(node)?,
+        };
+        let mut found = Vec::new();
+        for name in host::xattr_names_fd(object.as_fd())? {
+            if !self.permissions.hides(&name)
+                && wanted(&name)
+                && let Some(value) = host::xattr_fd(object.as_fd(), &name)?
+            {
+                found.push((name, value));
+            }
+        }
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::XattrFlags;
+
+    use super::*;
+
+    /// What is asked by name in a directory and what is asked of an open object is the same, a symlink's own among them.
+    #[test]
+    fn xattrs_and_handles_by_name_are_those_of_the_object() {
+        let tmp = tempfile::tempdir().unwrap();
+        let sub = tmp.path().join("sub");
+        std::fs::create_dir(&sub).unwrap();
+        std::fs::write(sub.join("file"), "x").unwrap();
+        std::os::unix::fs::symlink("file", sub.join("link")).unwrap();
+        let layer = DirLayer::open(tmp.path()).unwrap();
+        let find = |dir: &LayerNode, name: &str| match layer.lookup(dir, OsStr::new(name)) {
+            Ok(Some(LayerEntry::Node { node, .. })) => node,
+            other => panic!("{name}: {other:?}"),
+        };
+        let dir = find(&layer.root().unwrap(), "sub");
+        let nodes = [find(&dir, "file"), find(&dir, "link"), dir];
+        for (n, node) in nodes.iter().enumerate() {
+            let object = layer.object(node).unwrap();
+            for (name, value) in [
+                ("trusted.kept", vec![n as u8; 300]),
+                ("trusted.not", vec![]),
+            ] {
+                let (fd, name) = (object.as_fd(), OsStr::new(name));
+                host::set_xattr_fd(fd, name, &value, XattrFlags::empty()).unwrap();
+            }
+        }
+        for (n, node) in nodes.iter().enumerate() {
+            let kept = OsStr::new("trusted.kept");
+            let names = layer.xattr_names(node).unwrap();
+            assert!(names.len() >= 2 && names.iter().any(|name| name == kept));
+            let value = Some(vec![n as u8; 300]);
+            assert_eq!(layer.xattr(node, kept).unwrap(), value);
+            assert_eq!(layer.xattr(node, OsStr::new("trusted.none")), Ok(None));
+            let open = layer.open(node).ok();
+            assert_eq!(open.is_some(), n == 0);
+            for open in [None, open.as_ref()] {
+                let wanted = |name: &OsStr| name == kept;
+                let found = layer.xattrs(node, open, &wanted).unwrap();
+                assert_eq!(found, [(kept.to_owned(), vec![n as u8; 300])]);
+            }
+            let object = layer.object(node).unwrap();
+            let of_object = sys::file_handle(object.as_fd(), None).ok();
+            assert!(of_object.is_some() && layer.file_handle(node) == of_object);
+        }
     }
 }

@@ -115,4 +115,21 @@ pub trait Layer: Send + Sync {
     fn xattr_names(&self, node: &LayerNode) -> Result<Vec<OsString>>;
     /// `None`: no such attribute.
     fn xattr(&self, node: &LayerNode, name: &OsStr) -> Result<Option<Vec<u8>>>;
+    /// Those xattrs whose names are `wanted`, with their values. `_open` is the object, if it is open already.
+    fn xattrs(
+        &self,
+        node: &LayerNode,
+        _open: Option<&LayerFile>,
+        wanted: &dyn Fn(&OsStr) -> bool,
+    ) -> Result<Vec<(OsString, Vec<u8>)>> {
+        let mut found = Vec::new();
+        for name in self.xattr_names(node)? {
+            if wanted(&name)
+                && let Some(value) = self.xattr(node, &name)?
+            {
+                found.push((name, value));
+            }
+        }
+        Ok(found)
+    }
 }

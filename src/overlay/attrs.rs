@@ -150,7 +150,7 @@ impl Overlay {
                 return Ok(attr);
             }
         }
-        if let Some(size) = set.size {
+        let fd = if let Some(size) = set.size {
             match node.kind {
                 FileKind::Regular => {}
                 FileKind::Directory => return Err(Errno::ISDIR),
@@ -164,10 +164,10 @@ impl Overlay {
             let file = self.open_file(&node, true)?;
             self.changed_by(caller, &node)?;
             rustix::fs::ftruncate(file.file.fd().ok_or(Errno::BADF)?, size)?;
+            self.open_upper_or_path(&node)?
         } else {
-            self.copy_up(&node, Extent::Metadata)?;
-        }
-        let fd = self.open_upper_or_path(&node)?;
+            self.copied_up(&node)?
+        };
         let fd = fd.as_fd();
         let uid = set.uid.map(|uid| self.ids.uid_on_disk(uid)).transpose()?;
         let gid = set.gid.map(|gid| self.ids.gid_on_disk(gid)).transpose()?;

@@ -20,7 +20,7 @@ use super::node::{Climb, Link, LowerRef, Node, UpperObject, lock};
 use super::origin::Origin;
 use super::resolve::METACOPY_MARK;
 use super::upper::is_internal_xattr;
-use crate::layer::{LayerFile, Permissions, host};
+use crate::layer::{LayerFile, ObjectKey, Permissions, host};
 use crate::meta::{Attr, FileKind};
 
 /// What putting a copy into a directory takes there: changing a file does not ask for a writable directory.
@@ -53,6 +53,7 @@ struct Copy<'a> {
     name: Option<OsString>,
     /// Of a regular file, open for reading and writing; of anything else `O_PATH`.
     fd: Arc<OwnedFd>,
+    key: ObjectKey,
     data_below: bool,
 }
 
@@ -67,9 +68,22 @@ impl Drop for Copy<'_> {
 impl Overlay {
     /// Makes sure the node has an object in the upper; all its parents get one too.
     pub(super) fn copy_up(&self, node: &Arc<Node>, extent: Extent) -> Result<()> {
+        self.copy_up_open(node, extent).map(drop)
+    }
+
+    /// The same for who changes the object itself (not its data): gives a descriptor of what is in the upper then.
+    pub(super) fn copied_up(&self, node: &Arc<Node>) -> Result<Arc<OwnedFd>> {
+        match self.copy_up_open(node, Extent::Metadata)? {
+            Some(made) => Ok(made),
+            None => self.open_upper_or_path(node),
+        }
+    }
+
+    /// [`Self::copy_up`]; gives the copy's descriptor if it made one.
+    fn copy_up_open(&self, node: &Arc<Node>, extent: Extent) -> Result<Option<Arc<OwnedFd>>> {
         self.writable()?;
         if node.data_in_upper() || extent == Extent::Metadata && node.in_upper() {
-            return Ok(());
+            return Ok(None);
         }
         // Ancestors first, from the top; a loop, since paths can be thousands of names deep.
         let mut missing = Vec::new();
@@ -86,14 +100,13 @@ impl Overlay {
         self.copy_up_one(node, extent)
     }
 
-    fn copy_up_one(&self, node: &Arc<Node>, extent: Extent) -> Result<()> {
+    fn copy_up_one(&self, node: &Arc<Node>, extent: Extent) -> Result<Option<Arc<OwnedFd>>> {
         let _alone = lock(&node.copy_up);
         if node.in_upper() {
-            return if node.data_in_upper() || extent == Extent::Metadata {
-                Ok(())
-            } else {
-                self.copy_up_data(node, extent)
-            };
+            if !node.data_in_upper() && extent != Extent::Metadata {
+                self.copy_up_data(node, extent)?;
+            }
+            return Ok(None);
         }
         let lowers = node.state().lowers.clone();
         let origin = Origin::of(&self.lowers, lowers.first().ok_or(Errno::STALE)?);
@@ -122,7 +135,7 @@ impl Overlay {
         match upper.mark(copy.fd.as_fd(), mark, value) {
             Ok(()) => {}
             Err(Errno::PERM | Errno::OPNOTSUPP) => {
-                let own = self.lowers.host_ino(host::stat_fd(copy.fd.as_fd())?.key);
+                let own = self.lowers.host_ino(copy.key);
                 lock(&self.unmarked).insert(own, node.id);
             }
             Err(e) => return Err(e),
@@ -159,7 +172,7 @@ impl Overlay {
         } else {
             self.files.remove(&node.id.0);
         }
-        Ok(())
+        Ok(Some(Arc::clone(&copy.fd)))
     }
 
     /// Makes a copy of a lower object in the workdir, complete, and (unless volatile) safe to be shown.
@@ -170,12 +183,11 @@ impl Overlay {
         let work = upper.work();
         let temp = name.as_os_str();
         let on_disk = self.kind_on_disk(attr.kind);
-        let path = || {
-            let opened = host::open_at(work, temp, OFlags::PATH | OFlags::NOFOLLOW);
-            opened.inspect_err(|_| {
-                let _ = upper.remove_work(temp);
-            })
+        let removed = |_: &Errno| {
+            let _ = upper.remove_work(temp);
         };
+        let path =
+            || host::open_at(work, temp, OFlags::PATH | OFlags::NOFOLLOW).inspect_err(removed);
         let made = match on_disk {
             FileKind::Regular => rustix::fs::openat(
                 work,
@@ -202,10 +214,12 @@ impl Overlay {
                 path()?
             }
         };
+        let stat = host::stat_fd(made.as_fd()).inspect_err(removed)?;
         let copy = Copy {
             overlay: self,
             name: Some(name.clone()),
             fd: Arc::new(made),
+            key: stat.key,
             data_below: false,
         };
         let fd = copy.fd.as_fd();
@@ -228,7 +242,7 @@ impl Overlay {
         if on_disk == FileKind::CharDevice && attr.rdev == 0 {
             super::create::mark_device(fd)?;
         }
-        self.dress(fd, lower, attr)?;
+        self.dress((fd, &stat.attr), lower, from.as_ref(), attr)?;
         self.copy_flags(lower, from, &copy)?;
         if on_disk == FileKind::Regular {
             upper.settle.settle(fd, keep > 0)?;
@@ -263,28 +277,31 @@ impl Overlay {
         Ok(())
     }
 
-    /// Gives a new object of the upper what a lower's has: owner, xattrs, permissions, times.
-    fn dress(&self, fd: BorrowedFd<'_>, lower: &LowerRef, attr: &Attr) -> Result<()> {
+    /// Gives an object of the upper, and what it has so far, what a lower's has: owner, xattrs, permissions, times. `file` is
+    /// the lower one, if it was opened.
+    fn dress(
+        &self,
+        (fd, own): (BorrowedFd<'_>, &Attr),
+        lower: &LowerRef,
+        file: Option<&LayerFile>,
+        attr: &Attr,
+    ) -> Result<()> {
         let layer = self.lowers.layer(lower.layer);
         // chown takes capabilities away, so it comes before them.
-        if self.permissions == Permissions::Inode {
+        if self.permissions == Permissions::Inode && (own.uid, own.gid) != (attr.uid, attr.gid) {
             attrs::set_owner(fd, Some(attr.uid), Some(attr.gid))?;
         }
-        for name in layer.xattr_names(&lower.node)? {
-            if is_internal_xattr(&name) && !is_nested(&name) {
-                continue;
-            }
-            if let Some(value) = layer.xattr(&lower.node, &name)? {
-                // An ACL set just before may already forbid it.
-                let set = self.writable()?.permitted(fd, libc::S_IWUSR, || {
-                    host::set_xattr_fd(fd, &name, &value, XattrFlags::empty())
-                });
-                match set {
-                    Ok(()) => {}
-                    // What the upper's file system or our privilege cannot hold is no reason to refuse the write.
-                    Err(Errno::OPNOTSUPP | Errno::PERM | Errno::INVAL) if may_be_lost(&name) => {}
-                    Err(e) => return Err(e),
-                }
+        let wanted = |name: &OsStr| !is_internal_xattr(name) || is_nested(name);
+        for (name, value) in layer.xattrs(&lower.node, file, &wanted)? {
+            // An ACL set just before may already forbid it.
+            let set = self.writable()?.permitted(fd, libc::S_IWUSR, || {
+                host::set_xattr_fd(fd, &name, &value, XattrFlags::empty())
+            });
+            match set {
+                Ok(()) => {}
+                // What the upper's file system or our privilege cannot hold is no reason to refuse the write.
+                Err(Errno::OPNOTSUPP | Errno::PERM | Errno::INVAL) if may_be_lost(&name) => {}
+                Err(e) => return Err(e),
             }
         }
         if self.permissions != Permissions::Inode {
@@ -305,12 +322,12 @@ impl Overlay {
         let lower = self.lowers.spokesman(&lowers)?;
         let mut attr = self.lowers.layer(lower.layer).attr(&lower.node)?;
         let root = self.writable()?.root().as_fd();
-        match self.dress(root, lower, &attr) {
+        let own = host::stat_fd(root)?.attr;
+        match self.dress((root, &own), lower, None, &attr) {
             // An ordinary user cannot give the directory away, and so keeps it.
             Err(Errno::PERM) => {
-                let own = host::stat_fd(root)?.attr;
                 (attr.uid, attr.gid) = (own.uid, own.gid);
-                self.dress(root, lower, &attr)
+                self.dress((root, &own), lower, None, &attr)
             }
             other => other,
         }
@@ -388,7 +405,7 @@ impl Overlay {
         let before = host::stat_fd(dir.as_fd())?.attr.mtime;
         let temp = copy.name.clone().ok_or(Errno::STALE)?;
         let object = UpperObject {
-            key: host::stat_fd(copy.fd.as_fd())?.key,
+            key: copy.key,
             pinned: None,
             index: index.map(OsStr::to_os_string),
             data_below: copy.data_below,
@@ -439,7 +456,7 @@ impl Overlay {
     fn publish_nameless(&self, node: &Arc<Node>, copy: &mut Copy<'_>) -> Result<bool> {
         let upper = self.writable()?;
         let pin = Arc::clone(&copy.fd);
-        let key = host::stat_fd(pin.as_fd())?.key;
+        let key = copy.key;
         let mut state = node.state_mut();
         if !state.links.is_empty() {
             return Ok(false);

@@ -29,8 +29,8 @@ const REALTIME: u32 = 0x1;
 pub(super) enum Settle {
     /// Nothing: the mount was asked not to sync.
     Not,
-    /// Its data is written and waited for.
-    Written,
+    /// Its data is written and waited for, unless it is on a realtime device, which it can be on XFS.
+    Written { xfs: bool },
     /// All of it is made durable.
     Synced,
 }
@@ -38,11 +38,7 @@ pub(super) enum Settle {
 impl Settle {
     /// What a file system needs on which `dir`, open for reading, is.
     pub fn on(dir: BorrowedFd<'_>) -> Self {
-        if commits_in_order(dir).unwrap_or(false) {
-            Self::Written
-        } else {
-            Self::Synced
-        }
+        of_file_system(dir).unwrap_or(Self::Synced)
     }
 
     /// To be called when the data of `file` is complete: what will be waited for starts now. An error is the file's end:
@@ -50,7 +46,7 @@ impl Settle {
     pub fn begin(self, file: BorrowedFd<'_>) -> Result<()> {
         match self {
             Self::Not | Self::Synced => Ok(()),
-            Self::Written => sys::start_writing(file).or_else(unless_forbidden),
+            Self::Written { .. } => sys::start_writing(file).or_else(unless_forbidden),
         }
     }
 
@@ -59,18 +55,19 @@ impl Settle {
     pub fn settle(self, file: BorrowedFd<'_>, has_data: bool) -> Result<()> {
         match self {
             Self::Not => Ok(()),
-            Self::Written if !has_data => Ok(()),
+            Self::Written { .. } if !has_data => Ok(()),
             // It may have come from a work directory that was on a realtime device.
-            Self::Written if flags(file).is_ok_and(|all| all & REALTIME == 0) => {
-                match sys::write_out(file) {
-                    Err(error) => {
-                        unless_forbidden(error)?;
-                        rustix::fs::fsync(file)
-                    }
-                    done => done,
-                }
+            Self::Written { xfs: true } if !flags(file).is_ok_and(|all| all & REALTIME == 0) => {
+                rustix::fs::fsync(file)
             }
-            Self::Written | Self::Synced => rustix::fs::fsync(file),
+            Self::Written { .. } => match sys::write_out(file) {
+                Err(error) => {
+                    unless_forbidden(error)?;
+                    rustix::fs::fsync(file)
+                }
+                done => done,
+            },
+            Self::Synced => rustix::fs::fsync(file),
         }
     }
 }
@@ -91,12 +88,17 @@ fn flags(file: BorrowedFd<'_>) -> Result<u32> {
         .ok_or(Errno::IO)
 }
 
-fn commits_in_order(dir: BorrowedFd<'_>) -> Result<bool> {
-    match rustix::fs::fstatfs(dir)?.f_type {
-        EXT4_MAGIC => Ok(is_ordered_ext4(&block_device(dir)?)),
-        XFS_MAGIC => Ok(flags(dir)? & REALTIME_INHERITED == 0),
-        _ => Ok(false),
-    }
+fn of_file_system(dir: BorrowedFd<'_>) -> Result<Settle> {
+    let (in_order, xfs) = match rustix::fs::fstatfs(dir)?.f_type {
+        EXT4_MAGIC => (is_ordered_ext4(&block_device(dir)?), false),
+        XFS_MAGIC => (flags(dir)? & REALTIME_INHERITED == 0, true),
+        _ => (false, false),
+    };
+    Ok(if in_order {
+        Settle::Written { xfs }
+    } else {
+        Settle::Synced
+    })
 }
 
 /// The kernel's name of the device below the file system of `dir`.

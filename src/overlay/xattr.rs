@@ -10,7 +10,6 @@ use std::sync::Arc;
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
-use super::copyup::Extent;
 use super::engine::Overlay;
 use super::node::Node;
 use super::upper::INTERNAL_PREFIXES;
@@ -154,8 +153,7 @@ impl Overlay {
             XattrSet::Create => XattrFlags::CREATE,
             XattrSet::Replace => XattrFlags::REPLACE,
         };
-        self.copy_up(&node, Extent::Metadata)?;
-        let fd = self.upper_path(&node)?;
+        let fd = self.copied_up(&node)?;
         let set = if name == acl::ACCESS && self.permissions != Permissions::Inode {
             self.set_acl(fd.as_fd(), name, value)
         } else {
@@ -190,8 +188,7 @@ impl Overlay {
         if !node.in_upper() && self.raw_xattr(&node, &stored)?.is_none() {
             return Err(Errno::NODATA);
         }
-        self.copy_up(&node, Extent::Metadata)?;
-        let removed = host::remove_xattr_fd(self.upper_path(&node)?.as_fd(), &stored);
+        let removed = host::remove_xattr_fd(self.copied_up(&node)?.as_fd(), &stored);
         self.rules_changed(&node);
         removed
     }
