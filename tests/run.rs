@@ -71,8 +71,6 @@ fn streams_and_exit_codes() {
     room.assert_nothing_runs();
 }
 
-/// T29: whatever descriptors the caller had open without asking for their end, the container has three.
-
 #[test]
 fn the_configuration_of_the_image_and_of_the_command_line() {
     let room = Room::new();
@@ -372,7 +370,51 @@ fn what_a_container_changed_stays_until_it_is_removed() {
     assert_eq!(room.run(&["ps", "-aq"]), "");
 }
 
-/// Whoever is killed, what is left can be seen, used and removed; and what nobody uses is put away by looking.
+/// The container's root by the kernel's overlayfs: the same goes in, and the same comes out.
+#[test]
+fn the_kernel_may_merge() {
+    let room = Room::new();
+    let host = room.sandbox.mkdir("host");
+    std::fs::write(host.join("theirs"), "theirs\n").expect("write");
+    let volume = format!("{}:/data:O", host.display());
+    let merges = || {
+        let json = room.run(&["mounts", "--format", "json"]);
+        let all: Vec<serde_json::Value> = serde_json::from_str(&json).expect("JSON");
+        let word = |mount: &serde_json::Value| mount["Merge"].as_str().map(str::to_owned);
+        all.iter().map(word).collect::<Option<Vec<_>>>()
+    };
+    for runtime in RUNTIMES {
+        for (merge, expected) in [("kernel", "kernel"), ("auto", "kernel"), ("fuse", "fuse")] {
+            let name = format!("{runtime}-{merge}");
+            let script = "echo x > /root/new; rm /etc/motd; mv /home /moved; echo x > /data/theirs; sleep 100";
+            let words = ["run", "-d", "--name", &name, "--merge", merge];
+            let more = ["--runtime", runtime, "-v", &volume, "busybox"];
+            room.run(&[&words[..], &more, &["sh", "-c", script]].concat());
+            run_support::eventually("the script is done", || {
+                room.run(&["exec", &name, "cat", "/data/theirs"]) == "x\n"
+            });
+            let both = vec![expected.to_owned(); 2];
+            assert_eq!(merges(), Some(both), "{name}: root and volume");
+            room.run(&["commit", &name, &format!("{name}:1")]);
+            room.run(&["rm", "-f", &name]);
+
+            let script = "cat /root/new; ls /etc; ls -d /moved /home 2>&1; true";
+            let image = format!("{name}:1");
+            let words = ["--merge", merge, &image, "sh", "-c", script];
+            let seen = room.run_with(runtime, &words);
+            assert!(seen.starts_with("x\n") && !seen.contains("motd"), "{seen}");
+            assert!(
+                seen.contains("/moved\n") && seen.contains("/home: No"),
+                "{seen}"
+            );
+            let theirs = std::fs::read(host.join("theirs")).expect("read");
+            assert_eq!(theirs, b"theirs\n");
+            room.assert_nothing_runs();
+        }
+    }
+    let said = room.fail(125, &["run", "--merge", "nobody", "busybox", "true"]);
+    assert!(said.contains("nobody"), "{said}");
+}
 
 #[test]
 fn a_real_system() {

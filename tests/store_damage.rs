@@ -67,10 +67,12 @@ fn walk(layer: &LayerReader, dir: u64, depth: u32, read: &mut u64) -> Result<(),
     }
     for entry in layer.read_dir(dir)? {
         layer.lookup(dir, &entry.name)?;
+        let (_, found) = layer.find(dir, &entry.name)?.expect("it was listed");
         let Some((ino, _)) = entry.target else {
             continue;
         };
         let inode = layer.inode(ino)?;
+        assert_eq!(found.as_ref(), Some(&inode));
         layer.xattrs(ino)?;
         match inode.kind {
             ovl::meta::FileKind::Directory => walk(layer, ino, depth + 1, read)?,

@@ -22,9 +22,17 @@ fn listing(layer: &LayerReader) -> Vec<String> {
     while let Some((path, dir)) = stack.pop() {
         for Dirent { name, target } in layer.read_dir(dir).unwrap() {
             let path = format!("{path}/{}", name.to_str().unwrap());
+            let dirent = Dirent { name, target };
+            let (found, inode) = layer.find(dir, &dirent.name).unwrap().unwrap();
+            assert_eq!(found, dirent, "{path}");
             assert_eq!(
-                layer.lookup(dir, &name).unwrap(),
-                Some(Dirent { name, target }),
+                inode,
+                target.map(|(ino, _)| layer.inode(ino).unwrap()),
+                "{path}"
+            );
+            assert_eq!(
+                layer.lookup(dir, &dirent.name).unwrap(),
+                Some(dirent),
                 "{path}"
             );
             let Some((ino, kind)) = target else {
@@ -634,6 +642,7 @@ fn fifty_thousand_entries_and_deep_paths() {
     }
     assert_eq!(seen, info.entries);
     assert_eq!(layer.lookup(ROOT_INODE, "nothing".as_ref()).unwrap(), None);
+    assert_eq!(layer.find(ROOT_INODE, "nothing".as_ref()).unwrap(), None);
 }
 
 #[test]

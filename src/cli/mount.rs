@@ -56,7 +56,7 @@ pub struct Mount {
 
 /// [`Merge`] on the command line.
 #[derive(Clone, Copy, ValueEnum)]
-enum Who {
+pub enum Who {
     Fuse,
     Kernel,
     Auto,

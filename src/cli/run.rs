@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use ovl::mount::Merge;
 use ovl::run::{self, Containers, ImageConfig, Outcome, Request, Volume};
 
 use super::error::{Failure, one_line};
+use super::mount::Who;
 use super::{Context, find, mounts, output};
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
@@ -67,6 +69,10 @@ pub struct Run {
         hide_possible_values = true
     )]
     net: Net,
+    /// Who merges the image and the container's changes: fuse (ovl itself), kernel (its overlayfs: native speed for changes; needs
+    /// root or a user namespace), or auto (the kernel where that works)
+    #[arg(long, value_enum, value_name = "WHO", hide_possible_values = true)]
+    merge: Option<Who>,
     /// Keep what was changed in `-v …:O` volumes, and say where
     #[arg(long)]
     keep: bool,
@@ -131,6 +137,7 @@ impl Run {
             remove: self.rm,
             keep: self.keep,
             read_only: self.read_only,
+            merge: self.merge.map(Merge::from).unwrap_or_default(),
             runtime: self.runtime,
         })
     }

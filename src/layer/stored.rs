@@ -25,6 +25,15 @@ impl StoredLayer {
     pub fn reader(&self) -> &LayerReader {
         &self.reader
     }
+
+    fn all_xattrs(&self, node: &LayerNode) -> Result<Vec<(OsString, Vec<u8>)>> {
+        let ino = node.key.ino;
+        // Mostly there are none, and that is known already.
+        if !self.reader.inode(ino).map_err(errno)?.has_xattrs {
+            return Ok(Vec::new());
+        }
+        self.reader.xattrs(ino).map_err(errno)
+    }
 }
 
 /// A damaged or vanished row is EIO for that file; the mount lives on.
@@ -71,15 +80,15 @@ impl Layer for StoredLayer {
     }
 
     fn lookup(&self, dir: &LayerNode, name: &OsStr) -> Result<Option<LayerEntry>> {
-        let found = self.reader.lookup(dir.key.ino, name).map_err(errno)?;
-        let Some(dirent) = found else {
+        let found = self.reader.find(dir.key.ino, name).map_err(errno)?;
+        let Some((dirent, inode)) = found else {
             return Ok(None);
         };
         let Some((ino, kind)) = dirent.target else {
             return Ok(Some(LayerEntry::Whiteout));
         };
         // What is damaged is an error for who asks for it.
-        let inode = self.reader.inode(ino).ok().filter(|i| i.kind == kind);
+        let inode = inode.filter(|i| i.kind == kind);
         Ok(Some(LayerEntry::Node {
             node: LayerNode {
                 key: key(ino),
@@ -140,12 +149,12 @@ impl Layer for StoredLayer {
     }
 
     fn xattr_names(&self, node: &LayerNode) -> Result<Vec<OsString>> {
-        let all = self.reader.xattrs(node.key.ino).map_err(errno)?;
+        let all = self.all_xattrs(node)?;
         Ok(all.into_iter().map(|(name, _)| name).collect())
     }
 
     fn xattr(&self, node: &LayerNode, name: &OsStr) -> Result<Option<Vec<u8>>> {
-        let all = self.reader.xattrs(node.key.ino).map_err(errno)?;
+        let all = self.all_xattrs(node)?;
         Ok(all
             .into_iter()
             .find(|(n, _)| n == name)

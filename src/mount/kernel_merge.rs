@@ -90,7 +90,8 @@ fn only_engine(spec: &MountSpec) -> Option<&'static str> {
         (asked.static_nlink, "static_nlink"),
         (asked.xattrs == Xattrs::NoAcl, "noacl"),
         (asked.xattrs == Xattrs::Nothing, "noxattrs"),
-        (asked.no_fsync, "fsync=0"),
+        // What a volatile overlay does.
+        (asked.no_fsync && !asked.volatile, "fsync=0"),
         (asked.aufs == Aufs::Write, "writing AUFS whiteouts"),
         // The upper may be one that an archive with such names was unpacked to.
         (

@@ -159,6 +159,7 @@ pub fn serve(
             serve()
         });
     if let (Some(dirs), Merge::Kernel, true) = (&upper, merge, spec.overlay.volatile)
+        && !spec.overlay.no_fsync
         && matches!(key.find(), Ok(None))
     {
         kernel_merge::end_volatile(&dirs.work);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::config::ImageConfig;
 use super::spec::Net;
 use super::volume::Volume;
-use crate::mount::ResolveImage;
+use crate::mount::{Merge, ResolveImage};
 use crate::store::Digest;
 
 /// A container to be made and run.
@@ -39,6 +39,8 @@ pub struct Request {
     /// Uppers of overlays over host directories stay.
     pub keep: bool,
     pub read_only: bool,
+    /// Who merges the image and what the container changes.
+    pub merge: Merge,
     /// A program's path or name; `None`: the first known one in PATH.
     pub runtime: Option<PathBuf>,
 }

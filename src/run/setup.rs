@@ -14,7 +14,7 @@ use super::runtime::Runtime;
 use super::spec::{Bind, Net, Spec};
 use super::volume::{Access, Volume};
 use super::{user, userns};
-use crate::mount::{self, Flags, Lower, MountSpec, UpperSpec};
+use crate::mount::{self, Flags, Lower, Merge, MountSpec, UpperSpec};
 use crate::{fuse, overlay};
 
 /// A bundle ready to be run, and what to take away again.
@@ -58,7 +58,7 @@ fn mount_spec(
             dev: false,
             ..Flags::default()
         },
-        merge: mount::Merge::default(),
+        merge: request.merge,
         fuse: fuse::Config::from_environment(),
         overlay: overlay::Options {
             // Nobody will look at it after a crash, nor after its end.
@@ -313,6 +313,10 @@ impl Setup<'_> {
             &upper,
             &on,
         );
+        // The kernel stacks overlays two deep only.
+        if spec.merge == Merge::Kernel {
+            spec.merge = Merge::Auto;
+        }
         spec.overlay.volatile &= !keep;
         spec.overlay.no_fsync &= !keep;
         mounted(&spec)?;

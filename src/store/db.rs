@@ -159,6 +159,8 @@ impl Database {
             (DbConfig::SQLITE_DBCONFIG_DQS_DDL, false),
             (DbConfig::SQLITE_DBCONFIG_ENABLE_ATTACH_CREATE, false),
             (DbConfig::SQLITE_DBCONFIG_ENABLE_ATTACH_WRITE, false),
+            // Else a statement whose plan could depend on what is bound to it is prepared anew for each value.
+            (DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true),
         ] {
             conn.set_db_config(option, value)?;
         }

@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::{Arc, LazyLock};
 
+use quick_cache::sync::Cache;
 use rusqlite::{OptionalExtension, Row};
 
 use super::content::ContentReader;
@@ -14,6 +15,8 @@ use crate::meta::{FileKind, Timestamp};
 
 /// Inode number of every layer's root.
 pub const ROOT_INODE: u64 = 1;
+/// Inodes kept by each reader of a layer: who looks a name up mostly asks more of it soon.
+const INODES_KEPT: usize = 256;
 
 /// One name of a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +57,8 @@ pub struct LayerReader {
     shared: Arc<Shared>,
     layer: i64,
     info: Arc<LayerInfo>,
+    /// Those read last. A layer in the store does not change.
+    inodes: Arc<Cache<u64, Inode>>,
 }
 
 impl LayerReader {
@@ -66,6 +71,7 @@ impl LayerReader {
             shared: Arc::clone(shared),
             layer,
             info: Arc::new(info),
+            inodes: Arc::new(Cache::new(INODES_KEPT)),
         })
     }
 
@@ -91,6 +97,28 @@ impl LayerReader {
             .transpose()
     }
 
+    /// The same with the node itself, which is `None` for a whiteout, and where it is damaged.
+    pub fn find(&self, dir: u64, name: &OsStr) -> Result<Option<(Dirent, Option<Inode>)>> {
+        let found: Option<(i64, i64, Result<Inode>)> = self.shared.database.read(|conn| {
+            Ok(conn
+                .prepare_cached(&FIND)?
+                .query_row((self.layer, dir as i64, name.as_bytes()), |row| {
+                    let (ino, kind): (i64, i64) = (row.get(0)?, row.get(1)?);
+                    Ok((ino, kind, inode_from(ino as u64, row, 2)))
+                })
+                .optional()?)
+        })?;
+        let Some((ino, kind, inode)) = found else {
+            return Ok(None);
+        };
+        let dirent = self.dirent(name.as_bytes(), ino, kind)?;
+        let inode = inode.ok().filter(|_| dirent.target.is_some());
+        if let Some(inode) = &inode {
+            self.inodes.insert(inode.ino, inode.clone());
+        }
+        Ok(Some((dirent, inode)))
+    }
+
     /// All entries, in name (byte) order.
     pub fn read_dir(&self, dir: u64) -> Result<Vec<Dirent>> {
         self.shared.database.read(|conn| {
@@ -112,16 +140,21 @@ impl LayerReader {
 
     /// Attributes of a node.
     pub fn inode(&self, ino: u64) -> Result<Inode> {
-        self.shared.database.read(|conn| {
+        if let Some(known) = self.inodes.get(&ino) {
+            return Ok(known);
+        }
+        let inode = self.shared.database.read(|conn| {
             conn.prepare_cached(&INODE)?
-                .query_row((self.layer, ino as i64), |row| Ok(inode_from(ino, row)))
+                .query_row((self.layer, ino as i64), |row| Ok(inode_from(ino, row, 0)))
                 .optional()?
                 .ok_or_else(|| self.damaged(&format!("there is no inode {ino}")))?
                 .map_err(|error| match error {
                     Error::Corrupt(why) => self.damaged(&format!("inode {ino}: {why}")),
                     other => other,
                 })
-        })
+        })?;
+        self.inodes.insert(ino, inode.clone());
+        Ok(inode)
     }
 
     /// Where a symlink points.
@@ -196,21 +229,34 @@ pub(super) const INODE_COLUMNS: &str = "kind, perm, uid, gid, mtime_s, mtime_ns,
 static INODE: LazyLock<String> =
     LazyLock::new(|| format!("SELECT {INODE_COLUMNS} FROM inode WHERE layer = ?1 AND ino = ?2"));
 
-/// Reads and checks a row of [`INODE_COLUMNS`].
-pub(super) fn inode_from(ino: u64, row: &Row<'_>) -> Result<Inode> {
+static FIND: LazyLock<String> = LazyLock::new(|| {
+    let columns: Vec<String> = INODE_COLUMNS
+        .split(", ")
+        .map(|column| format!("i.{column}"))
+        .collect();
+    format!(
+        "SELECT d.ino, d.kind, {} FROM dentry d LEFT JOIN inode i ON i.layer = d.layer AND i.ino = d.ino \
+         WHERE d.layer = ?1 AND d.parent = ?2 AND d.name = ?3",
+        columns.join(", ")
+    )
+});
+
+/// Reads and checks a row of [`INODE_COLUMNS`], which begin with column `first`.
+pub(super) fn inode_from(ino: u64, row: &Row<'_>, first: usize) -> Result<Inode> {
     let damaged = |what: &str| Error::Corrupt(format!("it has an impossible {what}"));
     let size = |index| {
-        let value: i64 = row.get(index)?;
+        let value: i64 = row.get(first + index)?;
         u64::try_from(value)
             .ok()
             .filter(|size| *size <= MAX_SIZE)
             .ok_or_else(|| damaged("size"))
     };
-    let small = |index, what| u32::try_from(row.get::<_, i64>(index)?).map_err(|_| damaged(what));
-    let kind = kind::from_code(row.get(0)?).ok_or_else(|| damaged("kind"))?;
-    let flags: i64 = row.get(10)?;
+    let small =
+        |index, what| u32::try_from(row.get::<_, i64>(first + index)?).map_err(|_| damaged(what));
+    let kind = kind::from_code(row.get(first)?).ok_or_else(|| damaged("kind"))?;
+    let flags: i64 = row.get(first + 10)?;
     let total = size(6)?;
-    let data_size = if row.get::<_, Option<i64>>(7)?.is_some() {
+    let data_size = if row.get::<_, Option<i64>>(first + 7)?.is_some() {
         size(7)?
     } else {
         total
@@ -219,7 +265,7 @@ pub(super) fn inode_from(ino: u64, row: &Row<'_>) -> Result<Inode> {
     if nanos >= 1_000_000_000 || data_size > total {
         return Err(damaged("time or size"));
     }
-    let content = match (kind, row.get(11)?) {
+    let content = match (kind, row.get(first + 11)?) {
         (FileKind::Regular, 0) if total == 0 => ContentRef::EMPTY,
         (FileKind::Regular, raw) => ContentRef::stored(raw).map_err(|_| damaged("content"))?,
         _ => ContentRef::EMPTY,
@@ -230,14 +276,14 @@ pub(super) fn inode_from(ino: u64, row: &Row<'_>) -> Result<Inode> {
         perm: small(1, "mode")? & 0o7777,
         uid: small(2, "owner")?,
         gid: small(3, "group")?,
-        mtime: Timestamp::new(row.get(4)?, nanos),
+        mtime: Timestamp::new(row.get(first + 4)?, nanos),
         size: total,
         data_size,
         nlink: small(8, "link count")?,
-        rdev: row.get::<_, i64>(9)? as u64,
+        rdev: row.get::<_, i64>(first + 9)? as u64,
         opaque: flags & FLAG_OPAQUE != 0,
         implicit: flags & FLAG_IMPLICIT != 0,
-        has_xattrs: row.get(12)?,
+        has_xattrs: row.get(first + 12)?,
         content,
     })
 }

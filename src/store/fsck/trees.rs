@@ -81,7 +81,7 @@ impl Check<'_> {
         let mut rows = statement.query([layer])?;
         while let Some(row) = rows.next()? {
             let ino: i64 = row.get("ino")?;
-            let node = match reader::inode_from(ino as u64, row) {
+            let node = match reader::inode_from(ino as u64, row, 0) {
                 Ok(node) => node,
                 Err(Error::Corrupt(why)) => {
                     faults.inode(ino, why);
