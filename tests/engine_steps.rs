@@ -201,6 +201,55 @@ fn renames_in_steps_end_as_others_do() {
     }
 }
 
+/// What never had a name leaves nothing; what got one is there after a remount, its own number among it.
+#[test]
+fn a_file_without_a_name_gets_one_or_goes() {
+    let mut b = Bench::new(|one, _| {
+        fs::create_dir(one.join("d")).unwrap();
+        fs::write(one.join("d/old"), "old").unwrap();
+    });
+    let dir = b.get("d").node;
+    let make = |b: &Bench, mode| b.overlay.tmpfile(ROOT, dir, mode, 0o027).unwrap();
+    let (kept, lost) = (
+        make(&b, libc::S_IFREG | 0o666),
+        make(&b, libc::S_IFREG | 0o600),
+    );
+    assert_eq!(
+        (kept.attr.nlink, kept.attr.perm, lost.attr.nlink),
+        (0, 0o640, 0)
+    );
+    for (entry, text) in [(&kept, &b"kept"[..]), (&lost, b"lost")] {
+        b.overlay.write(entry.node, 0, text, false).unwrap();
+    }
+    assert_eq!(b.changes(), Vec::<String>::new());
+    assert_eq!(
+        b.overlay.link(kept.node, dir, OsStr::new("old")).err(),
+        Some(Errno::EXIST)
+    );
+    b.unlink("d/old").unwrap();
+    for name in ["old", "again"] {
+        let entry = b.overlay.link(kept.node, dir, OsStr::new(name)).unwrap();
+        assert_eq!(entry.node, kept.node);
+    }
+    b.overlay.forget(lost.node, 1);
+    assert_eq!(b.overlay.getattr(lost.node).err(), Some(Errno::STALE));
+    for _ in 0..2 {
+        assert_eq!(b.ls("d"), ["again", "old"]);
+        assert_eq!(b.read("d/old"), b"kept");
+        let entry = b.get("d/again");
+        assert_eq!((entry.node, entry.attr.nlink), (kept.node, 2));
+        b.remount();
+    }
+    b.rmdir("d").unwrap_err();
+    for name in ["d/old", "d/again"] {
+        b.unlink(name).unwrap();
+    }
+    let gone = b.get("d").node;
+    b.rmdir("d").unwrap();
+    let made = b.overlay.tmpfile(ROOT, gone, libc::S_IFREG | 0o600, 0);
+    assert!(matches!(made.err(), Some(Errno::NOENT | Errno::STALE)));
+}
+
 /// A new object was made in its place and given to its owner afterwards: a crash in between left it root's, and whoever
 /// looked saw it so.
 #[test]

@@ -401,24 +401,50 @@ impl Answers {
         if agreed.no_open {
             return Err(Code::ENOSYS);
         }
+        self.call("create", |e| {
+            let made = e.create(caller, parent, name, mode, umask)?;
+            self.opened_new(e, caller, made, flags)
+        })
+    }
+
+    /// A new file without a name, open. `flags` are those of open(2). There is no other way to make one, so it is answered
+    /// where CREATE is not.
+    pub fn tmpfile(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        (mode, umask): (u32, u32),
+        flags: u32,
+    ) -> Answer<(Entry, Opened)> {
+        self.call("tmpfile", |e| {
+            let made = e.tmpfile(caller, parent, mode, umask)?;
+            self.opened_new(e, caller, made, flags)
+        })
+    }
+
+    /// A file just made is opened.
+    fn opened_new(
+        &self,
+        engine: &Overlay,
+        caller: Caller,
+        made: Entry,
+        flags: u32,
+    ) -> Result<(Entry, Opened)> {
+        if !self.negotiated().passthrough {
+            return Ok((made, Opened::PLAIN));
+        }
         let how = OpenHow {
             truncate: false,
             ..OpenHow::from_flags(flags)
         };
-        self.call("create", |e| {
-            let made = e.create(caller, parent, name, mode, umask)?;
-            if !agreed.passthrough {
-                return Ok((made, Opened::PLAIN));
+        match self.open_through(engine, caller, made.node, how) {
+            Ok(opened) => Ok((made, opened)),
+            Err(errno) => {
+                // The kernel will not hear of it.
+                engine.forget(made.node, 1);
+                Err(errno)
             }
-            match self.open_through(e, caller, made.node, how) {
-                Ok(opened) => Ok((made, opened)),
-                Err(errno) => {
-                    // The kernel will not hear of it.
-                    e.forget(made.node, 1);
-                    Err(errno)
-                }
-            }
-        })
+        }
     }
 
     pub fn read(&self, node: NodeId, offset: u64, buffer: &mut [u8]) -> Answer<usize> {

@@ -180,6 +180,9 @@ fn ask(
         } => answers
             .create(caller, (node, name), (mode, umask), flags)
             .map(|(entry, opened)| Reply::Created(entry, opened)),
+        Op::TmpFile { flags, mode, umask } => answers
+            .tmpfile(caller, node, (mode, umask), flags)
+            .map(|(entry, opened)| Reply::Created(entry, opened)),
         Op::Ioctl { cmd, data } => answers.ioctl(node, cmd, data).map(Reply::Ioctl),
         Op::FAllocate {
             mode,

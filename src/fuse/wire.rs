@@ -54,6 +54,7 @@ mod opcode {
     pub const RENAME2: u32 = 45;
     pub const LSEEK: u32 = 46;
     pub const COPY_FILE_RANGE: u32 = 47;
+    pub const TMPFILE: u32 = 51;
 }
 
 /// `FATTR_*`: which fields of a SETATTR count.
@@ -148,7 +149,8 @@ impl Head {
             | opcode::RENAME2
             | opcode::FSYNC
             | opcode::FSYNCDIR
-            | opcode::CREATE => 16,
+            | opcode::CREATE
+            | opcode::TMPFILE => 16,
             opcode::RELEASE | opcode::RELEASEDIR | opcode::LSEEK => 24,
             opcode::IOCTL | opcode::FALLOCATE => 32,
             opcode::READ | opcode::WRITE | opcode::READDIR | opcode::READDIRPLUS => 40,
@@ -257,6 +259,12 @@ pub enum Op<'a> {
         mode: u32,
         umask: u32,
         name: &'a OsStr,
+    },
+    /// A file without a name.
+    TmpFile {
+        flags: u32,
+        mode: u32,
+        umask: u32,
     },
     Ioctl {
         cmd: u32,
@@ -395,6 +403,14 @@ impl<'a> Op<'a> {
                     mode: words.u32()?,
                     umask: words.u32()?,
                     name: name(rest)?,
+                }
+            }
+            opcode::TMPFILE => {
+                let _stand_in = name(rest)?;
+                Self::TmpFile {
+                    flags: words.u32()?,
+                    mode: words.u32()?,
+                    umask: words.u32()?,
                 }
             }
             opcode::IOCTL => {

@@ -11,8 +11,9 @@ use super::acl::{self, Inherited};
 use super::copyup::Extent;
 use super::engine::{OpenFile, Overlay, check_name};
 use super::few::Few;
-use super::node::Node;
+use super::node::{Node, State, UpperObject};
 use super::resolve::UpperName;
+use super::rules::Rules;
 use super::{Caller, Entry, NodeId, Result, attrs};
 use crate::layer::{LayerFile, Permissions, host, whiteout};
 use crate::meta::{Attr, FileKind};
@@ -175,14 +176,7 @@ impl Overlay {
         let was = self.free_name(&dir, name)?;
         let fd = self.upper_dir(&dir)?;
         let rules = self.rules(&dir, fd.as_fd())?;
-        let acl = rules.default_acl.as_deref();
-        let inherited = acl::inherit(acl, what.kind(), mode & 0o7777, umask)?;
-        let caller = Caller {
-            uid: self.ids.uid_on_disk(caller.uid)?,
-            gid: self.ids.gid_on_disk(caller.gid)?,
-            ..caller
-        };
-        let birth = birth(caller, &rules.above, what.kind(), inherited.perm);
+        let (birth, inherited) = self.birth(caller, &rules, what.kind(), (mode, umask))?;
         let over_whiteout = matches!(was, UpperName::Whiteout);
         let whole = !over_whiteout && self.is_born_whole(what, &birth, &inherited, &rules.above)?;
         let (made, stat) = if whole {
@@ -198,6 +192,86 @@ impl Overlay {
             self.make_in_work(fd.as_fd(), name, over_whiteout, what, &birth, &inherited)?
         };
         self.welcome(&dir, name, made, stat)
+    }
+
+    /// Makes a regular file without a name, as O_TMPFILE does; `parent` is where it belongs. [`Self::link`] gives it one.
+    /// EOPNOTSUPP where the upper's file system has no such files.
+    pub fn tmpfile(&self, caller: Caller, parent: NodeId, mode: u32, umask: u32) -> Result<Entry> {
+        let dir = self.table.get(parent)?;
+        dir.dir()?;
+        self.copy_up(&dir, Extent::All)?;
+        if dir.is_removed() {
+            return Err(Errno::NOENT);
+        }
+        let fd = self.upper_dir(&dir)?;
+        let rules = self.rules(&dir, fd.as_fd())?;
+        let kind = FileKind::Regular;
+        let (birth, inherited) = self.birth(caller, &rules, kind, (mode, umask))?;
+        // Not in the directory itself, which need not be writable for this process.
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let first = Mode::RUSR | Mode::WUSR;
+        let made = rustix::fs::openat(self.writable()?.work(), c".", flags, first)?;
+        let stat = self.settle(
+            made.as_fd(),
+            &Make::Node { kind, rdev: 0 },
+            &birth,
+            &inherited,
+        )?;
+        self.welcome_nameless(made, stat)
+    }
+
+    /// A new file of the upper without a name, which is open, becomes a node the kernel knows.
+    fn welcome_nameless(&self, made: OwnedFd, stat: host::Stat) -> Result<Entry> {
+        let made = Arc::new(made);
+        let object = UpperObject {
+            key: stat.key,
+            pinned: Some(Arc::clone(&made)),
+            index: None,
+            data_below: false,
+        };
+        let state = || State {
+            links: Few::None,
+            upper: Some(Box::new(object)),
+            lowers: Few::None,
+        };
+        let id = self.free_number(stat.key);
+        let node = self.table.intern(id, FileKind::Regular, || (state(), None));
+        let is_it = |upper: &UpperObject| upper.key == stat.key;
+        if !node.state().upper.as_deref().is_some_and(is_it) {
+            return Err(Errno::STALE);
+        }
+        let open = OpenFile {
+            file: LayerFile::Fd(made),
+            upper: true,
+            writable: true,
+        };
+        self.files.insert(node.id.0, open);
+        let mut attr = stat.attr;
+        self.finish_attr(&node, &mut attr)?;
+        self.table.remember(&node);
+        Ok(Entry {
+            node: node.id,
+            attr,
+        })
+    }
+
+    /// Owner, group, mode and ACLs of what a caller makes in a directory of these rules.
+    fn birth(
+        &self,
+        caller: Caller,
+        rules: &Rules,
+        kind: FileKind,
+        (mode, umask): (u32, u32),
+    ) -> Result<(Birth, Inherited)> {
+        let acl = rules.default_acl.as_deref();
+        let inherited = acl::inherit(acl, kind, mode & 0o7777, umask)?;
+        let caller = Caller {
+            uid: self.ids.uid_on_disk(caller.uid)?,
+            gid: self.ids.gid_on_disk(caller.gid)?,
+            ..caller
+        };
+        let birth = birth(caller, &rules.above, kind, inherited.perm);
+        Ok((birth, inherited))
     }
 
     /// Does the file system give a new object its owner, mode and ACLs by itself? What takes further steps must not be
@@ -365,7 +439,12 @@ impl Overlay {
             link(fd.as_fd(), name)?;
         }
         self.list_add(&dir, name, node.id, node.kind);
+        let had_none = node.is_removed();
         node.add_link(&dir, name, true);
+        if had_none && let Some(upper) = &mut node.state_mut().upper {
+            // From now on it is found by this name.
+            upper.pinned = None;
+        }
         self.table.remember(&node);
         Ok(Entry {
             node: node.id,

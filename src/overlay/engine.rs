@@ -298,12 +298,10 @@ impl Overlay {
         {
             // Two upper objects claim one origin (an upper written without an index, or copied with its xattrs): the
             // one met later goes by its own number.
-            found.id = self.lowers.host_ino(key);
-            if found.lowers.is_empty() && self.is_of_another(found.id, key) {
-                // Or something of a lower was removed below us, and the file system gave its number to this object of the
-                // upper while the kernel still knows the old one.
-                found.id = NodeId(found.id.0 ^ SECOND_WITH_A_NUMBER);
-            }
+            found.id = match found.lowers.is_empty() {
+                true => self.free_number(key),
+                false => self.lowers.host_ino(key),
+            };
         }
         let Found {
             id,
@@ -364,6 +362,16 @@ impl Overlay {
         }
         self.finish_attr(&node, &mut attr)?;
         Ok((node, attr))
+    }
+
+    /// The number of an object of the upper that has none of a lower's. Something of a lower may have been removed below us,
+    /// and the file system have given its number to this object while the kernel still knows the old one.
+    pub(super) fn free_number(&self, key: ObjectKey) -> NodeId {
+        let own = self.lowers.host_ino(key);
+        match self.is_of_another(own, key) {
+            true => NodeId(own.0 ^ SECOND_WITH_A_NUMBER),
+            false => own,
+        }
     }
 
     /// Whether a live node with this number has another object in the upper than that, or none.

@@ -14,7 +14,7 @@ use ovl::overlay::{Options, Overlay, Stack, UpperDirs};
 /// Requests taken from one input.
 const MOST: usize = 40;
 /// `enum fuse_opcode` of linux/fuse.h: those whose answer begins with an entry.
-const WITH_ENTRY: [u32; 6] = [1, 6, 8, 9, 13, 35];
+const WITH_ENTRY: [u32; 7] = [1, 6, 8, 9, 13, 35, 51];
 const FORGET: u32 = 2;
 /// Bytes of `struct fuse_entry_out`.
 const ENTRY: usize = 128;

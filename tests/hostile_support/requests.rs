@@ -204,7 +204,7 @@ pub fn body(dice: &mut Dice, opcode: u32, nodes: &[u64]) -> Body {
             .u32(dice.word())
             .u32(0),
         34 => b.u32(dice.word()).u32(0),
-        35 => b
+        35 | 51 => b
             .u32(dice.word())
             .u32(mode(dice))
             .u32(dice.word())
