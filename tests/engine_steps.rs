@@ -247,7 +247,51 @@ fn a_file_without_a_name_gets_one_or_goes() {
     let gone = b.get("d").node;
     b.rmdir("d").unwrap();
     let made = b.overlay.tmpfile(ROOT, gone, libc::S_IFREG | 0o600, 0);
-    assert!(matches!(made.err(), Some(Errno::NOENT | Errno::STALE)));
+    assert_eq!(made.err(), Some(Errno::NOENT));
+}
+
+/// What is made in the work directory, and comes from there to its place, has nothing of where the work directory lies.
+#[test]
+fn no_acl_comes_from_the_work_directory() {
+    let b = Bench::new(|one, _| {
+        fs::create_dir_all(one.join("plain/gone dir")).unwrap();
+        for name in ["changed", "gone"] {
+            fs::write(one.join("plain").join(name), "x").unwrap();
+        }
+        let work = one.with_file_name("work");
+        let set = Command::new("setfacl")
+            .args(["-d", "-m", "u:7:rwx"])
+            .arg(work)
+            .status();
+        assert!(set.unwrap().success());
+    });
+    let dir = b.get("plain").node;
+    let made = b
+        .overlay
+        .tmpfile(ROOT, dir, libc::S_IFREG | 0o660, 0)
+        .unwrap();
+    b.overlay
+        .link(made.node, dir, OsStr::new("unnamed"))
+        .unwrap();
+    b.write("plain/changed", 0, b"y");
+    b.unlink("plain/gone").unwrap();
+    b.create("plain/gone", b"over a whiteout");
+    b.rmdir("plain/gone dir").unwrap();
+    b.mkdir("plain/gone dir").unwrap();
+    let own = Caller {
+        uid: 1001,
+        gid: 1002,
+        pid: 1,
+    };
+    b.mkdir_as(own, "plain/theirs").unwrap();
+    for name in ["", "unnamed", "changed", "gone", "gone dir", "theirs"] {
+        for acl in ["system.posix_acl_access", "system.posix_acl_default"] {
+            let mut value = [0; 200];
+            let path = b.upper("plain").join(name);
+            let found = rustix::fs::lgetxattr(&path, acl, &mut value);
+            assert_eq!(found.err(), Some(Errno::NODATA), "{acl} of {path:?}");
+        }
+    }
 }
 
 /// A new object was made in its place and given to its owner afterwards: a crash in between left it root's, and whoever

@@ -508,52 +508,6 @@ fn marks_of_other_overlays_are_data() {
     assert_same("by the kernel, in user.*", &kernel, &user);
 }
 
-/// fsync does nothing, the upper is marked meanwhile, and the mark goes with an orderly end.
-#[test]
-fn volatile_uppers_are_marked_until_they_are_on_disk() {
-    require_mounting();
-    let sandbox = Sandbox::with_busybox();
-    let mnt = sandbox.mkdir("mnt");
-    sandbox.mkdir("low");
-    for lower in ["busybox", "dir:low"] {
-        let mount = [
-            "mount",
-            "--merge",
-            "kernel",
-            "--volatile",
-            lower,
-            "upper",
-            "mnt",
-        ];
-        let mark = sandbox.path(".upper.ovl-work/work/incompat/volatile");
-        sandbox.run(mount);
-        fs::write(mnt.join("new"), "data").unwrap();
-        assert!(mark.exists(), "{lower}");
-        assert_eq!(sandbox.run(["diff", "mnt"]), "A /new\n");
-        sandbox.run(["umount", "mnt"]);
-        assert!(!mark.exists(), "{lower}: {}", mark.display());
-        sandbox.run(mount);
-        assert_eq!(fs::read(mnt.join("new")).unwrap(), b"data");
-        sandbox.run(["umount", "mnt"]);
-        fs::remove_dir_all(sandbox.path("upper")).unwrap();
-    }
-    // Nobody saw to it that this one is on disk.
-    sandbox.run([
-        "mount",
-        "--merge",
-        "kernel",
-        "--volatile",
-        "dir:low",
-        "upper",
-        "mnt",
-    ]);
-    command("umount", [&mnt]);
-    for merge in ["kernel", "fuse"] {
-        let line = sandbox.fail(1, ["mount", "--merge", merge, "dir:low", "upper", "mnt"]);
-        assert!(line.contains("volatile"), "{line}");
-    }
-}
-
 /// In a user namespace overlayfs keeps its marks in `user.overlay.*`; nothing else is needed.
 #[test]
 fn a_user_namespace_is_enough() {

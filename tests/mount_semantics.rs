@@ -20,7 +20,6 @@ use rustix::fs::{
 use rustix::io::Errno;
 use setting_support::on_each_setting;
 
-/// Runs `check` on a fresh mount for each setting; afterwards the mount must come down without force.
 fn errno<T>(result: Result<T, Errno>) -> Option<Errno> {
     result.err()
 }

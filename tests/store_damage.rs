@@ -54,20 +54,25 @@ fn fill(store: &Store) -> LayerInfo {
 
 /// Reads everything of a layer; gives the first error.
 fn read_all(store: &Store, info: &LayerInfo) -> Result<u64, Error> {
-    let layer = store.open_layer(&info.diff_id)?;
     let mut read = 0;
-    walk(&layer, ROOT_INODE, 0, &mut read)?;
+    // Two readers: one keeps what it has read.
+    let readers = [
+        store.open_layer(&info.diff_id)?,
+        store.open_layer(&info.diff_id)?,
+    ];
+    walk(&readers, ROOT_INODE, 0, &mut read)?;
     read += store.write_layer_tar(&info.diff_id, &mut Vec::new())?;
     Ok(read)
 }
 
-fn walk(layer: &LayerReader, dir: u64, depth: u32, read: &mut u64) -> Result<(), Error> {
+fn walk(readers: &[LayerReader; 2], dir: u64, depth: u32, read: &mut u64) -> Result<(), Error> {
+    let [layer, finder] = readers;
     if depth > 5 {
         return Ok(()); // A directory within itself: every single call still ends.
     }
     for entry in layer.read_dir(dir)? {
         layer.lookup(dir, &entry.name)?;
-        let (_, found) = layer.find(dir, &entry.name)?.expect("it was listed");
+        let (_, found) = finder.find(dir, &entry.name)?.expect("it was listed");
         let Some((ino, _)) = entry.target else {
             continue;
         };
@@ -75,7 +80,7 @@ fn walk(layer: &LayerReader, dir: u64, depth: u32, read: &mut u64) -> Result<(),
         assert_eq!(found.as_ref(), Some(&inode));
         layer.xattrs(ino)?;
         match inode.kind {
-            ovl::meta::FileKind::Directory => walk(layer, ino, depth + 1, read)?,
+            ovl::meta::FileKind::Directory => walk(readers, ino, depth + 1, read)?,
             ovl::meta::FileKind::Symlink => *read += layer.symlink_target(ino)?.len() as u64,
             ovl::meta::FileKind::Regular => {
                 let content = layer.open_content(inode.content)?;

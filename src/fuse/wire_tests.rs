@@ -125,7 +125,7 @@ fn renames_links_and_ranges() {
             whence: 3
         })
     ));
-    assert!(matches!(Op::parse(51, &[], &[]), Some(Op::Unknown)));
+    assert!(matches!(Op::parse(52, &[], &[]), Some(Op::Unknown)));
 }
 
 proptest! {

@@ -153,6 +153,17 @@ impl Layer for StoredLayer {
         Ok(all.into_iter().map(|(name, _)| name).collect())
     }
 
+    fn xattrs(
+        &self,
+        node: &LayerNode,
+        _: Option<&LayerFile>,
+        wanted: &dyn Fn(&OsStr) -> bool,
+    ) -> Result<Vec<(OsString, Vec<u8>)>> {
+        let mut all = self.all_xattrs(node)?;
+        all.retain(|(name, _)| wanted(name));
+        Ok(all)
+    }
+
     fn xattr(&self, node: &LayerNode, name: &OsStr) -> Result<Option<Vec<u8>>> {
         let all = self.all_xattrs(node)?;
         Ok(all

@@ -248,13 +248,16 @@ impl Job<'_> {
             upper: self.upper.as_fd(),
             work: self.work.as_fd(),
         };
-        match overlayfs::mount(self.target, self.flags, &layers, &self.words) {
+        let attempt = |words: &[overlayfs::Word]| {
+            overlayfs::mount(self.target, self.flags, &layers, words).inspect_err(|_| {
+                // The mark of a volatile mount that did not come to be: with an older one we would not be here.
+                let _ = std::fs::remove_dir_all(self.work_path.join("work/incompat"));
+            })
+        };
+        match attempt(&self.words) {
             // An index belongs to the lowers it was made over; without it names of one file part when it is changed.
             Err(errno @ (Errno::STALE | Errno::OPNOTSUPP)) if self.index_is_empty() => {
-                // The mark of a volatile mount that did not come to be.
-                let _ = std::fs::remove_dir_all(self.work_path.join("work/incompat"));
-                overlayfs::mount(self.target, self.flags, &layers, &self.without_index)
-                    .map_err(|_| errno)
+                attempt(&self.without_index).map_err(|_| errno)
             }
             outcome => outcome,
         }

@@ -143,7 +143,7 @@ fn settle(run: &RunDir, mount: &MountInfo, record: &Record, how: How) -> Result<
     // Of a mount whose daemon was killed nobody knows whether all was well.
     if let (Some(work), true, true) = (
         &record.work,
-        record.engine.volatile && record.daemon.is_nobody(),
+        record.engine.volatile && !record.engine.no_fsync && record.daemon.is_nobody(),
         !how.lazy,
     ) {
         kernel_merge::end_volatile(&work.0);

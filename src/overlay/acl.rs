@@ -15,7 +15,7 @@ use crate::layer::host;
 use crate::meta::FileKind;
 
 pub(super) const ACCESS: &str = "system.posix_acl_access";
-const DEFAULT: &str = "system.posix_acl_default";
+pub(super) const DEFAULT: &str = "system.posix_acl_default";
 const VERSION: u32 = 2;
 const HEAD: usize = 4;
 const ENTRY: usize = 8;

@@ -439,6 +439,7 @@ impl Overlay {
             link(fd.as_fd(), name)?;
         }
         self.list_add(&dir, name, node.id, node.kind);
+        // The kernel holds the inode over link, unlink and rename: nobody takes its last name meanwhile.
         let had_none = node.is_removed();
         node.add_link(&dir, name, true);
         if had_none && let Some(upper) = &mut node.state_mut().upper {

@@ -56,7 +56,7 @@ impl Settle {
         match self {
             Self::Not => Ok(()),
             Self::Written { .. } if !has_data => Ok(()),
-            // It may have come from a work directory that was on a realtime device.
+            // Since the mount began the work directory may have been told to put its files on a realtime device.
             Self::Written { xfs: true } if !flags(file).is_ok_and(|all| all & REALTIME == 0) => {
                 rustix::fs::fsync(file)
             }

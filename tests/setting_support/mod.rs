@@ -11,7 +11,7 @@ use rustix::mount::UnmountFlags;
 use crate::mount_support::Site;
 use crate::{mode_support, uring_support};
 
-/// Runs `check` on a mount of a site of its own in each of them.
+/// Runs `check` on a mount of a site of its own in each of them; afterwards the mount must come down without force.
 pub fn on_each_setting(check: impl Fn(&Site, &Path)) {
     let default = Config::default();
     let passthrough = match mode_support::PASSTHROUGH.is_here() {
