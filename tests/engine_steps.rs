@@ -250,7 +250,8 @@ fn a_file_without_a_name_gets_one_or_goes() {
     assert_eq!(made.err(), Some(Errno::NOENT));
 }
 
-/// What is made in the work directory, and comes from there to its place, has nothing of where the work directory lies.
+/// What is made in the work directory, and comes from there to its place, has nothing of where the work directory lies, nor
+/// has the root of an upper made for this mount.
 #[test]
 fn no_acl_comes_from_the_work_directory() {
     let b = Bench::new(|one, _| {
@@ -258,13 +259,14 @@ fn no_acl_comes_from_the_work_directory() {
         for name in ["changed", "gone"] {
             fs::write(one.join("plain").join(name), "x").unwrap();
         }
-        let work = one.with_file_name("work");
         let set = Command::new("setfacl")
             .args(["-d", "-m", "u:7:rwx"])
-            .arg(work)
+            .args(["work", "upper"].map(|dir| one.with_file_name(dir)))
             .status();
         assert!(set.unwrap().success());
     });
+    b.overlay.dress_root().unwrap();
+    b.create("in the root", b"");
     let dir = b.get("plain").node;
     let made = b
         .overlay
@@ -284,11 +286,12 @@ fn no_acl_comes_from_the_work_directory() {
         pid: 1,
     };
     b.mkdir_as(own, "plain/theirs").unwrap();
-    for name in ["", "unnamed", "changed", "gone", "gone dir", "theirs"] {
+    let in_plain = ["", "unnamed", "changed", "gone", "gone dir", "theirs"];
+    let paths = in_plain.map(|name| b.upper("plain").join(name));
+    for path in paths.iter().chain(&[b.upper(""), b.upper("in the root")]) {
         for acl in ["system.posix_acl_access", "system.posix_acl_default"] {
             let mut value = [0; 200];
-            let path = b.upper("plain").join(name);
-            let found = rustix::fs::lgetxattr(&path, acl, &mut value);
+            let found = rustix::fs::lgetxattr(path, acl, &mut value);
             assert_eq!(found.err(), Some(Errno::NODATA), "{acl} of {path:?}");
         }
     }

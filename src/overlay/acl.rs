@@ -15,7 +15,7 @@ use crate::layer::host;
 use crate::meta::FileKind;
 
 pub(super) const ACCESS: &str = "system.posix_acl_access";
-pub(super) const DEFAULT: &str = "system.posix_acl_default";
+const DEFAULT: &str = "system.posix_acl_default";
 const VERSION: u32 = 2;
 const HEAD: usize = 4;
 const ENTRY: usize = 8;
@@ -48,6 +48,17 @@ impl Inherited {
         }
         Ok(self.has_acl())
     }
+}
+
+/// Takes off a directory what it inherited from where it lies.
+pub(super) fn drop_inherited(dir: BorrowedFd<'_>) -> Result<()> {
+    for name in [DEFAULT, ACCESS] {
+        match host::remove_xattr_fd(dir, OsStr::new(name)) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 /// The default ACL of a directory.

@@ -322,6 +322,7 @@ impl Overlay {
         let lower = self.lowers.spokesman(&lowers)?;
         let mut attr = self.lowers.layer(lower.layer).attr(&lower.node)?;
         let root = self.writable()?.root().as_fd();
+        super::acl::drop_inherited(root)?;
         let own = host::stat_fd(root)?.attr;
         match self.dress((root, &own), lower, None, &attr) {
             // An ordinary user cannot give the directory away, and so keeps it.

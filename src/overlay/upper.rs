@@ -166,7 +166,8 @@ impl Upper {
         upper
             .empty_work()
             .map_err(failed("cannot empty work directory", &dirs.work))?;
-        upper.drop_work_acls().map_err(failed(
+        // What is made there takes its ACL from where it will be, not from where the work directory lies.
+        super::acl::drop_inherited(upper.work.as_fd()).map_err(failed(
             "cannot remove the ACLs of work directory",
             &dirs.work,
         ))?;
@@ -357,17 +358,6 @@ impl Upper {
     fn empty_work(&self) -> Result<()> {
         for entry in host::read_dir(self.work.as_fd())? {
             self.remove_work(&entry.name)?;
-        }
-        Ok(())
-    }
-
-    /// What is made in the work directory takes its ACL from where it will be, not from where the work directory lies.
-    fn drop_work_acls(&self) -> Result<()> {
-        for name in [super::acl::DEFAULT, super::acl::ACCESS] {
-            match host::remove_xattr_fd(self.work.as_fd(), OsStr::new(name)) {
-                Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
-                Err(e) => return Err(e),
-            }
         }
         Ok(())
     }
