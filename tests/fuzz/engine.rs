@@ -538,13 +538,17 @@ impl Run {
             0 | 1 => {
                 let spot = self.spot(input);
                 let perm = *input.pick(&[0o644, 0o600, 0o755, 0o6711]) as u32;
-                let got = self.engine().create(
-                    CALLER,
-                    spot.node,
-                    OsStr::new(spot.name),
-                    libc::S_IFREG | perm,
-                    0,
-                );
+                let (engine, name) = (self.engine(), OsStr::new(spot.name));
+                let mode = libc::S_IFREG | perm;
+                let got = match what {
+                    0 => engine.create(CALLER, spot.node, name, mode, 0),
+                    // The same in two steps.
+                    _ => engine.tmpfile(CALLER, spot.node, mode, 0).and_then(|made| {
+                        let named = engine.link(made.node, spot.node, name);
+                        engine.forget(made.node, 1);
+                        named
+                    }),
+                };
                 let expected = (self.model).make(spot.dir, spot.name, FileKind::Regular, perm, b"");
                 self.made(&spot, expected, got);
             }
