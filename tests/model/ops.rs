@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -20,6 +21,8 @@ pub enum Op {
         path: PathBuf,
         mode: u32,
         len: usize,
+        /// It is written before it has a name (O_TMPFILE).
+        unnamed: bool,
     },
     Write {
         path: PathBuf,
@@ -164,6 +167,7 @@ pub fn choose(rng: &mut Rng, plain: &Path, hands: usize) -> Op {
             path: fresh,
             mode: *rng.pick(&[0o644, 0o600, 0o755, 0o6755]),
             len,
+            unnamed: rng.chance(25),
         },
         5..=8 => Op::Write {
             path,
@@ -312,14 +316,25 @@ pub fn apply(op: &Op, system: &mut System) -> Answer {
     let root = system.root.clone();
     let at = |p: &PathBuf| root.join(p);
     match op {
-        Op::Create { path, mode, len } => {
-            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-            let file = File::from(rustix::fs::open(
-                at(path),
-                flags,
-                Mode::from_raw_mode(*mode),
-            )?);
+        Op::Create {
+            path,
+            mode,
+            len,
+            unnamed,
+        } => {
+            let path = at(path);
+            let (place, how) = if *unnamed {
+                (path.parent().unwrap_or(&root), OFlags::TMPFILE)
+            } else {
+                (path.as_path(), OFlags::CREATE | OFlags::EXCL)
+            };
+            let how = how | OFlags::WRONLY | OFlags::CLOEXEC;
+            let file = File::from(rustix::fs::open(place, how, Mode::from_raw_mode(*mode))?);
             io(file.write_all_at(&data(*len, 1), 0))?;
+            if *unnamed {
+                let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+                rustix::fs::linkat(CWD, own, CWD, &path, AtFlags::SYMLINK_FOLLOW)?;
+            }
             NOTHING
         }
         Op::Write {
