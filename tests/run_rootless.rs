@@ -143,6 +143,12 @@ fn with_a_range_of_ids() {
     std::fs::create_dir(&host).expect("mkdir");
     std::fs::write(host.join("file"), "below\n").expect("write");
     common::command("chown", ["-R".as_ref(), USER.as_ref(), host.as_os_str()]);
+    // The kernel's overlayfs copies nothing up that belongs to a group without an id here.
+    let theirs = user.home.join("theirs");
+    std::fs::create_dir(&theirs).expect("mkdir");
+    std::fs::write(theirs.join("file"), "below\n").expect("write");
+    let both = format!("{USER}:{USER}");
+    common::command("chown", ["-R".as_ref(), both.as_ref(), theirs.as_os_str()]);
     for runtime in RUNTIMES {
         for net in ["none", "host"] {
             let script = "id -u; chown 33:44 /etc/motd; stat -c '%u %g' /etc/motd; grep -c : /proc/net/dev > /dev/null";
@@ -247,6 +253,26 @@ fn with_a_range_of_ids() {
         assert_eq!(printed, "5\n65534\nx\n");
         assert_eq!(user.run(&["diff", "second"]), "D /private\n");
         user.run(&["rm", "-f", runtime, "second"]);
+
+        for merge in ["kernel", "auto"] {
+            let script = "chown 33:44 /etc/motd; stat -c '%u %g' /etc/motd; echo z > /data/file; cat /data/file; echo x > /new";
+            let words = [
+                "run",
+                "--name",
+                "merged",
+                "--merge",
+                merge,
+                "--runtime",
+                runtime,
+            ];
+            let more = ["-v", "./theirs:/data:O", "busybox", "sh", "-c", script];
+            let printed = user.run(&[&words[..], &more].concat());
+            assert_eq!(printed, "33 44\nz\n", "{merge}");
+            let changed = user.run(&["diff", "merged"]);
+            let both = changed.contains("C /etc/motd\n") && changed.contains("A /new\n");
+            assert!(both && !changed.contains("data/"), "{merge}: {changed}");
+            user.run(&["rm", "merged"]);
+        }
 
         // What is in the overlay belongs to the user's ids.
         let output = user.output(&[
