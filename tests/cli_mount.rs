@@ -227,6 +227,29 @@ fn mounts_lists_what_is_mounted() {
     );
 }
 
+/// Nobody in the mount gets rights by an ACL of the directory that upper and work directory happen to be made in.
+#[test]
+fn a_new_upper_has_no_acl_of_where_it_lies() {
+    require_mounting();
+    let sandbox = Sandbox::with_busybox();
+    let (mnt, place) = (sandbox.mkdir("mnt"), sandbox.mkdir("place"));
+    sandbox.mkdir("low");
+    let acl = ["-d", "-m", "u:7:rwx"].map(std::ffi::OsStr::new);
+    command("setfacl", acl.into_iter().chain([place.as_os_str()]));
+    for lower in ["busybox", "dir:low"] {
+        sandbox.run(["mount", lower, "place/upper", "mnt"]);
+        std::fs::write(mnt.join("new"), "x").unwrap();
+        std::fs::create_dir_all(mnt.join("etc/sub")).unwrap();
+        let listed = command("getfacl", ["-Rps".as_ref(), mnt.as_os_str()]);
+        let listed = String::from_utf8(listed.stdout).unwrap();
+        assert!(listed.is_empty(), "{lower}: {listed}");
+        sandbox.run(["umount", "mnt"]);
+        for dir in ["place/upper", "place/.upper.ovl-work"] {
+            std::fs::remove_dir_all(sandbox.path(dir)).unwrap();
+        }
+    }
+}
+
 #[test]
 fn directories_are_lowers_too() {
     require_mounting();

@@ -71,7 +71,8 @@ fn what_is_never_synced_stays_marked() {
         sandbox.run(["umount", "mnt"]);
         let mark = sandbox.path(".upper.ovl-work/work/incompat/volatile");
         assert!(mark.exists(), "{lower}");
-        sandbox.fail(1, mount("merge=kernel"));
+        let line = sandbox.fail(1, mount("merge=kernel"));
+        assert!(line.contains("volatile"), "{line}");
         for dir in ["upper", ".upper.ovl-work"] {
             fs::remove_dir_all(sandbox.path(dir)).unwrap();
         }

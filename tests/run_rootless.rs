@@ -255,7 +255,8 @@ fn with_a_range_of_ids() {
         user.run(&["rm", "-f", runtime, "second"]);
 
         for merge in ["kernel", "auto"] {
-            let script = "chown 33:44 /etc/motd; stat -c '%u %g' /etc/motd; echo z > /data/file; cat /data/file; echo x > /new";
+            let script = "chown 33:44 /etc/motd; stat -c '%u %g' /etc/motd; echo z > /data/file; cat /data/file; echo x > /new; \
+                          grep -c ' overlay ' /proc/mounts";
             let words = [
                 "run",
                 "--name",
@@ -267,11 +268,19 @@ fn with_a_range_of_ids() {
             ];
             let more = ["-v", "./theirs:/data:O", "busybox", "sh", "-c", script];
             let printed = user.run(&[&words[..], &more].concat());
-            assert_eq!(printed, "33 44\nz\n", "{merge}");
+            assert_eq!(printed, "33 44\nz\n2\n", "{merge}: root and volume");
             let changed = user.run(&["diff", "merged"]);
             let both = changed.contains("C /etc/motd\n") && changed.contains("A /new\n");
             assert!(both && !changed.contains("data/"), "{merge}: {changed}");
             user.run(&["rm", "merged"]);
+        }
+        for (merge, expected) in [("kernel", "0 65534 below\n"), ("fuse", "0 65534 z\n")] {
+            let script =
+                "echo z > /data/file; echo $(stat -c '%u %g' /data/file) $(cat /data/file)";
+            let words = ["run", "--rm", "--merge", merge, "--runtime", runtime];
+            let more = ["-v", "./host:/data:O", "busybox", "sh", "-c", script];
+            let printed = user.run(&[&words[..], &more].concat());
+            assert_eq!(printed, expected, "{merge}: a group without an id here");
         }
 
         // What is in the overlay belongs to the user's ids.

@@ -248,10 +248,14 @@ impl Job<'_> {
             upper: self.upper.as_fd(),
             work: self.work.as_fd(),
         };
+        let mark = self.work_path.join("work/incompat");
         let attempt = |words: &[overlayfs::Word]| {
+            let was_marked = mark.exists();
             overlayfs::mount(self.target, self.flags, &layers, words).inspect_err(|_| {
-                // The mark of a volatile mount that did not come to be: with an older one we would not be here.
-                let _ = std::fs::remove_dir_all(self.work_path.join("work/incompat"));
+                // The mark of a volatile mount that did not come to be.
+                if !was_marked {
+                    let _ = std::fs::remove_dir_all(&mark);
+                }
             })
         };
         match attempt(&self.words) {

@@ -62,19 +62,16 @@ pub fn mount(
     layers: &Layers<'_>,
     words: &[Word],
 ) -> Result<MountId, Errno> {
-    match by_new_api(target, flags, layers, words) {
+    match told(flags, layers, words) {
+        Ok(context) => by_new_api(target, flags, &context),
+        // Only as long as nothing was tried: a volatile overlay that is refused leaves its mark, which the next would meet.
         Err(Errno::NOSYS | Errno::OPNOTSUPP) => by_mount2(target, flags, layers, words),
-        outcome => outcome,
+        Err(errno) => Err(errno),
     }
 }
 
-/// EOPNOTSUPP where the kernel's overlayfs cannot take its layers one by one.
-fn by_new_api(
-    target: &Target,
-    flags: &Flags,
-    layers: &Layers<'_>,
-    words: &[Word],
-) -> Result<MountId, Errno> {
+/// A context that has been told everything. EOPNOTSUPP where the kernel's overlayfs cannot take its layers one by one.
+fn told(flags: &Flags, layers: &Layers<'_>, words: &[Word]) -> Result<OwnedFd, Errno> {
     use rustix::mount as m;
     let context = m::fsopen(FSTYPE, FsOpenFlags::FSOPEN_CLOEXEC)?;
     m::fsconfig_set_string(&context, "source", &*flags.source)?;
@@ -95,9 +92,14 @@ fn by_new_api(
     if flags.read_only {
         m::fsconfig_set_flag(&context, "ro")?;
     }
-    m::fsconfig_create(&context)?;
+    Ok(context)
+}
+
+fn by_new_api(target: &Target, flags: &Flags, context: &OwnedFd) -> Result<MountId, Errno> {
+    use rustix::mount as m;
+    m::fsconfig_create(context)?;
     let mount = m::fsmount(
-        &context,
+        context,
         FsMountFlags::FSMOUNT_CLOEXEC,
         kernel::attributes(flags),
     )?;
@@ -199,7 +201,9 @@ mod tests {
         };
         let words = words(&Options::default(), Marks::Trusted, true, false);
         type Way = fn(&Target, &Flags, &Layers<'_>, &[Word]) -> std::result::Result<MountId, Errno>;
-        for way in [by_new_api as Way, by_mount2] {
+        let by_context: Way =
+            |target, flags, layers, words| by_new_api(target, flags, &told(flags, layers, words)?);
+        for way in [by_context, by_mount2] {
             let target = Target::open(&temp.path().join("mnt")).expect("target");
             let id = way(&target, &Flags::default(), &layers, &words).expect("mount");
             let seen = std::fs::read(temp.path().join("mnt/both")).expect("read");

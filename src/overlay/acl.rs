@@ -15,7 +15,7 @@ use crate::layer::host;
 use crate::meta::FileKind;
 
 pub(super) const ACCESS: &str = "system.posix_acl_access";
-const DEFAULT: &str = "system.posix_acl_default";
+pub(super) const DEFAULT: &str = "system.posix_acl_default";
 const VERSION: u32 = 2;
 const HEAD: usize = 4;
 const ENTRY: usize = 8;
@@ -50,15 +50,14 @@ impl Inherited {
     }
 }
 
-/// Takes off a directory what it inherited from where it lies.
-pub(super) fn drop_inherited(dir: BorrowedFd<'_>) -> Result<()> {
-    for name in [DEFAULT, ACCESS] {
-        match host::remove_xattr_fd(dir, OsStr::new(name)) {
-            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
-            Err(e) => return Err(e),
-        }
+/// Takes an ACL off, if there is one.
+pub(super) fn remove(from: BorrowedFd<'_>, name: &str) -> Result<()> {
+    let name = OsStr::new(name);
+    // Who may not take one off is told so even where there is none.
+    match host::xattr_fd(from, name) {
+        Ok(Some(_)) => host::remove_xattr_fd(from, name),
+        Ok(None) | Err(_) => Ok(()),
     }
-    Ok(())
 }
 
 /// The default ACL of a directory.

@@ -13,6 +13,7 @@ use rustix::fs::{AtFlags, FileType, IFlags, Mode, OFlags, RenameFlags, XattrFlag
 use rustix::io::Errno;
 
 use super::Result;
+use super::acl;
 use super::attrs::{self, NLINK_MARK};
 use super::bytes::copy_data;
 use super::engine::{OpenFile, Overlay};
@@ -315,14 +316,16 @@ impl Overlay {
     /// Makes the root look as in the lowers. For an upper directory that was just made for this mount: one that was there
     /// before shows its own attributes, as in the kernel's overlayfs.
     pub fn dress_root(&self) -> Result<()> {
+        let root = self.writable()?.root().as_fd();
+        for inherited in [acl::DEFAULT, acl::ACCESS] {
+            acl::remove(root, inherited)?;
+        }
         let lowers = self.root.state().lowers.clone();
         if lowers.is_empty() {
             return Ok(());
         }
         let lower = self.lowers.spokesman(&lowers)?;
         let mut attr = self.lowers.layer(lower.layer).attr(&lower.node)?;
-        let root = self.writable()?.root().as_fd();
-        super::acl::drop_inherited(root)?;
         let own = host::stat_fd(root)?.attr;
         match self.dress((root, &own), lower, None, &attr) {
             // An ordinary user cannot give the directory away, and so keeps it.

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
+use super::acl;
 use super::settle::Settle;
 use super::{Aufs, OpenError, Options, Result, UpperDirs};
 use crate::layer::{ObjectKey, host};
@@ -167,10 +168,9 @@ impl Upper {
             .empty_work()
             .map_err(failed("cannot empty work directory", &dirs.work))?;
         // What is made there takes its ACL from where it will be, not from where the work directory lies.
-        super::acl::drop_inherited(upper.work.as_fd()).map_err(failed(
-            "cannot remove the ACLs of work directory",
-            &dirs.work,
-        ))?;
+        if let Err(error) = acl::remove(upper.work.as_fd(), acl::DEFAULT) {
+            tracing::warn!(path = %dirs.work.display(), %error, "the default ACL of the work directory goes to what is made in it");
+        }
         upper
             .choose_prefix(options, upper.temp_name())
             .map_err(failed("cannot set xattrs in", &dirs.work))?;

@@ -57,7 +57,7 @@ pub struct LayerReader {
     shared: Arc<Shared>,
     layer: i64,
     info: Arc<LayerInfo>,
-    /// Those read last. A layer in the store does not change.
+    /// Those read last. A layer in the store does not change, but for what a repair puts right.
     inodes: Arc<Cache<u64, Inode>>,
 }
 
