@@ -18,8 +18,10 @@ const MAKE_PACKAGE: &str = "
     printf '#!/bin/sh\\nset -e\\necho configured > /var/lib/ovl-test.state\\n' > DEBIAN/postinst
     chmod 755 DEBIAN/postinst
     echo setting=1 > etc/ovl-test.conf
-    printf '#!/bin/sh\\ncat /etc/ovl-test.conf\\n' > usr/bin/ovl-test && chmod 4755 usr/bin/ovl-test
-    ln usr/bin/ovl-test usr/bin/ovl-test-hard && ln -s ovl-test usr/bin/ovl-test-soft
+    printf '#!/bin/sh\\ncat /etc/ovl-test.conf\\n' > usr/bin/ovl-test
+    chmod 4755 usr/bin/ovl-test
+    ln usr/bin/ovl-test usr/bin/ovl-test-hard
+    ln -s ovl-test usr/bin/ovl-test-soft
     i=0; while [ $i -lt 300 ]; do echo file $i > usr/lib/ovl-test/many/$i; i=$((i + 1)); done
     dpkg-deb --root-owner-group --build /build/pkg /build/ovl-test.deb
 ";
@@ -28,41 +30,60 @@ const USE_PACKAGES: &str = "
     dpkg -i /build/ovl-test.deb
     [ \"$(dpkg-query -W -f '${Status} ${Version}' ovl-test)\" = 'install ok installed 1.0' ]
     [ \"$(cat /var/lib/ovl-test.state)\" = configured ]
-    [ \"$(ovl-test)\" = setting=1 ] && [ \"$(ovl-test-hard)$(ovl-test-soft)\" = setting=1setting=1 ]
+    [ \"$(ovl-test)\" = setting=1 ]
+    [ \"$(ovl-test-hard)$(ovl-test-soft)\" = setting=1setting=1 ]
     [ \"$(stat -c '%h %a' /usr/bin/ovl-test)\" = '2 4755' ]
     [ \"$(cat /usr/lib/ovl-test/many/* | md5sum)\" = \"$(cat /build/pkg/usr/lib/ovl-test/many/* | md5sum)\" ]
     dpkg --verify ovl-test
     # A package of the image goes, with all its files; then nothing is broken.
     apt-get -y remove --purge python3-yaml less
-    [ ! -e /usr/bin/less ] && [ ! -d /usr/lib/python3/dist-packages/yaml ]
+    [ ! -e /usr/bin/less ]
+    [ ! -d /usr/lib/python3/dist-packages/yaml ]
     dpkg --audit
     apt-get check
     # And the test's package comes again, newer, and goes.
-    sed -i 's/1.0/2.0/' /build/pkg/DEBIAN/control && rm /build/pkg/usr/lib/ovl-test/many/7
-    dpkg-deb --root-owner-group --build /build/pkg /build/ovl-test.deb && dpkg -i /build/ovl-test.deb
-    [ ! -e /usr/lib/ovl-test/many/7 ] && [ -e /usr/lib/ovl-test/many/8 ]
+    sed -i 's/1.0/2.0/' /build/pkg/DEBIAN/control
+    rm /build/pkg/usr/lib/ovl-test/many/7
+    dpkg-deb --root-owner-group --build /build/pkg /build/ovl-test.deb
+    dpkg -i /build/ovl-test.deb
+    [ ! -e /usr/lib/ovl-test/many/7 ]
+    [ -e /usr/lib/ovl-test/many/8 ]
 ";
 
 const USE_GIT: &str = "
-    git config --global user.name Nobody && git config --global user.email nobody@example.org
-    git init -q -b main /srv/repo && cd /srv/repo
-    cp -r /usr/share/perl5 tree && git add . && git commit -q -m one
-    git mv tree moved && git commit -q -m two && git rm -q -r --cached moved/Debconf && git commit -q -m three
-    git clone -q --no-local /srv/repo /srv/clone && git -C /srv/clone log --oneline | wc -l | grep -qx 3
-    git -C /srv/clone fsck --full --strict && git -C /srv/clone gc -q
+    git config --global user.name Nobody
+    git config --global user.email nobody@example.org
+    git init -q -b main /srv/repo
+    cd /srv/repo
+    cp -r /usr/share/perl5 tree
+    git add .
+    git commit -q -m one
+    git mv tree moved
+    git commit -q -m two
+    git rm -q -r --cached moved/Debconf
+    git commit -q -m three
+    git clone -q --no-local /srv/repo /srv/clone
+    git -C /srv/clone log --oneline | wc -l | grep -qx 3
+    git -C /srv/clone fsck --full --strict
+    git -C /srv/clone gc -q
     [ -z \"$(git -C /srv/clone status --porcelain)\" ]
-    git -C /srv/clone checkout -q -b side HEAD~1 && git -C /srv/clone commit -q --allow-empty -m four
-    git -C /srv/clone merge -q -m merged main && git -C /srv/clone diff --quiet main
+    git -C /srv/clone checkout -q -b side HEAD~1
+    git -C /srv/clone commit -q --allow-empty -m four
+    git -C /srv/clone merge -q -m merged main
+    git -C /srv/clone diff --quiet main
 ";
 
 const USE_PYTHON: &str = "
-    mkdir /srv/py && cd /srv/py
+    mkdir /srv/py
+    cd /srv/py
     printf 'def f(x):\\n    return x * 2\\n' > module.py
     [ \"$(python3 -c 'import module; print(module.f(21))')\" = 42 ]
     ls __pycache__/module.*.pyc
     [ \"$(python3 /opt/app/app.py)\" = 80200 ]
     [ \"$(python3 -c 'import numpy; print(numpy.arange(5).sum())')\" = 10 ]
-    rm -r /opt/app/pkg/__pycache__ && [ \"$(python3 /opt/app/app.py)\" = 80200 ] && ls /opt/app/pkg/__pycache__/m7.*.pyc
+    rm -r /opt/app/pkg/__pycache__
+    [ \"$(python3 /opt/app/app.py)\" = 80200 ]
+    ls /opt/app/pkg/__pycache__/m7.*.pyc
     python3 -c \"
 import mmap, os, sqlite3
 db = sqlite3.connect('test.db'); db.execute('create table t (n)')
@@ -77,12 +98,16 @@ assert open('mapped', 'rb').read()[49999:50006] == b'\\\\0mmap!\\\\0'
 ";
 
 const USE_COMPILER: &str = "
-    mkdir /srv/c && cd /srv/c
+    mkdir /srv/c
+    cd /srv/c
     printf '#include <stdio.h>\\nint answer(void);\\nint main(void) { printf(\"%%d\\\\n\", answer()); return 0; }\\n' > main.c
     printf 'int answer(void) { return 42; }\\n' > answer.c
     printf 'run: main.o answer.o\\n\\tgcc -o $@ $^\\n' > Makefile
-    make -s && [ \"$(./run)\" = 42 ]
-    sleep 1.1; sed -i 's/42/43/' answer.c && make -s && [ \"$(./run)\" = 43 ]
+    make -s
+    [ \"$(./run)\" = 42 ]
+    sleep 1.1; sed -i 's/42/43/' answer.c
+    make -s
+    [ \"$(./run)\" = 43 ]
 ";
 
 #[test]

@@ -322,12 +322,20 @@ impl Script {
 }
 
 const PREPARE: &str = "
-    git config --global user.name Nobody && git config --global user.email nobody@example.org
-    git config --global core.fsync all && git config --global gc.auto 0
+    git config --global user.name Nobody
+    git config --global user.email nobody@example.org
+    git config --global core.fsync all
+    git config --global gc.auto 0
     mkdir /srv/files
-    git init -q -b main /srv/repo && git -C /srv/repo commit -q --allow-empty -m zero
-    git init -q -b main /srv/source && cd /srv/source && cp -r /usr/share/perl5 . && git add . && git commit -q -m all
-    mkdir -p /build/pkg/DEBIAN /build/pkg/usr/lib/ovl-test && cd /build/pkg
+    git init -q -b main /srv/repo
+    git -C /srv/repo commit -q --allow-empty -m zero
+    git init -q -b main /srv/source
+    cd /srv/source
+    cp -r /usr/share/perl5 .
+    git add .
+    git commit -q -m all
+    mkdir -p /build/pkg/DEBIAN /build/pkg/usr/lib/ovl-test
+    cd /build/pkg
     printf 'Package: ovl-test\\nVersion: 1.0\\nArchitecture: all\\nMaintainer: Nobody <nobody@example.org>\\nDescription: test\\n' > DEBIAN/control
     for i in $(seq 100); do seq $i $((i * 3)) > usr/lib/ovl-test/$i; done
     dpkg-deb --root-owner-group --build /build/pkg /build/ovl-test.deb
@@ -348,12 +356,19 @@ const CARRY_ON: &str = "
     rm -f /srv/repo/.git/*.lock /srv/repo/.git/refs/heads/*.lock
     git -C /srv/repo fsck --full --strict 2>&1
     [ -z \"$LAST\" ] || git -C /srv/repo merge-base --is-ancestor \"$LAST\" HEAD
-    git -C /srv/repo reset -q --hard && git -C /srv/repo commit -q --allow-empty -m 'after the crash'
-    git -C /srv/source fsck --full --strict 2>&1 && [ -z \"$(git -C /srv/source status --porcelain)\" ]
+    git -C /srv/repo reset -q --hard
+    git -C /srv/repo commit -q --allow-empty -m 'after the crash'
+    git -C /srv/source fsck --full --strict 2>&1
+    [ -z \"$(git -C /srv/source status --porcelain)\" ]
     rm -rf /srv/clone
-    dpkg --configure -a && dpkg -i /build/ovl-test.deb && dpkg --verify ovl-test && [ -z \"$(dpkg --audit)\" ]
+    # A package that was just being unpacked is to be installed anew, says dpkg.
+    dpkg --configure -a || dpkg --audit | grep -q ovl-test
+    dpkg -i /build/ovl-test.deb
+    dpkg --verify ovl-test
+    [ -z \"$(dpkg --audit)\" ]
     cmp /build/pkg/usr/lib/ovl-test/100 /usr/lib/ovl-test/100
-    dpkg -P ovl-test && [ ! -e /usr/lib/ovl-test ]
+    dpkg -P ovl-test
+    [ ! -e /usr/lib/ovl-test ]
 ";
 
 /// Regular files of the image that the scripts do not need.
