@@ -8,8 +8,8 @@
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::kernel;
 use super::mountinfo::MountKey;
+use super::unmount;
 use crate::sys;
 
 const KNOWN: [libc::c_int; 5] = [
@@ -53,7 +53,7 @@ pub fn watch(
                     std::process::exit(1);
                 }
                 let lazy = asked == 2;
-                match kernel::unmount(&mount, lazy) {
+                match unmount::patiently(&mount, lazy) {
                     Ok(_) => tracing::info!(signal, lazy, "unmounted"),
                     Err(error) => tracing::warn!(
                         signal,

@@ -84,18 +84,9 @@ fn take_down(
         None => is_dead(&path),
     };
     let key = MountKey::of(mount);
-    let busy = |e: &io::Error| e.raw_os_error() == Some(Errno::BUSY.raw_os_error());
-    let mut done = kernel::unmount(&key, how.lazy || dead);
-    for pause in busy_pauses() {
-        if !done.as_ref().is_err_and(busy) {
-            break;
-        }
-        std::thread::sleep(pause);
-        done = kernel::unmount(&key, how.lazy || dead);
-    }
-    match done {
+    match patiently(&key, how.lazy || dead) {
         Ok(_) => {}
-        Err(e) if busy(&e) => {
+        Err(e) if is_busy(&e) => {
             return Err(Error::Busy {
                 holders: users(mount, record.map(|r| r.daemon.pid)),
                 path,
@@ -150,6 +141,23 @@ fn settle(run: &RunDir, mount: &MountInfo, record: &Record, how: How) -> Result<
     }
     forget(run, record);
     Ok(())
+}
+
+fn is_busy(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::BUSY.raw_os_error())
+}
+
+/// Unmounts; one that is busy for a moment only as well. `false`: it was gone.
+pub fn patiently(mount: &MountKey, lazy: bool) -> io::Result<bool> {
+    let mut done = kernel::unmount(mount, lazy);
+    for pause in busy_pauses() {
+        if !done.as_ref().is_err_and(is_busy) {
+            break;
+        }
+        std::thread::sleep(pause);
+        done = kernel::unmount(mount, lazy);
+    }
+    done
 }
 
 /// A process that somebody is just starting holds copies of its parent's files until exec closes them, and one that has just
