@@ -71,7 +71,7 @@ fn walk(readers: &[LayerReader; 2], dir: u64, depth: u32, read: &mut u64) -> Res
         return Ok(()); // A directory within itself: every single call still ends.
     }
     for entry in layer.read_dir(dir)? {
-        layer.lookup(dir, &entry.name)?;
+        finder.lookup(dir, &entry.name)?;
         let (_, found) = finder.find(dir, &entry.name)?.expect("it was listed");
         let Some((ino, _)) = entry.target else {
             continue;

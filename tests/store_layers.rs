@@ -33,7 +33,7 @@ fn listing(store: &Store, layer: &LayerReader) -> Vec<String> {
                 "{path}"
             );
             assert_eq!(
-                layer.lookup(dir, &dirent.name).unwrap(),
+                finder.lookup(dir, &dirent.name).unwrap(),
                 Some(dirent),
                 "{path}"
             );

@@ -82,19 +82,7 @@ impl LayerReader {
 
     /// One name of a directory; `None`: this layer says nothing of it.
     pub fn lookup(&self, dir: u64, name: &OsStr) -> Result<Option<Dirent>> {
-        let found: Option<(i64, i64)> = self.shared.database.read(|conn| {
-            Ok(conn
-                .prepare_cached(
-                    "SELECT ino, kind FROM dentry WHERE layer = ?1 AND parent = ?2 AND name = ?3",
-                )?
-                .query_row((self.layer, dir as i64, name.as_bytes()), |row| {
-                    Ok((row.get(0)?, row.get(1)?))
-                })
-                .optional()?)
-        })?;
-        found
-            .map(|(ino, kind)| self.dirent(name.as_bytes(), ino, kind))
-            .transpose()
+        Ok(self.find(dir, name)?.map(|(dirent, _)| dirent))
     }
 
     /// The same with the node itself, which is `None` for a whiteout, and where it is damaged.
